@@ -1,0 +1,152 @@
+"""Kaldi-compatible log-mel filter bank and the input normalization of BEATs and EAT.
+
+Equals `torchaudio.compliance.kaldi.fbank` with 25 ms frames every 10 ms at 16 kHz, 128 mel bands,
+no dither, no energy, `snip_edges`: 100 frames per second, `1 + (N - 400) // 160` frames for N
+samples. Everything is float32, also under a bfloat16 model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+RATE_HZ = 16_000
+FRAME_SAMPLES, HOP_SAMPLES, FFT_SAMPLES = 400, 160, 512
+PREEMPHASIS = 0.97
+LOG_FLOOR = 2.0**-23  # Kaldi: smallest mel energy before the logarithm (float32 epsilon)
+BEATS_MEAN, BEATS_STD = 15.41663, 6.55582  # AudioSet statistics published with BEATs
+EAT_MEAN, EAT_STD = -4.268, 4.569  # AudioSet statistics published with EAT
+
+
+@dataclass(frozen=True)
+class FbankConfig:
+    """What differs between the users of the filter bank.
+
+    Args:
+      window: "povey" is Kaldi's `hann ** 0.85`.
+      scale: factor on a wave with peak 1.0; 32768 gives Kaldi's 16-bit range.
+      remove_mean: subtract the clip's own mean first.
+    """
+
+    window: Literal["povey", "hann"]
+    scale: float = 1.0
+    remove_mean: bool = False
+    bands: int = 128
+    low_hz: float = 20.0
+    high_hz: float = RATE_HZ / 2
+
+
+BEATS = FbankConfig("povey", scale=32768.0)
+EAT = FbankConfig("hann", remove_mean=True)
+
+
+def frame_count(samples):
+    """Return the number of whole frames in `samples` (int or integer array), 0 if too short."""
+    return (samples >= FRAME_SAMPLES) * (1 + (samples - FRAME_SAMPLES) // HOP_SAMPLES)
+
+
+@partial(jax.jit, static_argnames="config")
+def fbank(wave, config: FbankConfig, lengths=None):
+    """Compute natural-log mel energies, not normalized.
+
+    Args:
+      wave: `[B, N]` float32 in [-1, 1] or int16, 16 kHz, N >= 400.
+      config: `BEATS`, `EAT` or another.
+      lengths: `[B]` valid samples of each clip. Samples behind them are ignored and frames that
+        do not lie wholly inside are 0, so each row equals the clip alone, followed by zeros.
+
+    Returns:
+      `[B, T, F]` float32, T = `frame_count(N)`; silence is ln(2**-23) = -15.94.
+
+    Source: Kaldi `feature-fbank`; models.md formulas follow torchaudio's `compliance.kaldi`.
+    """
+    wave = to_float(wave)
+    if wave.shape[-1] < FRAME_SAMPLES:
+        raise ValueError(f"expected at least {FRAME_SAMPLES} samples, got wave {wave.shape}")
+    if config.remove_mean:
+        wave = wave - _mean(wave, lengths)
+    spectrum = jnp.fft.rfft(_frames(wave * config.scale, config.window), FFT_SAMPLES)
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    energy = jnp.matmul(power[..., :-1], mel_bank(config), precision=jax.lax.Precision.HIGHEST)
+    mel = jnp.log(jnp.maximum(energy, LOG_FLOOR))
+    return mel if lengths is None else jnp.where(frame_mask(lengths, mel.shape[1]), mel, 0.0)
+
+
+def to_float(wave):
+    """Return `wave` as float32 with peak 1.0; integers are taken as 16-bit PCM."""
+    if jnp.issubdtype(wave.dtype, jnp.integer):
+        return wave.astype(jnp.float32) / 32768.0
+    return wave.astype(jnp.float32)
+
+
+def frame_mask(lengths, frames: int):
+    """Return `[B, T, 1]` bool: True where the frame lies wholly inside its clip."""
+    return (jnp.arange(frames)[None] < frame_count(lengths)[:, None])[..., None]
+
+
+def beats_frontend(wave):
+    """Return the input of BEATs: `[B, N]` -> `[B, T, 128]`, about zero mean and deviation 0.5.
+
+    Source: Chen et al. 2023 (BEATs), code `microsoft/unilm:beats`: divides by twice the deviation.
+    """
+    return (fbank(wave, BEATS) - BEATS_MEAN) / (2 * BEATS_STD)
+
+
+def eat_frontend(wave, frames: int, lengths=None):
+    """Return the input of EAT: `[B, N]` -> `[B, frames, 128]`.
+
+    Clips are cut, or padded with zeros *before* the normalization, to `frames` (1024 for 10 s).
+
+    Source: Chen et al. 2024 (EAT), code `cwx-worst-one/EAT`: divides by twice the deviation.
+    """
+    mel = fbank(wave, EAT, lengths)[:, :frames]
+    mel = jnp.pad(mel, ((0, 0), (0, frames - mel.shape[1]), (0, 0)))
+    return (mel - EAT_MEAN) / (2 * EAT_STD)
+
+
+def _mean(wave, lengths):
+    if lengths is None:
+        return wave.mean(-1, keepdims=True)
+    inside = jnp.arange(wave.shape[-1])[None] < lengths[:, None]
+    total = jnp.where(inside, wave, 0.0).sum(-1, keepdims=True)
+    return total / jnp.maximum(lengths, 1)[:, None]
+
+
+def _frames(wave, window_name: str):
+    """Cut `[B, N]` into frames `[B, T, 400]`: without DC, pre-emphasized, windowed."""
+    start = HOP_SAMPLES * np.arange(frame_count(wave.shape[-1]))
+    frames = wave[:, start[:, None] + np.arange(FRAME_SAMPLES)]
+    frames = frames - frames[..., :1]  # keeps a constant frame exactly 0: its mean would be rounded
+    frames = frames - frames.mean(-1, keepdims=True)
+    previous = jnp.concatenate([frames[..., :1], frames[..., :-1]], -1)
+    return (frames - PREEMPHASIS * previous) * window(window_name)
+
+
+@lru_cache
+def window(name: str) -> np.ndarray:
+    """Return the symmetric analysis window, `[400]` float32."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(FRAME_SAMPLES) / (FRAME_SAMPLES - 1))
+    exponent = {"hann": 1.0, "povey": 0.85}[name]
+    return (hann**exponent).astype(np.float32)[None, None]
+
+
+@lru_cache
+def mel_bank(config: FbankConfig) -> np.ndarray:
+    """Return triangles `[256, F]` float32, linear in Kaldi's mel scale, not normalized in area.
+
+    The Nyquist bin is left out: its weight is 0. Narrow filters may hold no bin at all.
+    """
+
+    def mel(hz):
+        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
+
+    corner = np.linspace(mel(config.low_hz), mel(config.high_hz), config.bands + 2)
+    left, center, right = corner[:-2], corner[1:-1], corner[2:]
+    bin_mel = mel(np.arange(FFT_SAMPLES // 2) * RATE_HZ / FFT_SAMPLES)[:, None]
+    rise, fall = (bin_mel - left) / (center - left), (right - bin_mel) / (right - center)
+    return np.maximum(0.0, np.minimum(rise, fall)).astype(np.float32)

@@ -1,0 +1,89 @@
+"""What travels between rooms: clips, embeddings, scores, and the one error meant for the user.
+
+Arrays here are numpy on the host. File formats of these values are in `asdjax.files`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+SAMPLE_RATE_HZ = 16_000  # every DCASE Task 2 edition and every backbone here
+
+Domain = Literal["source", "target"]
+Split = Literal["train", "test", "supplemental"]
+NORMAL, ANOMALY = 0, 1
+
+
+class InputError(ValueError):
+    """A user's mistake: the message says what was expected, what came, where, and what to do.
+
+    The command line prints it without a traceback and exits with 1.
+    """
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording and what its name, folder and csv files say of it (no audio)."""
+
+    path: Path
+    machine: str  # machine type, e.g. "ToyCar"; case sensitive
+    section: str  # "section_00"; the machine ID "id_01" in 2020
+    split: Split
+    domain: Domain | None = None  # None: no domains (2020, own folder) or hidden (evaluation test)
+    label: int | None = None  # NORMAL, ANOMALY, or None when unknown
+    attributes: str = ""  # the whole attribute string, one class label; "" when absent or hidden
+    full_name: str = ""  # the name with attributes that the organisers published later, if known
+    supplement: Literal["clean", "noise", "unknown"] | None = None  # 2025 supplemental clips only
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Clips of one group share a normal bank, a threshold and a score file."""
+        return self.machine, self.section
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The clips below one directory, sorted by path, and the challenge edition they come from."""
+
+    root: Path
+    clips: tuple[Clip, ...]
+    year: int | None = None  # 2020..2026 when the layout or the path tells, else None
+
+    def select(self, split: Split) -> tuple[Clip, ...]:
+        return tuple(clip for clip in self.clips if clip.split == split)
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """One row per clip."""
+
+    clips: tuple[Clip, ...]
+    values: np.ndarray  # [n, E] float32
+
+    def take(self, rows: Sequence[int] | np.ndarray) -> Embeddings:
+        rows = np.asarray(rows, dtype=int)
+        return Embeddings(tuple(self.clips[i] for i in rows), self.values[rows])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Anomaly scores of one score file: one machine type and section (2021: and one domain).
+
+    Larger = more anomalous, always.
+    """
+
+    machine: str
+    section: str  # as in `Clip.section`
+    names: tuple[str, ...]  # file names as in the challenge's csv, e.g. "section_00_0000.wav"
+    values: np.ndarray  # [n] float64
+    decisions: np.ndarray | None = None  # [n] int, 1 = anomaly; None in 2020
+    domain: Domain | None = None  # 2021 only: one file per domain

@@ -1,0 +1,172 @@
+"""The official numbers of DCASE Task 2, 2020-2026, as `(machine, metric, value)` rows.
+
+    rows of a section    2020: auc, pauc
+                         2021: {auc,pauc,precision,recall,f1}_{source,target}
+                         2022-: auc_all, {auc,precision,recall,f1}_{source,target}, pauc
+    rows of a machine    {amean,hmean,hmean_source,hmean_target}_{auc,pauc,precision,recall,f1}
+    rows of "ALL"        the same over everything, official_score, and since 2022 its ..._ci95
+
+A domain's AUC takes its normal clips against the anomalies of that domain in 2021, of both domains
+since 2022, when pAUC became one number per section. The official score is the harmonic mean of a
+section's AUC and pAUC values over all sections, each once: four in 2021, three since.
+
+A section is called `ToyTank` from 2023 on (`ToyTank/section_00` if the machine has several),
+`ToyCar/section_03` in 2021 and 2022, and `fan/id_01` in 2020. Without decisions there are no rows
+for precision, recall and F1; a mean of theirs needs decisions in all its sections.
+
+2020 has no official total: only `amean_auc` and `amean_pauc` (over a machine's IDs), and for
+"ALL" the mean of those over the machines. The 2022 evaluator slices a machine's source and
+target harmonic means wrongly (of sections 03, 04, 05, "source" is 03 alone); the rows
+hmean_source_* and hmean_target_* of a 2022 machine are the right ones and so differ from it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+
+from asdjax.metrics.auc import auc, pauc, replicate_half_width
+from asdjax.metrics.pairing import Table, pair
+from asdjax.types import ANOMALY, NORMAL, Clip, InputError, Scores
+
+EPS = sys.float_info.epsilon  # the evaluators' floor below harmonic means and divisors
+MEASURES = ("auc", "pauc", "precision", "recall", "f1")
+DOMAINS = ("source", "target")
+TOTAL = "ALL"
+
+
+class Metric(NamedTuple):
+    machine: str
+    metric: str
+    value: float
+
+
+def evaluate(
+    scores: Sequence[Scores], clips: Sequence[Clip], year: int | None, skipped: Sequence[Clip] = ()
+) -> list[Metric]:
+    """Return every number of the edition's evaluator, machines in ASCII order, then "ALL".
+
+    Args:
+      scores: score files, rows named after the clips; from 2023 on full names will do too.
+      clips: train and unlabelled clips among them do not count.
+      year: the edition. None: the rule of 2023 where clips have domains, else that of 2020.
+      skipped: clips that need no score row and do not count (broken files, say).
+    Raises:
+      InputError: names that do not match, a class or a domain missing in a section.
+    """
+    if year is not None and not 2020 <= year <= 2026:
+        raise InputError(f"expected a year from 2020 to 2026, got {year}")
+    # In 2022 the published full names of ToyCar and ToyTrain contradict the labels.
+    tables = pair(scores, clips, skipped, full_names=year is None or year >= 2023)
+    with_domains = any((table.domain != "").any() for table in tables.values())
+    rule = year or (2023 if with_domains else 2020)
+    _check(tables, rule)
+    sections = {group: _section(table, rule) for group, table in tables.items()}
+    metrics = []
+    for machine, groups in groupby(sections, key=lambda group: group[0]):
+        own = {section: sections[machine, section] for _, section in groups}
+        plain = len(own) == 1 and (year is None or year >= 2023)
+        for section, values in own.items():
+            metrics += _rows(machine if plain else f"{machine}/{section}", values)
+        metrics += _rows(machine, _means(list(own.values()), rule))
+    return metrics + _rows(TOTAL, _totals(tables, sections, rule))
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """Return n / sum(1 / max(v, EPS)): the official score is this of its AUCs and pAUCs."""
+    return float(len(values) / np.sum(1 / np.maximum(values, EPS)))
+
+
+def _rows(name: str, values: Mapping[str, float]) -> list[Metric]:
+    return [Metric(name, metric, float(value)) for metric, value in values.items()]
+
+
+def _sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
+    """Return the clips `[n] bool` that AUC, pAUC and decisions use, by the suffix of their rows."""
+    section = {"": np.ones(len(table.label), dtype=bool)}
+    if rule == 2020:
+        return section, section, section
+    domains = {f"_{domain}": table.domain == domain for domain in DOMAINS}
+    if rule == 2021:
+        return domains, domains, domains
+    anomaly = table.label == ANOMALY
+    ranked = {suffix: mask | anomaly for suffix, mask in domains.items()}
+    return {"_all": section[""], **ranked}, section, domains
+
+
+def _check(tables: Mapping[tuple[str, str], Table], rule: int) -> None:
+    """Refuse clips without a domain where the rule needs one, and sets with only one class."""
+    problems = []
+    for (machine, section), table in tables.items():
+        if rule > 2020 and (count := np.count_nonzero(table.domain == "")):
+            problems.append(f"{machine}/{section}: {count} clips have no domain")
+            continue
+        for suffix, mask in _sets(table, rule)[0].items():
+            normal, anomaly = (np.count_nonzero(table.label[mask] == c) for c in (NORMAL, ANOMALY))
+            if not (normal and anomaly):
+                counts = f"{normal} normal and {anomaly} anomalous clips"
+                problems.append(f"{machine}/{section}: auc{suffix} needs both, has {counts}")
+    if problems:
+        head = f"cannot evaluate by the rule of {rule}; add labelled clips or leave the machine out"
+        raise InputError(head + ":\n  " + "\n  ".join(problems))
+
+
+def _section(table: Table, rule: int) -> dict[str, float]:
+    """Return the numbers of one section by metric name, in the evaluator's order."""
+    label, score, decision = table.label, table.score, table.decision
+    ranked, partial, decided = _sets(table, rule)
+    values = {f"auc{s}": auc(label[m], score[m]) for s, m in ranked.items()}
+    values |= {f"pauc{s}": pauc(label[m], score[m]) for s, m in partial.items()}
+    if decision is not None:
+        part = {s: _decided(label[m], decision[m]) for s, m in decided.items()}
+        values |= {f"{name}{s}": part[s][name] for name in MEASURES[2:] for s in part}
+    return values
+
+
+def _decided(label: np.ndarray, decision: np.ndarray) -> dict[str, float]:
+    """Return precision, recall and F1 of decisions `[n]`, 0 where undefined."""
+    hits = np.sum((label == ANOMALY) & (decision == ANOMALY))
+    precision = hits / max(np.sum(decision == ANOMALY), EPS)
+    recall = hits / max(np.sum(label == ANOMALY), EPS)
+    f1 = 2 * precision * recall / max(precision + recall, EPS)
+    return {"precision": precision, "recall": recall, "f1": f1}
+
+
+def _means(sections: Sequence[Mapping[str, float]], rule: int) -> dict[str, float]:
+    """Return the means over sections and domains; one pAUC per section counts for each domain."""
+    suffixes = tuple(f"_{domain}" for domain in DOMAINS) if rule > 2020 else ("",)
+    kinds = {"amean": (np.mean, suffixes)}
+    if rule > 2020:
+        kinds["hmean"] = harmonic_mean, suffixes
+        kinds |= {f"hmean{suffix}": (harmonic_mean, (suffix,)) for suffix in suffixes}
+    means = {}
+    for kind, (mean, used) in kinds.items():
+        for name in MEASURES:
+            values = [v.get(name + suffix, v.get(name)) for v in sections for suffix in used]
+            if None not in values:
+                means[f"{kind}_{name}"] = mean(values)
+    return means
+
+
+def _totals(
+    tables: Mapping[tuple[str, str], Table],
+    sections: Mapping[tuple[str, str], Mapping[str, float]],
+    rule: int,
+) -> dict[str, float]:
+    if rule == 2020:
+        machines = groupby(sections, key=lambda group: group[0])
+        means = [_means([sections[group] for group in groups], rule) for _, groups in machines]
+        return _means([{k.removeprefix("amean_"): v for k, v in m.items()} for m in means], rule)
+    totals = _means(list(sections.values()), rule)
+    scored = ("auc_source", "auc_target", "pauc", "pauc_source", "pauc_target")
+    values = [values[name] for values in sections.values() for name in scored if name in values]
+    totals["official_score"] = harmonic_mean(values)
+    if rule >= 2022:
+        label = np.concatenate([table.label for table in tables.values()])
+        score = np.concatenate([table.score for table in tables.values()])
+        totals["official_score_ci95"] = replicate_half_width(label, score)
+    return totals

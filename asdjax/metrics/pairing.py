@@ -1,0 +1,121 @@
+"""Score rows and labelled clips brought together by file name.
+
+The official evaluators sort both sides and pair them by position, so a file with the right number
+of wrong names passes there with wrong numbers; here every difference is refused and listed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asdjax.metrics.score_files import preview
+from asdjax.types import Clip, InputError, Scores
+
+
+@dataclass(frozen=True)
+class Table:
+    """The clips of one machine type and section that count."""
+
+    label: np.ndarray  # [n] int, NORMAL or ANOMALY
+    domain: np.ndarray  # [n] str, "" where the clip has none
+    score: np.ndarray  # [n] float64
+    decision: np.ndarray | None  # [n] int, 1 = anomaly
+
+
+def pair(
+    scores: Sequence[Scores],
+    clips: Sequence[Clip],
+    skipped: Sequence[Clip] = (),
+    full_names: bool = True,
+) -> dict[tuple[str, str], Table]:
+    """Return a table per machine type and section, sorted, ASCII order.
+
+    The labelled test clips that are not in `skipped` must each have exactly one row. Rows of other
+    test clips (unlabelled or skipped) are allowed and do not count.
+
+    Args:
+      full_names: whether rows may use `Clip.full_name` (with or without .wav) as well.
+    Raises:
+      InputError: missing, unknown or doubled names, scores that are not finite, a machine or
+        section on one side only; all at once.
+    """
+    files, test, counted = defaultdict(list), defaultdict(list), defaultdict(list)
+    left_out = {(clip.group, clip.name) for clip in skipped}
+    for file in scores:
+        files[file.machine, file.section].append(file)
+    for clip in clips:
+        if clip.split == "test":
+            test[clip.group].append(clip)
+            if clip.label is not None and (clip.group, clip.name) not in left_out:
+                counted[clip.group].append(clip)
+    if not counted:
+        raise InputError("no labelled test clip to evaluate on; give the ground truth")
+    problems = [f"{m}/{s}: no labelled test clip" for m, s in sorted(files.keys() - counted.keys())]
+    problems += [f"{m}/{s}: no score file" for m, s in sorted(counted.keys() - files.keys())]
+    tables = {}
+    for group in sorted(files.keys() & counted.keys()):
+        position, wrong = _match(files[group], test[group], counted[group], full_names)
+        problems += [f"{'/'.join(group)}: {text}" for text in wrong]
+        if not problems:
+            tables[group] = _table(files[group], counted[group], position)
+    if problems:
+        head = "scores and ground truth differ; each labelled test clip needs one row of its name"
+        raise InputError(head + ":\n  " + "\n  ".join(problems))
+    return tables
+
+
+def _match(
+    files: list[Scores], test: list[Clip], counted: list[Clip], full_names: bool
+) -> tuple[dict[Clip, int], list[str]]:
+    """Return the row of each clip (rows of all files in order), and what is wrong."""
+    clip_of, shared = _names(test, full_names)
+    position: dict[Clip, int] = {}
+    unknown, twice = [], []
+    rows = [row for file in files for row in file.names]
+    for i, row in enumerate(rows):
+        clip = clip_of.get(row.removesuffix(".wav"))
+        if clip is None:
+            unknown.append(row)
+        elif position.setdefault(clip, i) != i:
+            twice.append(row)
+    missing = [clip.name for clip in counted if clip not in position]
+    bad = [row for row, value in zip(rows, _values(files), strict=True) if not np.isfinite(value)]
+    wrong = {
+        "in the ground truth more than once": shared,
+        "missing in the scores": missing,
+        "unknown": unknown,
+        "more than one score row for": twice,
+        "score not finite": bad,
+    }
+    return position, [f"{what}: {preview(names)}" for what, names in wrong.items() if names]
+
+
+def _names(clips: list[Clip], full_names: bool) -> tuple[dict[str, Clip], list[str]]:
+    """Return clip by name without .wav, and the names that two clips share."""
+    clip_of: dict[str, Clip] = {}
+    shared = []
+    for clip in clips:
+        names = {clip.name, clip.full_name or clip.name} if full_names else {clip.name}
+        for name in sorted({name.removesuffix(".wav") for name in names}):
+            if clip_of.setdefault(name, clip) is not clip:
+                shared.append(name)
+    return clip_of, shared
+
+
+def _values(files: list[Scores]) -> np.ndarray:
+    return np.concatenate([file.values for file in files])
+
+
+def _table(files: list[Scores], clips: list[Clip], position: dict[Clip, int]) -> Table:
+    row = [position[clip] for clip in clips]
+    decided = all(file.decisions is not None for file in files)
+    return Table(
+        label=np.array([clip.label for clip in clips]),
+        domain=np.array([clip.domain or "" for clip in clips]),
+        score=_values(files)[row],
+        decision=np.concatenate([file.decisions for file in files])[row] if decided else None,
+    )

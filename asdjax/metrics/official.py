@@ -45,23 +45,20 @@ class Metric(NamedTuple):
     value: float
 
 
-def evaluate(
-    scores: Sequence[Scores], clips: Sequence[Clip], year: int | None, skipped: Sequence[Clip] = ()
-) -> list[Metric]:
+def evaluate(scores: Sequence[Scores], clips: Sequence[Clip], year: int | None) -> list[Metric]:
     """Return every number of the edition's evaluator, machines in ASCII order, then "ALL".
 
     Args:
       scores: score files, rows named after the clips; from 2023 on full names will do too.
       clips: train and unlabelled clips among them do not count.
       year: the edition. None: the rule of 2023 where clips have domains, else that of 2020.
-      skipped: clips that need no score row and do not count (broken files, say).
     Raises:
       InputError: names that do not match, a class or a domain missing in a section.
     """
     if year is not None and not 2020 <= year <= 2026:
         raise InputError(f"expected a year from 2020 to 2026, got {year}")
     # In 2022 the published full names of ToyCar and ToyTrain contradict the labels.
-    tables = pair(scores, clips, skipped, full_names=year is None or year >= 2023)
+    tables = pair(scores, clips, full_names=year is None or year >= 2023)
     with_domains = any((table.domain != "").any() for table in tables.values())
     rule = year or (2023 if with_domains else 2020)
     _check(tables, rule)

@@ -29,13 +29,12 @@ class Table:
 def pair(
     scores: Sequence[Scores],
     clips: Sequence[Clip],
-    skipped: Sequence[Clip] = (),
     full_names: bool = True,
 ) -> dict[tuple[str, str], Table]:
     """Return a table per machine type and section, sorted, ASCII order.
 
-    The labelled test clips that are not in `skipped` must each have exactly one row. Rows of other
-    test clips (unlabelled or skipped) are allowed and do not count.
+    The labelled test clips must each have exactly one row. Rows of unlabelled test clips are
+    allowed and do not count.
 
     Args:
       full_names: whether rows may use `Clip.full_name` (with or without .wav) as well.
@@ -44,13 +43,12 @@ def pair(
         section on one side only; all at once.
     """
     files, test, counted = defaultdict(list), defaultdict(list), defaultdict(list)
-    left_out = {(clip.group, clip.name) for clip in skipped}
     for file in scores:
         files[file.machine, file.section].append(file)
     for clip in clips:
         if clip.split == "test":
             test[clip.group].append(clip)
-            if clip.label is not None and (clip.group, clip.name) not in left_out:
+            if clip.label is not None:
                 counted[clip.group].append(clip)
     if not counted:
         raise InputError("no labelled test clip to evaluate on; give the ground truth")

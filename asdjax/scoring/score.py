@@ -1,0 +1,112 @@
+"""From embeddings to anomaly scores and decisions of every machine.
+
+Statistics come from normal training clips alone: nothing of a test clip enters the score of
+another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from asdjax.scoring.knn import PADDING, knn_scores
+from asdjax.types import Embeddings, InputError
+
+
+@dataclass(frozen=True)
+class Knn:
+    """Mean cosine distance to the nearest normal training clips.
+
+    Args:
+      k: neighbors averaged.
+      banks: "pooled" searches all training clips of a machine; "domain" searches source and target
+        clips separately and takes the smaller distance.
+      standardize: first subtract the training mean of the machine and divide by its deviation.
+    """
+
+    k: int = 1
+    banks: Literal["pooled", "domain"] = "pooled"
+    standardize: bool = False
+
+    def __post_init__(self):
+        if self.k < 1:
+            raise InputError(f"expected k >= 1 neighbors, got {self.k}")
+
+
+def score(
+    train: Sequence[Embeddings], test: Sequence[Embeddings], config: Knn
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Score the test clips of every machine and, leave-one-out, its training clips.
+
+    Args:
+      train, test: one entry per machine and section, in the same order; `train` holds normal clips.
+
+    Returns:
+      Two lists of `[n]` float32, larger = more anomalous: test scores; the score each training clip
+      gets when it is left out of the bank (inf where no other clip remains).
+    """
+    if config.standardize:
+        test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
+        train = [_standardize(t, t) for t in train]
+    searches = [(g, rows) for g, t in enumerate(train) for rows in _banks(t, config.banks)]
+    banks = [train[g].values[rows] for g, rows in searches]
+    found = knn_scores([test[g].values for g, _ in searches], banks, config.k)
+    own = [_own(len(train[g].values), rows) for g, rows in searches]
+    left = knn_scores([train[g].values for g, _ in searches], banks, config.k, own)
+    groups = [g for g, _ in searches]
+    return _nearest_bank(found, groups), _nearest_bank(left, groups)
+
+
+def threshold(train_scores: np.ndarray) -> float:
+    """Return the 90th percentile of a gamma distribution fitted to scores of normal clips.
+
+    Args:
+      train_scores: `[n]` leave-one-out scores of the training clips; infinite ones are ignored.
+        Where no gamma distribution fits, the percentile of the scores themselves is returned, and
+        infinity (no decision is "anomaly") where there is no score.
+
+    Source: the official baselines (shape, location and scale all free; Dohi et al. 2022). The
+      baseline fits scores of clips up to 2022 and of mini-batches from 2023 on; a nearest-neighbor
+      score has no mini-batches, so clips are used for every year.
+    """
+    from scipy.stats import FitError, gamma
+
+    finite = np.asarray(train_scores, np.float64)[np.isfinite(train_scores)]
+    if not len(finite):
+        return np.inf
+    if len(np.unique(finite)) >= 3:  # as many as there are free parameters
+        with contextlib.suppress(FitError), np.errstate(all="ignore"):
+            fitted = float(gamma.ppf(0.9, *gamma.fit(finite)))
+            if np.isfinite(fitted):
+                return fitted
+    return float(np.quantile(finite, 0.9))
+
+
+def _standardize(embeddings: Embeddings, by: Embeddings) -> Embeddings:
+    deviation = np.maximum(by.values.std(0), 1e-6)
+    return replace(embeddings, values=(embeddings.values - by.values.mean(0)) / deviation)
+
+
+def _banks(train: Embeddings, banks: str) -> list[np.ndarray]:
+    """Return the training rows of each bank: one, or one per domain that has clips."""
+    domains = np.array([clip.domain or "" for clip in train.clips])
+    if banks == "pooled":
+        return [np.arange(len(domains))]
+    return [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
+
+
+def _nearest_bank(scores: list[np.ndarray], groups: list[int]) -> list[np.ndarray]:
+    """Return per group the smallest score over its banks."""
+    per_group = {g: [s for s, of in zip(scores, groups, strict=True) if of == g] for g in groups}
+    return [np.min(per_group[g], 0) for g in sorted(per_group)]
+
+
+def _own(count: int, rows: np.ndarray) -> np.ndarray:
+    """Return `[count]`: where each training clip stands in the bank of `rows`, or -1."""
+    own = np.full(count, PADDING)
+    own[rows] = np.arange(len(rows))
+    return own

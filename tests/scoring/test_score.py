@@ -1,0 +1,102 @@
+"""Scoring of machines by meaning: banks, standardization, leave-one-out, thresholds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import gamma
+
+from asdjax.scoring.score import Knn, score, threshold
+from asdjax.types import Clip, Embeddings, InputError
+
+
+def machine(values, domains=None, split="train"):
+    values = np.asarray(values, np.float32)
+    domains = domains or ["source"] * len(values)
+    clips = tuple(
+        Clip(Path(f"{split}_{i}.wav"), "fan", "section_00", split, domain)
+        for i, domain in enumerate(domains)
+    )
+    return Embeddings(clips, values)
+
+
+def direction(*degrees):
+    """Unit vectors in the plane: the cosine distance of two is 1 - cos of the angle between."""
+    angle = np.deg2rad(np.array(degrees, float))
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def distance(degrees):
+    return 1 - np.cos(np.deg2rad(degrees))
+
+
+# 1e-6: float32 cosines of unit vectors in the plane.
+close = {"rtol": 0, "atol": 1e-6}
+
+
+def test_pooled_is_the_mean_distance_to_the_k_nearest_of_all():
+    train = machine(direction(0, 10, 90), ["source", "source", "target"])
+    test = machine(direction(20, 85), split="test")
+    found, left = score([train], [test], Knn(k=2))
+    want = [(distance(10) + distance(20)) / 2, (distance(5) + distance(75)) / 2]
+    np.testing.assert_allclose(found[0], want, **close)
+    want = [
+        (distance(10) + distance(90)) / 2,
+        (distance(10) + distance(80)) / 2,
+        (distance(90) + distance(80)) / 2,
+    ]
+    np.testing.assert_allclose(left[0], want, **close)
+
+
+def test_domain_banks_take_the_nearer_domain_and_leave_out_only_in_ones_own():
+    train = machine(direction(0, 10, 90), ["source", "source", "target"])
+    found, left = score([train], [machine(direction(50, 20), split="test")], Knn(2, "domain"))
+    # The target bank has one clip, so its "two nearest" are that one.
+    source = (distance(50) + distance(40)) / 2, (distance(20) + distance(10)) / 2
+    target = distance(40), distance(70)
+    np.testing.assert_allclose(found[0], np.minimum(source, target), **close)
+    # Left out: source clips see one source clip; the target clip sees only the source bank.
+    both = (distance(90) + distance(80)) / 2
+    np.testing.assert_allclose(left[0], [distance(10), distance(10), both], **close)
+
+
+def test_a_machine_without_target_clips_uses_its_source_bank():
+    train, test = machine(direction(0, 30, 60)), machine(direction(40), split="test")
+    by_domain = score([train], [test], Knn(1, "domain"))
+    pooled = score([train], [test], Knn(1, "pooled"))
+    np.testing.assert_array_equal(by_domain[0][0], pooled[0][0])
+
+
+def test_standardization_uses_training_clips_only():
+    rng = np.random.default_rng(0)
+    train = machine(rng.normal(5, [1, 10, 0.1], (40, 3)))
+    test = rng.normal(5, [1, 10, 0.1], (6, 3))
+    config = Knn(standardize=True)
+    alone = [score([train], [machine(row[None], split="test")], config)[0][0][0] for row in test]
+    outlier = np.concatenate([test, [[1e3, -1e3, 1e3]]])
+    together = score([train], [machine(outlier, split="test")], config)[0][0][:-1]
+    np.testing.assert_allclose(together, alone, **close)  # other test clips change nothing
+    # An affine change of units of every dimension changes nothing either.
+    changed = machine(train.values * [2, 3, 4] + 1), machine(test * [2, 3, 4] + 1, split="test")
+    # 1e-4: float32 values of about 20 have a spacing of 2e-6 against a deviation of 0.4.
+    np.testing.assert_allclose(
+        score([changed[0]], [changed[1]], config)[0][0], alone, rtol=0, atol=1e-4
+    )
+
+
+def test_threshold_is_the_90th_percentile_of_a_fitted_gamma():
+    normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=4000, random_state=0)
+    # 0.01: standard error of a 90 % quantile of 4,000 draws at density 0.5 is 0.009.
+    assert threshold(normal) == pytest.approx(gamma.ppf(0.9, 2.0, loc=0.3, scale=0.1), abs=0.01)
+    assert threshold(np.append(normal, np.inf)) == threshold(normal)
+
+
+def test_threshold_of_few_or_equal_scores_is_their_percentile():
+    assert threshold(np.full(5, 0.25)) == 0.25
+    assert threshold(np.array([0.0, 1.0])) == pytest.approx(0.9)
+    assert threshold(np.array([np.inf])) == np.inf
+
+
+def test_zero_neighbors_are_refused():
+    with pytest.raises(InputError, match="k >= 1"):
+        Knn(k=0)

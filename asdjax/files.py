@@ -1,4 +1,4 @@
-"""How values become files: atomic writes, csv, json, and the npz of a machine's embeddings.
+"""How values become files: atomic writes, csv, json.
 
 Every file is written under a temporary name in its own folder and renamed when complete, so an
 interrupted or failed write (Ctrl-C, full disk) never leaves half a file.
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import dataclasses
 import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from asdjax.types import Clip, Embeddings
+from asdjax.types import InputError
 
 
 @contextlib.contextmanager
@@ -45,24 +42,22 @@ def write_csv(path: Path | str, rows: Sequence[Sequence[object]]) -> None:
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 
+def read_csv(path: Path | str) -> list[list[str]]:
+    """Return the rows that hold anything, every cell stripped; a byte-order mark is skipped.
+
+    Raises:
+        InputError: the file is not there, or is not text.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"expected a csv file (UTF-8 text) at {path}, got: {error}; correct one of them"
+        ) from error
+    return [row for row in rows if any(row)]
+
+
 def write_json(path: Path | str, value: object) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def save_embeddings(path: Path, embeddings: Embeddings, key: str) -> None:
-    """Write one npz: `values [n, E] float32`, the clips as JSON, the key they were made with."""
-    clips = json.dumps([{**dataclasses.asdict(c), "path": str(c.path)} for c in embeddings.clips])
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, values=embeddings.values, clips=np.array(clips), key=np.array(key))
-
-
-def load_embeddings(path: Path, key: str | None = None) -> Embeddings | None:
-    """Read the file of `save_embeddings`; None when it was made with another key."""
-    with np.load(path, allow_pickle=False) as file:
-        if key is not None and str(file["key"]) != key:
-            return None
-        clips = json.loads(str(file["clips"]))
-        return Embeddings(
-            tuple(Clip(**{**clip, "path": Path(clip["path"])}) for clip in clips), file["values"]
-        )

@@ -5,7 +5,7 @@ Arrays here are numpy on the host. File formats of these values are in `asdjax.f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,13 @@ class InputError(ValueError):
 
     The command line prints it without a traceback and exits with 1.
     """
+
+
+def preview(names: Iterable[object], most: int = 200) -> str:
+    """Return names in one line for a message, those beyond `most` as a number."""
+    names = list(map(str, names))
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 @dataclass(frozen=True)

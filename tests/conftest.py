@@ -15,7 +15,7 @@ REAL_MACHINES = Path(__file__).parents[2] / "shared" / "data" / "real_machines"
 @pytest.fixture(scope="session")
 def real_machines() -> Path:
     if not REAL_MACHINES.is_dir():
-        pytest.skip(f"the real recordings are not at {REAL_MACHINES} (they may not be redistributed)")
+        pytest.skip(f"no real recordings at {REAL_MACHINES} (they may not be redistributed)")
     return REAL_MACHINES
 
 

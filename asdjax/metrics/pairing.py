@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asdjax.metrics.score_files import preview
-from asdjax.types import Clip, InputError, Scores
+from asdjax.types import Clip, InputError, Scores, preview
 
 
 @dataclass(frozen=True)

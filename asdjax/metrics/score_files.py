@@ -13,14 +13,14 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from asdjax.files import write_csv
-from asdjax.types import Domain, InputError, Scores
+from asdjax.types import Domain, InputError, Scores, preview
 
 SCORE, DECISION = "anomaly_score", "decision_result"
 _NAME = re.compile(
@@ -71,13 +71,6 @@ def load(folder: Path) -> list[Scores]:
     if problems:
         raise InputError("cannot use these score files:\n  " + "\n  ".join(problems))
     return found
-
-
-def preview(names: Iterable[str], most: int = 200) -> str:
-    """Return names joined for a message, the ones past `most` as a number."""
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
 
 
 def _key(name: str) -> _Key | None:

@@ -1,0 +1,97 @@
+"""Decode one wav or flac file with libsndfile, and refuse what it would read without a word.
+
+The messages say what was expected, what came and the remedy, but not which file: callers know.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from asdjax.types import InputError
+
+if TYPE_CHECKING:
+    from soundfile import SoundFile
+
+_STREAMED = 0x7FFFF000  # sox and ffmpeg write this size or more when they cannot seek back
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """A file's header: `samples` per channel at `rate_hz`."""
+
+    samples: int
+    rate_hz: int
+    channels: int
+    subtype: str  # libsndfile's word, e.g. "PCM_16"
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.rate_hz
+
+
+def decode(path: Path) -> tuple[AudioInfo, np.ndarray]:
+    """Return the header and the samples `[N, channels]`, int16 for 16-bit files, else float32.
+
+    Raises:
+        InputError: the file is empty, no recording, or cut off.
+    """
+    with opened(path) as file:
+        _check_size(path)
+        info = header(file)
+        data = file.read(dtype="int16" if info.subtype == "PCM_16" else "float32", always_2d=True)
+    return info, data
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[SoundFile]:
+    """Open a recording; errors of libsndfile and the system become an InputError."""
+    import soundfile
+
+    try:
+        if path.stat().st_size == 0:
+            raise InputError("expected a recording, got 0 bytes; copy or download the file again")
+        with soundfile.SoundFile(path) as file:
+            yield file
+    except (soundfile.SoundFileError, OSError) as error:
+        reason = getattr(error, "error_string", error)
+        raise InputError(
+            f"expected a wav or flac recording, got what cannot be decoded ({reason}); "
+            "remove the file, or copy or download it again"
+        ) from error
+
+
+def header(file: SoundFile) -> AudioInfo:
+    return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype)
+
+
+def _check_size(path: Path) -> None:
+    """Refuse a wav whose data chunk is shorter than its size; libsndfile reads what is there."""
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":  # libsndfile notices it in flac; RF64 (above 4 GB) is unchecked
+            return
+        file.seek(12)
+        while len(head := file.read(8)) == 8:
+            chunk, size = struct.unpack("<4sI", head)
+            if chunk == b"data":
+                break
+            file.seek(size + size % 2, 1)  # chunks are padded to even sizes
+        else:
+            return
+        present = path.stat().st_size - file.tell()
+    if size == 0 and present > 0:  # a stream too, but libsndfile takes 0 at its word
+        raise InputError(
+            f"expected the size of the samples in the header, got 0 before {present} bytes: the "
+            "recorder did not finish the file; rewrite it, e.g. with ffmpeg"
+        )
+    if present < size < _STREAMED:
+        raise InputError(
+            f"expected {size} bytes of samples as the header says, got {present}: the file is "
+            "cut off; copy or download it again"
+        )

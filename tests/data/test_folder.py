@@ -1,0 +1,104 @@
+import pytest
+
+from asdjax.data import dcase
+from asdjax.types import ANOMALY, NORMAL, InputError
+
+LABELS = {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}
+
+
+def labels_of_test_clips(root) -> dict[str, str]:
+    clips = dcase.scan(root).select("test")
+    return {clip.path.relative_to(root).as_posix(): LABELS[clip.label] for clip in clips}
+
+
+def test_wav_and_flac_of_any_name_train_is_normal_and_nothing_is_hidden(make_tree):
+    root = make_tree(["fan/train/a.wav", "fan/train/Monday.FLAC", "press 2/train/0.5bar.wav"])
+    dataset = dcase.scan(root)
+    assert dataset.year is None
+    assert [(clip.machine, clip.name) for clip in dataset.clips] == [
+        ("fan", "Monday.FLAC"),
+        ("fan", "a.wav"),
+        ("press 2", "0.5bar.wav"),
+    ]
+    for clip in dataset.clips:
+        told = clip.section, clip.split, clip.label, clip.domain, clip.attributes
+        assert told == ("section_00", "train", NORMAL, None, "")
+
+
+def test_a_word_of_the_name_labels_a_test_clip(make_tree):
+    names = {
+        "normal_01.wav": "normal",
+        "03-Anomaly.wav": "anomaly",
+        "abnormal 7.flac": "anomaly",
+        "paranormal.wav": "unknown",
+        "normal_or_anomaly.wav": "unknown",
+        "7.wav": "unknown",
+    }
+    root = make_tree(["fan/train/a.wav", *(f"fan/test/{name}" for name in names)])
+    assert labels_of_test_clips(root) == {f"fan/test/{name}": names[name] for name in names}
+
+
+def test_labels_csv_of_the_folder_and_of_the_machine_win_over_names(make_tree, write):
+    root = make_tree(
+        "fan/train/a.wav fan/test/normal_1.wav fan/test/normal_2.wav fan/test/x.wav "
+        "pump/train/a.wav pump/test/x.wav pump/test/y.wav"
+    )
+    write(
+        "labels.csv",
+        "attributes,file_name,label,domain\n"
+        ",fan/test/normal_1.wav,anomaly,\n"
+        "speed 3,normal_2.wav,,target\n"  # no label: the name's stays
+        ",fan/test/x.wav,0,source\n",
+    )
+    write("pump/labels.csv", "file_name,label\ntest\\x.wav,1\n")
+    assert labels_of_test_clips(root) == {
+        "fan/test/normal_1.wav": "anomaly",
+        "fan/test/normal_2.wav": "normal",
+        "fan/test/x.wav": "normal",
+        "pump/test/x.wav": "anomaly",
+        "pump/test/y.wav": "unknown",
+    }
+    clips = {clip.path.stem: clip for clip in dcase.scan(root).clips if clip.machine == "fan"}
+    assert (clips["normal_2"].domain, clips["normal_2"].attributes) == ("target", "speed 3")
+    assert (clips["x"].domain, clips["normal_1"].domain) == ("source", None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ("fan/test/x.wav,broken\n", "expected a label of normal, anomaly, 0, 1 .*x.wav,broken"),
+        ("fan/test/z.wav,0\n", "expected one recording fan/test/z.wav, got none"),
+        ("x.wav,0\n", "expected one recording x.wav, got several"),
+        ("fan/test/x.wav,0\nfan/test/x.wav,0\n", "got one named twice"),
+        ("fan/train/a.wav,1\n", "only normal clips in train/"),
+        ("fan/test/x.wav\n", "expected a label .*got fan/test/x.wav"),
+    ],
+)
+def test_a_wrong_row_is_refused(make_tree, write, rows, problem):
+    root = make_tree("fan/train/a.wav fan/test/x.wav pump/train/a.wav pump/test/x.wav")
+    write("labels.csv", "file_name,label\n" + rows)
+    with pytest.raises(InputError, match=problem):
+        dcase.scan(root)
+
+
+def test_all_problems_of_folders_and_csvs_are_told_at_once(make_tree, write):
+    root = make_tree("fan/test/x.wav pump/train/anomaly_1.wav")
+    write("labels.csv", "name,label\nx.wav,1\n")
+    write("pump/labels.csv", "file_name,label\nnot_there.wav,1\n")
+    with pytest.raises(InputError) as caught:
+        dcase.scan(root)
+    lines = str(caught.value).splitlines()[1:]
+    assert len(lines) == 4
+    assert "fan section_00: 1 clips but none to train on" in lines[0]
+    assert f"{root / 'labels.csv'}: expected columns file_name,label" in lines[1]
+    assert f"{root / 'pump/labels.csv'}: expected one recording not_there.wav" in lines[2]
+    assert str(root / "pump/train/anomaly_1.wav") in lines[3]
+
+
+def test_a_csv_that_is_no_text_and_a_ground_truth_for_own_names_are_refused(make_tree):
+    root = make_tree("fan/train/a.wav")
+    with pytest.raises(InputError, match=r"label your own recordings in labels\.csv"):
+        dcase.scan(root, root)
+    (root / "labels.csv").write_bytes(b"\xff\xfe\x00label")
+    with pytest.raises(InputError, match=r"expected a csv file .*labels\.csv"):
+        dcase.scan(root)

@@ -1,0 +1,15 @@
+"""asdjax: anomalous sound detection for machines, in JAX.
+
+asdjax.load_backbone("beats-iter3")   a pretrained encoder, jitted
+asdjax.RECIPES["frozen/logmel"]       named systems
+asdjax.run(system, data, out)         recordings in; scores, official numbers and figures out
+asdjax.evaluate(scores, data=...)     the official numbers of any system's score files
+"""
+
+from asdjax.config import SystemConfig
+from asdjax.pipeline import evaluate, run
+from asdjax.recipes import RECIPES
+from asdjax.version import __version__
+from asdjax.weights import load_backbone
+
+__all__ = ["RECIPES", "SystemConfig", "__version__", "evaluate", "load_backbone", "run"]

@@ -1,0 +1,273 @@
+"""The `asdjax` command line: parses, calls the stages, turns a user's mistake into one message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from tyro.conf import Positional
+
+from asdjax import embedding, pipeline, weights
+from asdjax.config import SystemConfig
+from asdjax.data import archives, audio, dcase, fetch, inspect, synthetic
+from asdjax.models.embedder import Pretrained
+from asdjax.recipes import RECIPES
+from asdjax.report import console
+from asdjax.types import InputError
+from asdjax.version import __version__
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """A recipe, where its recordings are and where its results go.
+
+    Args:
+      data: the recordings: a DCASE Task 2 part of any year, or your own <machine>/train and
+        <machine>/test.
+      out: the run's folder.
+      system: the recipe; every field can be changed.
+      weights: a backbone's name or converted file, in place of the recipe's.
+      year: the edition whose rules apply, where the data do not tell.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+      skip_bad: leave broken files out and list them, instead of stopping.
+      force: embed again what is already there.
+    """
+
+    data: Path
+    out: Path
+    system: Annotated[SystemConfig, tyro.conf.arg(name="")]
+    weights: str | None = None
+    year: int | None = None
+    ground_truth: Path | None = None
+    skip_bad: bool = False
+    force: bool = False
+
+
+def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
+    """Make synthetic machines, run frozen/logmel on them, print the official numbers.
+
+    Args:
+      out: where the recordings and the run go.
+    """
+    data = synthetic.make(out / "data")
+    pipeline.run(RECIPES["frozen/logmel"].config, data, out / "run")
+
+
+def run(given: RunArguments) -> None:
+    """Recordings in; scores, official numbers and figures out."""
+    embed(given)
+    pipeline.score(given.out)
+    pipeline.report(given.out)
+
+
+def embed(given: RunArguments) -> None:
+    """The first stage of `run`: one file of embeddings per machine."""
+    system = given.system
+    if given.weights is not None:
+        if not isinstance(system.embedder, Pretrained):
+            raise InputError("--weights: this recipe's embedder has no weights")
+        system = replace(system, embedder=replace(system.embedder, weights=given.weights))
+    pipeline.embed(
+        system, given.data, given.out, given.year, given.ground_truth, given.skip_bad, given.force
+    )
+
+
+def score(
+    run: Positional[Path],
+    k: int | None = None,
+    banks: Literal["pooled", "domain"] | None = None,
+    standardize: bool | None = None,
+) -> None:
+    """The second stage: score files from a run's embeddings.
+
+    Args:
+      run: a run's folder.
+      k: neighbors averaged; this and the others replace the run's own setting.
+      banks: all training clips together, or the nearer of the two domains.
+      standardize: by mean and deviation of the machine's training clips.
+    """
+    given = {"k": k, "banks": banks, "standardize": standardize}
+    pipeline.score(run, **{name: value for name, value in given.items() if value is not None})
+
+
+def report(run: Positional[Path]) -> None:
+    """The last stage: table, results.csv and figures from a run's scores."""
+    pipeline.report(run)
+
+
+def evaluate(
+    scores: Positional[Path],
+    data: Path | None = None,
+    ground_truth: Path | None = None,
+    year: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Print the official numbers of any system's score files.
+
+    Args:
+      scores: a folder with anomaly_score_*.csv and decision_result_*.csv.
+      data: the labelled recordings, or
+      ground_truth: the labels as the official evaluators publish them.
+      year: the edition whose rules apply, where the data do not tell.
+      out: also write machine,metric,value to this csv.
+    """
+    metrics = pipeline.evaluate(scores, data, ground_truth, year, out)
+    console.results_table(metrics, str(scores))
+
+
+def recipes() -> None:
+    """List the recipes with their sources and published numbers."""
+    for name, recipe in RECIPES.items():
+        print(f"{name}: {recipe.summary}")
+        for heading in ("source", "published", "chosen"):
+            print(f"    {heading:10}{getattr(recipe, heading) or '-'}")
+
+
+def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> None:
+    """Print what a folder holds, per machine; reads only headers.
+
+    Args:
+      directory: the recordings.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+    """
+    _inspect(directory, ground_truth, audio.probe_all)
+
+
+def data_verify(directory: Positional[Path], ground_truth: Path | None = None) -> None:
+    """The same, and decode every file to find broken ones.
+
+    Args:
+      directory: the recordings.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+    """
+    _inspect(directory, ground_truth, partial(audio.verify, channel=0))
+
+
+def _inspect(directory: Path, ground_truth: Path | None, read: Callable) -> None:
+    dataset = dcase.scan(directory, ground_truth)
+    with console.progress("reading", len(dataset.clips), "files") as advance:
+        infos, problems = read([clip.path for clip in dataset.clips], advance=advance)
+    console.data_table(inspect.summarize(dataset, infos), str(directory))
+    for line in audio.notes(dataset.clips, infos, channel=0):
+        console.note(line)
+    embedding.refuse_broken(problems, len(dataset.clips))
+
+
+def data_fetch(
+    year: int,
+    part: Literal["dev", "eval"],
+    out: Path,
+    machines: tuple[str, ...] = (),
+    mirror: str = "https://zenodo.org",
+) -> None:
+    """Download, verify and unpack the recordings of an edition; resumes.
+
+    Args:
+      year: 2020 to 2026.
+      part: dev, or eval for the additional training and the evaluation test sets.
+      out: the recordings go to OUT/dcase<year>t2/<part>_data/raw.
+      machines: machine types; none for all.
+      mirror: a server with Zenodo's paths.
+    """
+    raw = fetch.fetch(year, part, out, machines, mirror)
+    console.note(f"recordings: {raw}")
+    if part == "eval":
+        console.note(f"labels (licence of their own): {archives.EVALUATORS[year]}")
+
+
+def weights_list() -> None:
+    """List the public checkpoints and whether they are in the cache."""
+    for name, checkpoint in weights.CHECKPOINTS.items():
+        state = weights.cached(name) if weights.cached(name).is_file() else "not fetched"
+        print(f"{name:40}{checkpoint.file:52}{state}")
+
+
+def weights_fetch(
+    name: Positional[str], source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+) -> None:
+    """Download a public checkpoint, convert it and put it into the cache.
+
+    Args:
+      name: as in `asdjax weights list`.
+      source: the original file on disk, in place of the download.
+    """
+    console.note(f"weights: {weights.fetch(name, source, console.note)}")
+
+
+COMMANDS: dict[str, Callable] = {
+    "quickstart": quickstart,
+    "run": run,
+    "embed": embed,
+    "score": score,
+    "report": report,
+    "evaluate": evaluate,
+    "recipes": recipes,
+    "data list": data_list,
+    "data verify": data_verify,
+    "data fetch": data_fetch,
+    "weights list": weights_list,
+    "weights fetch": weights_fetch,
+}
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 a mistake in the input (one message), 2 in the command, 130 Ctrl-C."""
+    try:
+        dispatch(sys.argv[1:])
+    except InputError as error:
+        sys.exit(f"asdjax: {error}")
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        sys.exit(f"asdjax: {error.strerror or error}{where}; finished files are kept")
+    except KeyboardInterrupt:
+        console.note("interrupted; what is finished is kept: give the same command to go on")
+        sys.exit(130)
+
+
+def dispatch(args: list[str]) -> None:
+    """Call the command that the first one or two words name."""
+    name = next((" ".join(args[:n]) for n in (2, 1) if " ".join(args[:n]) in COMMANDS), None)
+    if name is None:
+        _help(args)
+    command, rest = COMMANDS[name], args[len(name.split()) :]
+    if command in (run, embed):
+        command(_recipe_arguments(name, rest))
+    else:
+        tyro.cli(command, prog=f"asdjax {name}", args=rest)
+
+
+def _recipe_arguments(name: str, args: list[str]) -> RunArguments:
+    recipe = RECIPES.get(args[0]) if args else None
+    if recipe is None:
+        names = "\n  ".join(RECIPES)
+        console.note(f"usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:\n  {names}")
+        sys.exit(0 if args[:1] in (["-h"], ["--help"]) else 2)
+    return tyro.cli(
+        RunArguments,
+        default=RunArguments(tyro.MISSING, tyro.MISSING, recipe.config),
+        prog=f"asdjax {name} {args[0]}",
+        args=args[1:],
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def _help(args: list[str]) -> None:
+    """Print the commands and exit: with 0 if that was asked for."""
+    if args == ["--version"]:
+        print(__version__)
+        sys.exit(0)
+    asked = args in ([], ["-h"], ["--help"])
+    lines = [f"{name:16}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
+    if not asked:
+        lines.insert(0, f"unknown command {' '.join(args[:2])!r}; there are:")
+    print("\n  ".join([f"asdjax {__version__}", *lines]), file=sys.stdout if asked else sys.stderr)
+    sys.exit(0 if asked else 2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What the stage `embed` needs: recordings that are known to be good, and a jitted embedder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asdjax.config import SystemConfig
+from asdjax.data import audio, dcase
+from asdjax.data.audio import AudioInfo
+from asdjax.data.loader import Audio, load_batches, plan_batches
+from asdjax.devices import copied, data_mesh, split
+from asdjax.files import sha256_file
+from asdjax.models.embedder import Embedder, LogMel, Pretrained, backbone_embedder, logmel_embedder
+from asdjax.report import console
+from asdjax.runs import Run
+from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
+from asdjax.weights import find, load_backbone
+
+IN_FLIGHT = 2  # batches on the device while the host decodes the next
+
+
+def prepare(
+    config: SystemConfig,
+    data: Path,
+    year: int | None = None,
+    ground_truth: Path | None = None,
+    skip_bad: bool = False,
+) -> tuple[Run, dict[Path, AudioInfo], Embedder]:
+    """Scan a directory and decode every file once, so that all broken ones are told at once.
+
+    Returns:
+      The run to make, without broken and supplemental clips and with its channel decided; what is
+      known of each file; the embedder.
+
+    Raises:
+      InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
+    """
+    embedder, weights_sha256 = load_embedder(config.embedder)
+    dataset = dcase.scan(data, ground_truth)
+    clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
+    sound = replace(config.audio, channel=_channel(config.audio, dataset))
+    with console.progress("checking files", len(clips), "files") as advance:
+        paths = [clip.path for clip in clips]
+        infos, problems = audio.verify(paths, sound.channel, _shortest_samples(sound), advance)
+    if not skip_bad:
+        refuse_broken(problems, len(clips))
+    clips = tuple(clip for clip in clips if clip.path in infos)
+    skipped = {str(path): reason for path, reason in problems.items()}
+    for line in audio.notes(clips, infos, sound.channel):
+        console.note(line)
+    run = Run(
+        replace(config, audio=sound),
+        dataset.root.resolve(),
+        clips,
+        year or dataset.year,
+        weights_sha256,
+        skipped,
+    )
+    check_complete(run)
+    return run, infos, embedder
+
+
+def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
+    """Raise one InputError that lists every broken file of `count`, if there is one."""
+    if problems:
+        listed = "\n  ".join(f"{path}: {reason}" for path, reason in problems.items())
+        raise InputError(
+            f"{len(problems)} of {count} files cannot be used; repair or remove them, or leave "
+            f"them out of a run with --skip-bad:\n  {listed}"
+        )
+
+
+def check_complete(run: Run) -> None:
+    """Refuse machines without training clips, or with training clips of one domain only."""
+    problems = []
+    for (machine, section), clips in run.groups.items():
+        domains = [clip.domain for clip in clips if clip.split == "train"]
+        where = f"{machine}/{section} in {clips[0].path.parents[1]}"
+        if not domains:
+            problems.append(f"{where}: no training clip that can be used")
+        for domain in ("source", "target") if any(domains) else ():
+            if domain not in domains:
+                problems.append(f"{where}: no {domain} clip among {len(domains)} training clips")
+    if problems:
+        raise InputError(
+            "expected normal training clips of every machine and section, of both domains where "
+            "there are domains; complete the data, or take the machine out of the folder:\n  "
+            + "\n  ".join(problems)
+        )
+
+
+def load_embedder(config: LogMel | Pretrained) -> tuple[Embedder, str]:
+    """Return the embedder and the SHA-256 of its weight file ("" if it has none)."""
+    if isinstance(config, LogMel):
+        return logmel_embedder(), ""
+    path = find(config.weights)
+    return backbone_embedder(load_backbone(path, config.dtype), config.layer), sha256_file(path)
+
+
+def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
+    """Return `embed(clips, infos, advance) -> [n, E] float32`, jitted over all local devices.
+
+    It compiles once per clip length. The device works on one batch while threads decode the next.
+
+    Args:
+      most_clips: in one call; batches need not be larger.
+    """
+    mesh = data_mesh()
+    batch = -(-min(config.batch, most_clips) // mesh.size) * mesh.size
+    params = jax.device_put(embedder.params, copied(mesh))
+    step = jax.jit(embedder.apply)
+
+    def embed(clips: Sequence[Clip], infos: Sequence[AudioInfo], advance) -> np.ndarray:
+        plans = plan_batches(infos, config.audio, batch)
+        found: list[jax.Array] = []
+        for plan, wave, lengths in load_batches(clips, plans, config.audio, batch):
+            found.append(step(params, *jax.device_put((wave, lengths), split(mesh))))
+            if len(found) > IN_FLIGHT:
+                found[-1 - IN_FLIGHT].block_until_ready()
+            advance(len(plan.rows))
+        values = np.zeros((len(clips), found[0].shape[1]), np.float32)
+        for plan, vectors in zip(plans, found, strict=True):
+            values[plan.rows] = np.asarray(vectors)[: len(plan.rows)]
+        return values
+
+    return embed
+
+
+def _channel(config: Audio, dataset: DataSet) -> int | str:
+    """Return the channel asked for, else 0 of the challenge's files and the mean of others."""
+    if config.channel is not None:
+        return config.channel
+    challenge = dataset.year is not None or any(clip.domain for clip in dataset.clips)
+    return 0 if challenge else "mean"
+
+
+def _shortest_samples(config: Audio) -> int:
+    """Return the samples a file must have: one frame, or the whole length when only cropping."""
+    whole = config.fit == "crop" and config.seconds is not None
+    return round(config.seconds * SAMPLE_RATE_HZ) if whole else audio.FRAME_SAMPLES

@@ -1,0 +1,126 @@
+"""A pre-trained encoder as users see it: waves in, tokens out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import numpy as np
+from flax import nnx
+
+from asdjax import params as weights
+from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
+from asdjax.models.beats import MEL_BANDS, Beats, BeatsConfig, token_padding
+from asdjax.params import Params
+from asdjax.types import InputError
+
+
+class Backbone:
+    """BEATs with its front end and weights.
+
+    A wave is `[B, N]`, 16 kHz, float in [-1, 1] or int16. `lengths [B]` are the valid samples of
+    each clip, 1..N; the rest of its row should be zeros. As in the reference, lengths only decide
+    which tokens are padding: the front end sees the whole row, so a clip in a longer row gives
+    nearly, not exactly, its own tokens (the filter bank of zeros is not "nothing").
+
+    Args:
+        config: the structure.
+        params: one array per name; refused with a list when names or shapes do not fit.
+        dtype: of the matrix products; the weights stay float32. On NVIDIA cards "float32"
+            follows `jax_default_matmul_precision`, whose default there is TF32.
+        labels: class names of a fine-tuned model.
+        sha256: of the file the weights come from; "" when made up.
+
+    Example:
+        backbone = asdjax.load_backbone("beats-iter3")
+        tokens = backbone(wave)  # [B, L, D]
+        embedding = tokens.mean(1)
+    """
+
+    def __init__(
+        self,
+        config: BeatsConfig,
+        params: Mapping[str, jax.Array | np.ndarray],
+        *,
+        dtype: Literal["float32", "bfloat16"] = "float32",
+        labels: tuple[str, ...] = (),
+        sha256: str = "",
+    ):
+        self._graph, expected = abstract(config, dtype)
+        if problems := weights.misfits(params, expected):
+            raise InputError(f"the weights do not fit the model{problems}")
+        self.config, self.labels, self.sha256 = config, labels, sha256
+        self.params: Params = {name: jax.numpy.asarray(value) for name, value in params.items()}
+        self._frontend = jax.jit(beats_frontend)
+        self._tokens = jax.jit(self.apply, static_argnames="layer")
+        self._classify = jax.jit(self._probabilities)
+
+    def frontend(self, wave, lengths=None) -> jax.Array:
+        """Return the normalized log-mel `[B, T, 128]`; `lengths` changes nothing (see above)."""
+        self._check(wave, lengths)
+        return self._frontend(wave)
+
+    def __call__(self, wave, lengths=None, layer: int | None = None) -> jax.Array:
+        """Return float32 tokens `[B, L, D]`, compiled once per shape.
+
+        Args:
+            layer: 0 is the input of the first layer, i the output of layer i; None the final one.
+        """
+        self._check(wave, lengths)
+        if layer is not None and not 0 <= layer <= self.config.encoder_layers:
+            raise InputError(f"expected layer 0..{self.config.encoder_layers}, got {layer}")
+        return self._tokens(self.params, wave, lengths, layer=layer)
+
+    def classify(self, wave, lengths=None) -> jax.Array:
+        """Return class probabilities `[B, C]` of a fine-tuned model, in the order of `labels`."""
+        if not self.config.finetuned_model:
+            raise InputError("this model has no class head; load a fine-tuned one")
+        self._check(wave, lengths)
+        return self._classify(self.params, wave, lengths)
+
+    def apply(self, params: Params, wave, lengths=None, layer: int | None = None) -> jax.Array:
+        """Do the same as a call, purely and unchecked: for use inside the caller's own jit."""
+        padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
+        return weights.merge(self._graph, params)(beats_frontend(wave), padding, layer)
+
+    def token_padding(self, samples: int, lengths) -> jax.Array:
+        """Return `[B, L]` bool, True = padding, for rows of `samples`; pure."""
+        frames = frame_count(samples)
+        return token_padding(lengths, samples, frames, self.token_count(samples))
+
+    def token_count(self, samples: int) -> int:
+        """Return L, the tokens of a row of `samples`."""
+        patch = self.config.input_patch_size
+        return frame_count(samples) // patch * (MEL_BANDS // patch)
+
+    def _probabilities(self, params, wave, lengths):
+        padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
+        model = weights.merge(self._graph, params)
+        return model.classify(model(beats_frontend(wave), padding), padding)
+
+    def _check(self, wave, lengths) -> None:
+        """Refuse what cannot be computed; host work only, no device is waited for."""
+        shape, dtype = np.shape(wave), np.dtype(wave.dtype)
+        shortest = FRAME_SAMPLES + HOP_SAMPLES * (self.config.input_patch_size - 1)
+        if len(shape) != 2 or 0 in shape:
+            raise InputError(f"expected a wave [B, N], got shape {shape}")
+        if not (dtype.kind == "f" or dtype == np.int16 or dtype == jax.numpy.bfloat16):
+            raise InputError(f"expected float samples in [-1, 1] or int16, got {dtype}")
+        if shape[1] < shortest:
+            raise InputError(
+                f"expected at least {shortest} samples (one patch of "
+                f"{self.config.input_patch_size} frames), got {shape[1]}; pad the clip"
+            )
+        if lengths is not None and np.shape(lengths) != shape[:1]:
+            raise InputError(f"expected lengths {shape[:1]}, got {np.shape(lengths)}")
+
+
+def abstract(config: BeatsConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:
+    """Return the model's graph and the shape of each parameter, without making any."""
+    return weights.split(nnx.eval_shape(lambda: Beats(config, dtype=dtype, rngs=nnx.Rngs(0))))
+
+
+def initialize(config: BeatsConfig, seed: int = 0) -> Params:
+    """Return random weights, for training from scratch and for benchmarks without a checkpoint."""
+    return weights.split(Beats(config, rngs=nnx.Rngs(seed)))[1]

@@ -1,0 +1,139 @@
+"""Weights are one thing everywhere: a flat dict of dotted names to arrays.
+
+Converter output, frozen argument of a jitted step, optimizer input, checkpoint and released file
+all hold this dict. Names such as `layers.3.attn.q.kernel` are part of the file format.
+A file is safetensors; its header says what the numbers are (`Header`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from asdjax.files import atomic
+from asdjax.types import InputError
+
+Params = dict[str, jax.Array]
+
+FORMAT = "asdjax-params"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a weight file says of itself."""
+
+    kind: str  # which model, e.g. "beats"
+    config: dict  # the model's configuration, as its config class takes it
+    source_sha256: str = ""  # of the file these weights were converted from; "" when none
+    labels: tuple[str, ...] = ()  # class names of a model with a class head, in output order
+
+
+def flatten(state: nnx.State) -> Params:
+    """Return a module's state as dotted names to values (abstract values stay abstract)."""
+    flat = nnx.to_flat_state(state)
+    return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
+
+
+def unflatten(params: Mapping[str, jax.Array]) -> nnx.State:
+    def path(name: str) -> tuple[str | int, ...]:
+        return tuple(int(part) if part.isdigit() else part for part in name.split("."))
+
+    return nnx.from_flat_state([(path(name), value) for name, value in params.items()])
+
+
+def split(model: nnx.Module, *filters: object) -> tuple:
+    """Split a module into its graph and one `Params` per filter, plus one for the rest."""
+    graph, *states = nnx.split(model, *filters, ...)
+    return graph, *map(flatten, states)
+
+
+def merge(graph: nnx.GraphDef, *params: Mapping[str, jax.Array]) -> nnx.Module:
+    """Build the module back from its graph and all of its `Params`; cheap, made for use in jit."""
+    return nnx.merge(graph, *map(unflatten, params))
+
+
+def count(params: Mapping[str, jax.Array]) -> int:
+    """Return how many numbers the arrays hold."""
+    return sum(math.prod(value.shape) for value in params.values())
+
+
+def misfits(params: Mapping, expected: Mapping) -> str:
+    """Return every missing, unexpected and misshapen name, one per line; "" when all fit.
+
+    Args:
+        params, expected: dotted names to anything with a `shape`.
+    """
+    shared = sorted(expected.keys() & params.keys())
+    shapes = [(name, tuple(expected[name].shape), tuple(params[name].shape)) for name in shared]
+    wrong = [f"{name}: expected {want}, got {got}" for name, want, got in shapes if want != got]
+    return (
+        listing("in the model but not in the file", sorted(expected.keys() - params.keys()))
+        + listing("in the file but not in the model", sorted(params.keys() - expected.keys()))
+        + listing("wrong shape", wrong)
+    )
+
+
+def listing(title: str, lines: Iterable[str]) -> str:
+    """Return `title (n):` and one indented line each, to append to a message; "" for none."""
+    lines = list(lines)
+    return "".join([f"\n{title} ({len(lines)}):", *(f"\n  {line}" for line in lines)] * bool(lines))
+
+
+def save(path: Path | str, params: Mapping[str, jax.Array], header: Header) -> None:
+    """Write the arrays and the header as one safetensors file, atomically."""
+    import safetensors.numpy
+
+    metadata = {
+        "format": FORMAT,
+        "version": str(FORMAT_VERSION),
+        "kind": header.kind,
+        "config": json.dumps(header.config),
+        "source_sha256": header.source_sha256,
+        "labels": json.dumps(header.labels),
+    }
+    arrays = {name: np.asarray(value, order="C") for name, value in params.items()}
+    data = safetensors.numpy.save(arrays, metadata)
+    with atomic(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def load(path: Path | str) -> tuple[dict[str, np.ndarray], Header]:
+    """Read a file of `save`: host arrays and header.
+
+    Raises:
+        InputError: no such file, not safetensors, or not written by this format version.
+    """
+    import safetensors
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such weight file")
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            header = _header(file.metadata() or {}, path)
+            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a complete safetensors file ({error})") from error
+
+
+def _header(metadata: dict[str, str], path: Path) -> Header:
+    found = f"{metadata.get('format', 'no format')} version {metadata.get('version', '?')}"
+    if found != f"{FORMAT} version {FORMAT_VERSION}":
+        raise InputError(
+            f"{path}: expected {FORMAT} version {FORMAT_VERSION} in the header, got {found}; "
+            "convert the original checkpoint with `python -m weights_convert`"
+        )
+    return Header(
+        metadata["kind"],
+        json.loads(metadata["config"]),
+        metadata["source_sha256"],
+        tuple(json.loads(metadata["labels"])),
+    )

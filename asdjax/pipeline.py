@@ -1,0 +1,176 @@
+"""The stages, in order: embed, score, report; and evaluate for score files from anywhere.
+
+They meet only in the files of a run's folder (`asdjax.runs`), so each can be repeated alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from asdjax import runs
+from asdjax.config import SystemConfig
+from asdjax.data import audio, dcase
+from asdjax.data import ground_truth as labels
+from asdjax.embedding import make_embed, prepare
+from asdjax.files import write_csv
+from asdjax.metrics import official, score_files
+from asdjax.metrics.official import Metric
+from asdjax.report import console, figures
+from asdjax.scoring.score import score as score_machines
+from asdjax.scoring.score import threshold
+from asdjax.types import Clip, Embeddings, InputError, Scores
+
+
+def run(
+    config: SystemConfig,
+    data: Path,
+    out: Path,
+    year: int | None = None,
+    ground_truth: Path | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+) -> list[Metric]:
+    """Run every stage; return the official numbers, an empty list where labels are missing.
+
+    Args:
+      config: the system.
+      data: a directory as `asdjax.data.dcase.scan` takes it.
+      out: the run's folder; made if absent.
+      year: the edition whose rules apply; None takes it from the data.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+      skip_bad: leave broken files out (listed in the results) instead of stopping.
+      force: embed again what an earlier call embedded.
+    """
+    embed(config, data, out, year, ground_truth, skip_bad, force)
+    score(out)
+    return report(out)
+
+
+def embed(
+    config: SystemConfig,
+    data: Path,
+    out: Path,
+    year: int | None = None,
+    ground_truth: Path | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+) -> None:
+    """Write one file of embeddings per machine and section; see `run` for the arguments.
+
+    A file that was made from the same clips by the same system and weights is kept.
+    """
+    made, infos, embedder = prepare(config, data, year, ground_truth, skip_bad)
+    runs.save(out, made)
+    keys = {group: made.key(clips) for group, clips in made.groups.items()}
+    pending = {
+        group: clips
+        for group, clips in made.groups.items()
+        if force or runs.load_embeddings(out, clips, keys[group]) is None
+    }
+    console.note(f"{len(keys) - len(pending)} of {len(keys)} machines are already embedded")
+    with console.progress("embedding", sum(map(len, pending.values()))) as advance:
+        compute = make_embed(embedder, made.system, max(map(len, made.groups.values())))
+        for group, clips in pending.items():
+            values = compute(clips, [infos[clip.path] for clip in clips], advance)
+            runs.save_embeddings(out, Embeddings(clips, values), keys[group])
+
+
+def score(out: Path, **changes: object) -> None:
+    """Write the challenge's score and decision files from the embeddings of a run.
+
+    Args:
+      out: the run's folder.
+      changes: fields of the scorer to replace; they are recorded as the run's.
+    """
+    made = runs.load(out)
+    if changes:
+        scorer = replace(made.system.scorer, **changes)
+        made = replace(made, system=replace(made.system, scorer=scorer))
+        runs.save(out, made)
+    machines = [runs.load_embeddings(out, clips) for clips in made.groups.values()]
+    train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
+    found, left_out = score_machines(train, test, made.system.scorer)
+    folder = out / "scores" / "knn"
+    for path in folder.glob("*.csv"):
+        path.unlink()
+    for part, values, normal in zip(test, found, left_out, strict=True):
+        for scores in _score_files(part.clips, values, values > threshold(normal), made.year):
+            score_files.save(folder, scores)
+    console.note(f"scores: {folder}")
+
+
+def report(out: Path) -> list[Metric]:
+    """Write figures, `skipped.csv` and, where clips have labels, the official numbers of a run."""
+    made, scores = runs.load(out), score_files.load(out / "scores")
+    read = partial(audio.read, channel=made.system.audio.channel)
+    console.note(f"figures: {figures.write(out / 'figures', scores, made.clips, read)}")
+    write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
+    if made.skipped:
+        console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
+    if all(clip.label is None for clip in made.clips if clip.split == "test"):
+        console.note("the test clips have no labels: scores only, no official numbers")
+        return []
+    metrics = official.evaluate(scores, made.clips, made.year)
+    write_results(out / "results.csv", metrics)
+    console.results_table(metrics, f"{out}, no statistics of test clips used")
+    return metrics
+
+
+def evaluate(
+    scores: Path,
+    data: Path | None = None,
+    ground_truth: Path | None = None,
+    year: int | None = None,
+    out: Path | None = None,
+) -> list[Metric]:
+    """Return the official numbers of a folder of score files.
+
+    Args:
+      scores: holds `anomaly_score_*.csv` and `decision_result_*.csv`, at any depth.
+      data: the recordings, whose names or csv files have the labels; or
+      ground_truth: an official evaluator's ground-truth folder (no recordings needed). With both,
+        the ground truth labels the recordings.
+      year: the edition; None takes it from the data.
+      out: also write `machine,metric,value` to this csv.
+
+    Raises:
+      InputError: scores and labels do not match clip by clip, or a file is malformed.
+    """
+    if data is not None:
+        dataset = dcase.scan(data, ground_truth)
+        clips, year = dataset.clips, year or dataset.year
+    elif ground_truth is not None:
+        clips = labels.read(ground_truth)
+    else:
+        raise InputError("expected the recordings (data) or labels (ground_truth), got neither")
+    metrics = official.evaluate(score_files.load(Path(scores)), clips, year)
+    if out is not None:
+        write_results(out, metrics)
+    return metrics
+
+
+def write_results(path: Path, metrics: Sequence[Metric]) -> None:
+    write_csv(path, [("machine", "metric", "value"), *metrics])
+
+
+def _part(embeddings: Embeddings, split: str) -> Embeddings:
+    return embeddings.take([i for i, c in enumerate(embeddings.clips) if c.split == split])
+
+
+def _score_files(
+    clips: Sequence[Clip], values: np.ndarray, decided: np.ndarray, year: int | None
+) -> list[Scores]:
+    """Return a machine's score file; 2021 has one per domain, 2020 has no decisions."""
+    files = []
+    for domain in sorted({clip.domain for clip in clips}) if year == 2021 else [None]:
+        rows = [i for i, clip in enumerate(clips) if domain in (None, clip.domain)]
+        decisions = None if year == 2020 else decided[rows].astype(int)
+        names = tuple(clips[i].name for i in rows)
+        if rows:
+            files.append(Scores(*clips[0].group, names, values[rows], decisions, domain))
+    return files

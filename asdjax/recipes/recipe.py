@@ -1,0 +1,24 @@
+"""What a recipe is: a configuration and where it comes from."""
+
+from dataclasses import dataclass
+
+from asdjax.config import SystemConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named system.
+
+    Args:
+      summary: one line.
+      config: the system itself.
+      source: the report, paper or table it follows.
+      published: the numbers published for it, with edition and metric; "" where there are none.
+      chosen: what we chose where the source is silent, or do otherwise.
+    """
+
+    summary: str
+    config: SystemConfig
+    source: str
+    published: str
+    chosen: str

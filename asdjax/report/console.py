@@ -1,0 +1,125 @@
+"""What the stages print: notes, progress, tables. Everything goes to standard error but tables."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from asdjax.data.inspect import Summary
+from asdjax.metrics.official import TOTAL, Metric
+from asdjax.types import ANOMALY, NORMAL
+
+COLUMNS = {  # row name of the evaluator -> heading
+    "auc": "AUC",
+    "auc_source": "AUC source",
+    "auc_target": "AUC target",
+    "pauc": "pAUC",
+    "pauc_source": "pAUC source",
+    "pauc_target": "pAUC target",
+    "f1_source": "F1 source",
+    "f1_target": "F1 target",
+}
+
+
+def note(text: str) -> None:
+    from rich.console import Console
+
+    Console(stderr=True, soft_wrap=True, highlight=False).print(text, markup=False)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[object]], title: str = "") -> None:
+    """Print rows; every column but the first is right-aligned."""
+    from rich.console import Console
+    from rich.table import Table
+
+    view = Table(title=title or None, title_justify="left")
+    for column, name in enumerate(heading):
+        view.add_column(name, justify="right" if column else "left", overflow="fold")
+    for row in rows:
+        view.add_row(*[str(cell) for cell in row])
+    Console().print(view)
+
+
+@contextlib.contextmanager
+def progress(action: str, total: int, unit: str = "clips") -> Iterator[Callable[[int], None]]:
+    """Show count, rate and time left; the yielded function advances by its argument."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn(action),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(action, total=total, rate=0.0)
+
+        def advance(count: int = 1) -> None:
+            bar.advance(task, count)
+            bar.update(task, rate=bar.tasks[0].speed or 0.0)
+
+        yield advance
+
+
+def results_table(metrics: Sequence[Metric], title: str) -> None:
+    """Print the official numbers: a row per section, then the totals."""
+    values = {(m.machine, m.metric): m.value for m in metrics}
+    names = [name for name in COLUMNS if any(m.metric == name for m in metrics)]
+    machines = [m for m in dict.fromkeys(m.machine for m in metrics) if (m, names[0]) in values]
+    rows = [[m, *(_percent(values.get((m, name))) for name in names)] for m in machines]
+    table(["", *(COLUMNS[name] for name in names)], rows, title)
+    if (TOTAL, "official_score") in values:
+        interval = values.get((TOTAL, "official_score_ci95"))
+        width = "" if interval is None else f" ± {_percent(interval)} (95 %)"
+        print(f"official score {_percent(values[TOTAL, 'official_score'])}{width}")
+    elif (TOTAL, "amean_auc") in values:
+        auc, pauc = (_percent(values[TOTAL, f"amean_{name}"]) for name in ("auc", "pauc"))
+        print(f"mean AUC {auc}, mean pAUC {pauc} (no domains: no official score)")
+
+
+def data_table(rows: Sequence[Summary], title: str) -> None:
+    """Print what a data set holds, a row per machine and section."""
+    heading = [
+        "",
+        "train",
+        "test",
+        "labels",
+        "supplemental",
+        "attributes",
+        "seconds",
+        "Hz",
+        "channels",
+    ]
+    table(heading, [_data_row(row) for row in rows], title)
+
+
+def _data_row(row: Summary) -> list[str]:
+    seconds = sorted({f"{s:.4g}" for s in row.seconds}, key=float) if row.seconds else ["-"]
+    return [
+        f"{row.machine} {row.section}",
+        _counts(row.train, {"source": "source", "target": "target", None: ""}),
+        _counts(row.test, {"source": "source", "target": "target", None: ""}),
+        _counts(row.labels, {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}),
+        str(row.supplemental),
+        str(row.attributes),
+        " to ".join(seconds),
+        ", ".join(map(str, row.rates_hz)),
+        ", ".join(map(str, row.channels)),
+    ]
+
+
+def _counts(counts: Mapping[object, int], words: Mapping[object, str]) -> str:
+    return ", ".join(f"{counts[key]} {word}".strip() for key, word in words.items() if counts[key])
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"

@@ -1,0 +1,28 @@
+"""A tiny data set whose right answer is known: anomalies carry a loud tone, so every AUC is 1."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+SAMPLES = 8000
+
+
+def tone_machine(root: Path, machine: str, seed: int = 0, name=None) -> None:
+    """Write `root/machine` in the 2023 layout: 6 + 3 training clips, 3 test clips a cell."""
+    rng = np.random.default_rng(seed)
+    name = name or "section_00_{domain}_{split}_{label}_{index:04d}_spd_{speed}.wav"
+    for split, domain, label, count in [
+        ("train", "source", "normal", 6),
+        ("train", "target", "normal", 3),
+        *(("test", d, label, 3) for d in ("source", "target") for label in ("normal", "anomaly")),
+    ]:
+        for index in range(count):
+            speed = 1 if domain == "source" else 2
+            wave = rng.standard_normal(SAMPLES) * 0.02 * speed
+            if label == "anomaly":
+                wave += 0.3 * np.sin(2 * np.pi * 1000 / 16000 * np.arange(SAMPLES))
+            words = {"domain": domain, "split": split, "label": label}
+            path = root / machine / split / name.format(**words, index=index, speed=speed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, wave, 16000, "PCM_16")

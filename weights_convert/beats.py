@@ -1,0 +1,190 @@
+"""BEATs: the names and layouts of the published checkpoints, and ours.
+
+A checkpoint is `{"cfg": dict, "model": {name: tensor}}`, with `"label_dict"` when fine-tuned.
+Every tensor of the file must be used exactly once and every parameter of the model be filled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax import params
+from asdjax.files import sha256_file
+from asdjax.models.backbone import abstract
+from asdjax.models.beats import BeatsConfig
+from asdjax.types import InputError
+from weights_convert import torch_file
+
+Arrays = dict[str, np.ndarray]
+
+
+def _same(x):
+    return x
+
+
+def _linear(x):  # (out, in) -> [in, out]
+    return x.T
+
+
+def _patch(x):  # (E, 1, time, mel) -> [time * mel, E]
+    return x.reshape(len(x), -1).T
+
+
+def _last(x):  # (1, 1, K) -> [K]
+    return x.reshape(x.shape[-1])
+
+
+def _conv(x):  # (D, D / groups, K) -> [K, D / groups, D]
+    return x.transpose(2, 1, 0)
+
+
+LAYER = r"encoder\.layers\.(\d+)\."
+ATTN = LAYER + r"self_attn\."
+POS = r"encoder\.pos_conv\.0\."
+TABLE: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
+    (r"patch_embedding\.weight", "patch_embed.kernel", _patch),
+    (r"patch_embedding\.bias", "patch_embed.bias", _same),
+    (r"layer_norm\.weight", "patch_norm.scale", _same),
+    (r"layer_norm\.bias", "patch_norm.bias", _same),
+    (r"post_extract_proj\.weight", "proj.kernel", _linear),
+    (r"post_extract_proj\.bias", "proj.bias", _same),
+    (POS + r"(?:weight_g|parametrizations\.weight\.original0)", "pos_conv.gain", _last),
+    (POS + r"(?:weight_v|parametrizations\.weight\.original1)", "pos_conv.direction", _conv),
+    (POS + r"bias", "pos_conv.bias", _same),
+    (r"encoder\.layer_norm\.weight", "norm.scale", _same),
+    (r"encoder\.layer_norm\.bias", "norm.bias", _same),
+    (ATTN + r"(q|k|v|out)_proj\.weight", r"layers.\1.attn.\2.kernel", _linear),
+    (ATTN + r"(q|k|v|out)_proj\.bias", r"layers.\1.attn.\2.bias", _same),
+    (ATTN + r"grep_linear\.weight", r"layers.\1.attn.gate.kernel", _linear),
+    (ATTN + r"grep_linear\.bias", r"layers.\1.attn.gate.bias", _same),
+    (ATTN + r"grep_a", r"layers.\1.attn.gate_scale", np.ravel),
+    (ATTN + r"relative_attention_bias\.weight", "relative_bias", _same),  # repeated in each layer
+    (LAYER + r"self_attn_layer_norm\.weight", r"layers.\1.attn_norm.scale", _same),
+    (LAYER + r"self_attn_layer_norm\.bias", r"layers.\1.attn_norm.bias", _same),
+    (LAYER + r"(fc1|fc2)(?:\.linear)?\.weight", r"layers.\1.\2.kernel", _linear),
+    (LAYER + r"(fc1|fc2)(?:\.linear)?\.bias", r"layers.\1.\2.bias", _same),
+    (LAYER + r"final_layer_norm\.weight", r"layers.\1.ffn_norm.scale", _same),
+    (LAYER + r"final_layer_norm\.bias", r"layers.\1.ffn_norm.bias", _same),
+    (r"predictor\.weight", "predictor.kernel", _linear),
+    (r"predictor\.bias", "predictor.bias", _same),
+]
+
+
+PREFIX = re.compile(r"((?:model\.|module\.|beats\.)*)patch_embedding\.weight")  # of some tools
+
+
+def convert_file(
+    source: Path | str, out: Path | str, config: BeatsConfig | None = None
+) -> params.Header:
+    """Convert a checkpoint to a weight file and return its header; write nothing on failure.
+
+    Args:
+        config: the structure, for a file that does not carry its own (`cfg`).
+
+    Raises:
+        InputError: not a BEATs checkpoint, or its tensors are not exactly the model's.
+    """
+    source = Path(source)
+    tree = torch_file.read(source)
+    try:
+        state = _state(tree)
+        config = _config(tree, state, config)
+        arrays, labels = convert(state, config), _labels(tree, config)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    header = params.Header("beats", asdict(config), sha256_file(source), labels)
+    params.save(out, arrays, header)
+    return header
+
+
+def convert(state: Mapping[str, Any], config: BeatsConfig) -> dict[str, np.ndarray]:
+    """Return our parameters, float32, from the tensors of a checkpoint, strictly one to one.
+
+    Only the relative bias table, which the format repeats in every layer, may come more than once,
+    and only with equal values.
+    """
+    expected = abstract(config)[1]
+    arrays: dict[str, np.ndarray] = {}
+    unknown, bad = [], []
+    for name, tensor in state.items():
+        target, layout = _target(name)
+        if target not in expected:
+            unknown.append(name)
+        elif (value := _lay_out(tensor, layout)) is None:
+            bad.append(f"{name}: expected finite floating-point numbers of the known layout")
+        elif target not in arrays:
+            arrays[target] = value
+        elif target != "relative_bias" or not np.array_equal(arrays[target], value):
+            bad.append(f"{name}: another value for {target}, which an earlier tensor filled")
+    problems = params.listing("in the file but not in the model", unknown)
+    problems += params.misfits(arrays, expected) + params.listing("unusable", bad)
+    if problems:
+        raise InputError(f"the tensors are not those of its BEATs configuration{problems}")
+    return arrays
+
+
+def _target(name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
+    """Return our name of a checkpoint's tensor and how to lay it out; None for an unknown one."""
+    matches = ((re.fullmatch(pattern, name), *rest) for pattern, *rest in TABLE)
+    found = [(match.expand(target), layout) for match, target, layout in matches if match]
+    return found[0] if found else (None, _same)
+
+
+def _lay_out(tensor: Any, layout: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
+    if not isinstance(tensor, np.ndarray) or not jnp.issubdtype(tensor.dtype, jnp.floating):
+        return None
+    try:
+        value = np.asarray(layout(tensor), np.float32, order="C")
+    except (ValueError, IndexError):  # too few or too many axes
+        return None
+    return value if np.isfinite(value).all() else None
+
+
+def _state(tree: Any) -> dict[str, Any]:
+    """Return the tensors by name, without the prefixes that wrappers add."""
+    tensors = tree.get("model", tree) if isinstance(tree, dict) else None
+    tensors = tensors if isinstance(tensors, dict) else {}
+    state = {str(name): tensor for name, tensor in tensors.items()}
+    prefixes = [match[1] for name in state if (match := PREFIX.fullmatch(name))]
+    if not prefixes:
+        kind = "EAT" if any("modality_encoders" in name for name in state) else "another model"
+        raise InputError(
+            f"not a BEATs checkpoint but {kind}: no tensor named patch_embedding.weight"
+            + params.listing("its first tensors", list(state)[:5])
+        )
+    if others := [name for name in state if not name.startswith(prefixes[0])]:
+        raise InputError(f"more than a BEATs model{params.listing('other tensors', others)}")
+    return {name.removeprefix(prefixes[0]): tensor for name, tensor in state.items()}
+
+
+def _config(tree: dict, state: dict[str, Any], config: BeatsConfig | None) -> BeatsConfig:
+    cfg = tree.get("cfg")
+    if isinstance(cfg, dict) and config is None:
+        return BeatsConfig.from_checkpoint(cfg)
+    if cfg is not None:
+        raise InputError("the file carries its own configuration ('cfg'); leave --config out")
+    if config is None:
+        raise InputError(
+            "no model configuration ('cfg') in the file; if it has the published base structure, "
+            "say so with --config base"
+        )
+    if "predictor.weight" in state:
+        return replace(config, finetuned_model=True, predictor_class=len(state["predictor.weight"]))
+    return config
+
+
+def _labels(tree: dict, config: BeatsConfig) -> tuple[str, ...]:
+    """Return the class names of a fine-tuned model in output order."""
+    names = tree.get("label_dict")
+    if not config.finetuned_model or names is None:
+        return ()
+    if not isinstance(names, dict) or sorted(names) != list(range(config.predictor_class)):
+        raise InputError(f"label_dict: expected the keys 0..{config.predictor_class - 1}")
+    return tuple(str(names[index]) for index in range(config.predictor_class))

@@ -196,7 +196,7 @@ def weights_fetch(
       name: as in `asdjax weights list`.
       source: the original file on disk, in place of the download.
     """
-    console.note(f"weights: {weights.fetch(name, source, console.note)}")
+    console.note(f"weights: {weights.fetch(name, source)}")
 
 
 COMMANDS: dict[str, Callable] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from asdjax.data.inspect import Summary
@@ -37,7 +38,7 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         view.add_column(name, justify="right" if column else "left", overflow="fold")
     for row in rows:
         view.add_row(*[str(cell) for cell in row])
-    Console().print(view)
+    Console(width=None if sys.stdout.isatty() else 160).print(view)
 
 
 @contextlib.contextmanager

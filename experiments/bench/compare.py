@@ -1,0 +1,141 @@
+"""Time asdjax against its peers: the same input, separate processes, calls in turn.
+
+    pip install ".[bench]"
+    python experiments/bench/compare.py [--rounds 15] [--only kNN] [--out FILE]
+
+Each side runs in its own process and is warm before the clock starts (compilation is reported, not
+counted). A round is one call of every side, one after the other, so that a drift of the machine's
+speed hits all of them; the ratio of a peer is the median over the rounds of peer / ours, above 1
+when we are faster. Every side's result is compared with ours. What limits: fbank the FFT and the
+copies around it, BEATs and large kNN the matrix products (the table shows GFLOP/s), small kNN the
+calls. Prints a table, and one JSON line per row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from sides import CASES
+
+HERE = Path(__file__).parent
+GFLOP = {  # of the matrix products of one call
+    "BEATs-base forward, 8 x 10 s, float32": 8 * 98.5,
+    "kNN 7 x 200 x 1,000 x 768": 2e-9 * 7 * 200 * 1_000 * 768,
+    "kNN 2,000 x 200,000 x 768": 2e-9 * 2_000 * 200_000 * 768,
+}
+
+
+class Side:
+    """A warm process that computes once per `seconds()`."""
+
+    def __init__(self, case: str, name: str, folder: Path):
+        self.name, self.output = name, folder / f"{name}.npy"
+        words = [sys.executable, str(HERE / "sides.py"), case, name, str(self.output)]
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.described = json.loads(self._line())
+
+    def seconds(self) -> float:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._line())
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+    def _line(self) -> str:
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the side {self.name!r} ended early; its message is above")
+        return line
+
+
+def compare(case: str, rounds: int) -> list[dict]:
+    """Return a row per peer of one case."""
+    with tempfile.TemporaryDirectory() as folder:
+        sides = [Side(case, name, Path(folder)) for name in CASES[case]]
+        times = [[side.seconds() for side in sides] for _ in range(rounds)]
+        for side in sides:
+            side.close()
+        results = [np.load(side.output) for side in sides]
+    columns = list(zip(*times, strict=True))
+    return [row(case, sides, columns, results, peer) for peer in range(1, len(sides))]
+
+
+def row(case, sides, columns, results, peer) -> dict:
+    ours, theirs = columns[0], columns[peer]
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    seconds = statistics.median(ours)
+    return {
+        "case": case,
+        "peer": sides[peer].name,
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "ours_s": seconds,
+        "peer_s": statistics.median(theirs),
+        "ours_gflop_s": GFLOP[case] / seconds if case in GFLOP else None,
+        "largest_difference": float(np.abs(results[0] - results[peer]).max()),
+        "rounds": len(ours),
+        "ours": sides[0].described,
+        "theirs": sides[peer].described,
+    }
+
+
+def machine() -> dict:
+    """Return where and when this was measured."""
+    git = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit,
+    }
+
+
+def processor() -> str:
+    """Return the processor's name where Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "unknown")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
+    options = parser.parse_args()
+    where, rows = machine(), []
+    for case in CASES:
+        if options.only in case:
+            rows += [{**found, "machine": where} for found in compare(case, options.rounds)]
+    print(f"{'case':40}{'peer':20}{'ours':>10}{'peer':>10}{'ratio':>8}{'difference':>12}")
+    for r in rows:
+        print(
+            f"{r['case']:40}{r['peer']:20}{r['ours_s']:9.4f}s{r['peer_s']:9.4f}s"
+            f"{r['ratio']:7.2f}x{r['largest_difference']:12.1e}"
+        )
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for r in rows:
+        print(json.dumps(r))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""One side of one benchmark, in a process of its own; `compare.py` starts and drives it.
+
+    python experiments/bench/sides.py CASE SIDE OUTPUT.npy
+
+makes the input (the same for every side), runs once to compile and warm up, stores the result in
+OUTPUT.npy, prints a line that describes itself, and then, for every line it reads, prints the
+seconds of one more call. Only this file knows how a side is computed; our sides need jax, flax and
+numpy alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+THREADS = os.cpu_count() or 1
+Call = Callable[[], np.ndarray]  # computes and waits for the result
+
+
+def waves() -> np.ndarray:
+    """Return 32 clips of 10 s, `[32, 160000]` float32."""
+    rng = np.random.default_rng(0)
+    return (0.1 * rng.standard_normal((32, 160_000))).astype(np.float32)
+
+
+def fbank_ours() -> Call:
+    from asdjax.frontend.fbank import BEATS, fbank
+
+    wave = waves()
+    return lambda: np.asarray(fbank(wave, BEATS))
+
+
+def fbank_kaldi_native_fbank() -> Call:
+    """One clip after another: the library has no batch."""
+    import kaldi_native_fbank
+
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.dither = 0
+    options.frame_opts.samp_freq = 16_000
+    options.frame_opts.window_type = "povey"
+    options.mel_opts.num_bins = 128
+
+    def one(wave: np.ndarray) -> np.ndarray:
+        bank = kaldi_native_fbank.OnlineFbank(options)
+        bank.accept_waveform(16_000, wave * 32768)
+        bank.input_finished()
+        return np.stack([bank.get_frame(i) for i in range(bank.num_frames_ready)])
+
+    clips = waves()
+    return lambda: np.stack([one(wave) for wave in clips])
+
+
+def fbank_torch_loop() -> Call:
+    """One clip after another, each clip's frames at once, as PyTorch front ends do."""
+    import torch
+
+    from asdjax.frontend.fbank import BEATS, LOG_FLOOR, mel_bank, window
+
+    bank, taper = torch.from_numpy(mel_bank(BEATS)), torch.from_numpy(window("povey")[0])
+
+    def one(wave: torch.Tensor) -> torch.Tensor:
+        frames = (wave * 32768).unfold(0, 400, 160)
+        frames = frames - frames.mean(1, keepdim=True)
+        before = torch.cat([frames[:, :1], frames[:, :-1]], 1)
+        spectrum = torch.fft.rfft((frames - 0.97 * before) * taper, 512)
+        power = spectrum.real.square() + spectrum.imag.square()
+        return (power[:, :-1] @ bank).clamp_min(LOG_FLOOR).log()
+
+    clips = torch.from_numpy(waves())
+    return lambda: torch.stack([one(wave) for wave in clips]).numpy()
+
+
+def beats_input() -> tuple:
+    """Return the configuration, random weights and a normalized log-mel `[8, 998, 128]`."""
+    from asdjax.models.backbone import initialize
+    from asdjax.models.beats import BeatsConfig
+
+    config = BeatsConfig.base()
+    mel = np.random.default_rng(0).standard_normal((8, 998, 128)).astype(np.float32) * 0.5
+    return config, initialize(config), mel
+
+
+def beats_ours() -> Call:
+    import jax
+
+    from asdjax import params as weights
+    from asdjax.models.backbone import abstract
+
+    config, params, mel = beats_input()
+    graph, _ = abstract(config)
+    forward = jax.jit(lambda params, mel: weights.merge(graph, params)(mel))
+    return lambda: np.asarray(forward(params, mel))
+
+
+def beats_torch() -> Call:
+    import torch
+    from torch_beats import torch_beats
+
+    config, params, mel = beats_input()
+    forward = torch_beats(config, {name: np.asarray(value) for name, value in params.items()})
+    return torch.inference_mode()(lambda: forward(torch.from_numpy(mel)).numpy())
+
+
+def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
+    """Return `[groups, rows, 768]` float32 rows of length 1."""
+    x = np.random.default_rng(seed).standard_normal((groups, rows, 768), dtype=np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def knn_ours(groups: int, queries: int, references: int) -> Call:
+    from asdjax.scoring.knn import knn_scores
+
+    query, bank = list(unit_rows(groups, queries, 0)), list(unit_rows(groups, references, 1))
+    return lambda: np.stack(knn_scores(query, bank))
+
+
+def knn_scikit_learn(groups: int, queries: int, references: int) -> Call:
+    from sklearn.neighbors import NearestNeighbors
+
+    query, bank = unit_rows(groups, queries, 0), unit_rows(groups, references, 1)
+
+    def one(query: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        search = NearestNeighbors(n_neighbors=1, algorithm="brute", metric="cosine").fit(bank)
+        return search.kneighbors(query)[0][:, 0]
+
+    return lambda: np.stack([one(q, b) for q, b in zip(query, bank, strict=True)])
+
+
+def knn_faiss(groups: int, queries: int, references: int) -> Call:
+    """Build the flat inner-product index and search it, as a scorer that gets arrays has to."""
+    import faiss
+
+    query, bank = unit_rows(groups, queries, 0), unit_rows(groups, references, 1)
+
+    def one(query: np.ndarray, bank: np.ndarray) -> np.ndarray:
+        index = faiss.IndexFlatIP(bank.shape[1])
+        index.add(bank)
+        return 1 - index.search(query, 1)[0][:, 0]
+
+    return lambda: np.stack([one(q, b) for q, b in zip(query, bank, strict=True)])
+
+
+SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
+CASES: dict[str, dict[str, Callable[[], Call]]] = {
+    "fbank 32 x 10 s": {
+        "ours": fbank_ours,
+        "torch loop": fbank_torch_loop,
+        "kaldi-native-fbank": fbank_kaldi_native_fbank,
+    },
+    "BEATs-base forward, 8 x 10 s, float32": {"ours": beats_ours, "torch": beats_torch},
+    "kNN 7 x 200 x 1,000 x 768": {
+        "ours": lambda: knn_ours(*SMALL),
+        "scikit-learn": lambda: knn_scikit_learn(*SMALL),
+        "faiss": lambda: knn_faiss(*SMALL),
+    },
+    "kNN 2,000 x 200,000 x 768": {
+        "ours": lambda: knn_ours(*LARGE),
+        "scikit-learn": lambda: knn_scikit_learn(*LARGE),
+        "faiss": lambda: knn_faiss(*LARGE),
+    },
+}
+
+
+def describe() -> dict:
+    """Return the versions of what was imported, and the device if there is JAX."""
+    names = ("jax", "torch", "faiss", "sklearn", "kaldi_native_fbank", "numpy")
+    found = {name: sys.modules[name] for name in names if name in sys.modules}
+    described = {name: getattr(module, "__version__", "") for name, module in found.items()}
+    if "jax" in found:
+        described["device"] = found["jax"].devices()[0].device_kind
+    return described
+
+
+def main(case: str, side: str, output: str) -> None:
+    call = CASES[case][side]()
+    start = time.perf_counter()
+    np.save(output, call())
+    print(json.dumps({"first_call_s": time.perf_counter() - start, **describe()}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        call()
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

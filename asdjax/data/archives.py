@@ -1,6 +1,6 @@
 """Where each edition's recordings are: Zenodo records, archive names, recorded md5 sums.
 
-Data only; `asdjax.data.download.fetch` reads it. A new edition is a row in `_RELEASES`.
+Data only; `asdjax.data.fetch` reads it. A new edition is a row in `_RELEASES`.
 """
 
 from __future__ import annotations

@@ -51,6 +51,7 @@ def fetch(
 
 
 def _fetch_archives(archives: Sequence[Archive], raw: Path, mirror: str) -> None:
+    """Download, verify and unpack the archives in turn; each zip goes when it is unpacked."""
     listed = _list_files(archives, mirror)
     sizes = [size for size, _ in listed]
     check_space(raw, int(UNPACKED_FACTOR * sum(sizes) + max(sizes)))

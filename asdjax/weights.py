@@ -24,9 +24,11 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A public checkpoint of BEATs (MIT). Microsoft links it on OneDrive, which needs a browser;
-    `url` is a copy that plain HTTP can fetch, made by someone else and therefore only trusted by
-    its sha256, that of Microsoft's file."""
+    """A public checkpoint of BEATs (MIT licence).
+
+    Microsoft links it on OneDrive, which needs a browser. `url` is a copy that plain HTTP can
+    fetch; others made it, so it is trusted only if its SHA-256 is that of Microsoft's file.
+    """
 
     file: str
     sha256: str
@@ -161,7 +163,7 @@ def fetch(
 
     checkpoint, target = _known(name), cached(name)
     if from_file is None:
-        if target.is_file() and params.load(target)[1].source_sha256 == checkpoint.sha256:
+        if _is_made_from(checkpoint.sha256, target):
             return target
         source = target.with_name(checkpoint.file)
         _download(name, checkpoint, source, note, progress)
@@ -175,6 +177,14 @@ def fetch(
             f"{header.source_sha256}, published {checkpoint.sha256}); it is '{name}' from now on"
         )
     return target
+
+
+def _is_made_from(sha256: str, path: Path) -> bool:
+    """Tell whether a readable weight file was converted from the file with this SHA-256."""
+    try:
+        return params.load(path)[1].source_sha256 == sha256
+    except InputError:  # absent, damaged, or of an older format
+        return False
 
 
 def _known(name: str) -> Checkpoint:

@@ -75,8 +75,6 @@ TABLE: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
     (r"predictor\.weight", "predictor.kernel", _linear),
     (r"predictor\.bias", "predictor.bias", _same),
 ]
-
-
 PREFIX = re.compile(r"((?:model\.|module\.|beats\.)*)patch_embedding\.weight")  # of some tools
 
 
@@ -185,6 +183,6 @@ def _labels(tree: dict, config: BeatsConfig) -> tuple[str, ...]:
     names = tree.get("label_dict")
     if not config.finetuned_model or names is None:
         return ()
-    if not isinstance(names, dict) or sorted(names) != list(range(config.predictor_class)):
+    if not isinstance(names, dict) or set(names) != set(range(config.predictor_class)):
         raise InputError(f"label_dict: expected the keys 0..{config.predictor_class - 1}")
     return tuple(str(names[index]) for index in range(config.predictor_class))

@@ -76,7 +76,7 @@ class _Unpickler(pickle.Unpickler):
         self._folder = pickles[0].removesuffix("data.pkl")
         if self._folder + "byteorder" in self._members and self._read("byteorder") != b"little":
             raise InputError("written on a big-endian machine, which is not supported")
-        self._storages: dict[str, np.ndarray] = {}
+        self._storages: dict[tuple[str, str], np.ndarray] = {}
         self._allowed = _allowed()
         super().__init__(archive.open(pickles[0]))
 
@@ -91,14 +91,14 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> np.ndarray:
         """Return a whole storage, `[numbers]`, read-only."""
         _, dtype, key, _, numbers = pid
-        if key not in self._storages:
+        if (key, dtype) not in self._storages:
             data = self._read(f"data/{key}")
             if len(data) != numbers * DTYPES[dtype].itemsize:
                 raise InputError(
                     f"storage {key}: expected {numbers} {dtype}, got {len(data)} bytes"
                 )
-            self._storages[key] = np.frombuffer(data, DTYPES[dtype])
-        return self._storages[key]
+            self._storages[key, dtype] = np.frombuffer(data, DTYPES[dtype])
+        return self._storages[key, dtype]
 
     def _read(self, name: str) -> bytes:
         info = self._members.get(self._folder + name)

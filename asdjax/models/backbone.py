@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -47,11 +48,13 @@ class Backbone:
         labels: tuple[str, ...] = (),
         sha256: str = "",
     ):
+        if dtype not in ("float32", "bfloat16"):
+            raise InputError(f"expected dtype float32 or bfloat16, got {dtype}")
         self._graph, expected = abstract(config, dtype)
         if problems := weights.misfits(params, expected):
             raise InputError(f"the weights do not fit the model{problems}")
         self.config, self.labels, self.sha256 = config, labels, sha256
-        self.params: Params = {name: jax.numpy.asarray(value) for name, value in params.items()}
+        self.params: Params = {name: jnp.asarray(value) for name, value in params.items()}
         self._frontend = jax.jit(beats_frontend)
         self._tokens = jax.jit(self.apply, static_argnames="layer")
         self._classify = jax.jit(self._probabilities)
@@ -105,7 +108,7 @@ class Backbone:
         shortest = FRAME_SAMPLES + HOP_SAMPLES * (self.config.input_patch_size - 1)
         if len(shape) != 2 or 0 in shape:
             raise InputError(f"expected a wave [B, N], got shape {shape}")
-        if not (dtype.kind == "f" or dtype == np.int16 or dtype == jax.numpy.bfloat16):
+        if dtype.kind != "f" and dtype != np.int16:
             raise InputError(f"expected float samples in [-1, 1] or int16, got {dtype}")
         if shape[1] < shortest:
             raise InputError(

@@ -109,7 +109,11 @@ class BeatsConfig:
     @classmethod
     def from_checkpoint(cls, cfg: dict) -> BeatsConfig:
         """Take the known fields of a checkpoint's `cfg`; unknown ones are left out."""
-        return cls(**{f.name: type(f.default)(cfg[f.name]) for f in fields(cls) if f.name in cfg})
+        known = [(f.name, type(f.default), cfg[f.name]) for f in fields(cls) if f.name in cfg]
+        for name, kind, value in known:
+            if not isinstance(value, str if kind is str else (bool, int, float)):
+                raise InputError(f"cfg field {name}: expected {kind.__name__}, got {value!r}")
+        return cls(**{name: kind(value) for name, kind, value in known})
 
 
 class Beats(nnx.Module):
@@ -170,7 +174,7 @@ class Beats(nnx.Module):
         """Return `[B, L, D]`: padded tokens zeroed, convolutional positions added, norm."""
         if padding is not None:
             x = jnp.where(padding[..., None], 0.0, x)
-        x = x + self.pos_conv(x)
+        x = x.astype(jnp.float32) + self.pos_conv(x)
         return x if self.config.layer_norm_first else self.norm(x)
 
     def position_bias(self, tokens: int) -> jax.Array | None:
@@ -276,11 +280,10 @@ class Attention(nnx.Module):
     def __init__(self, config: BeatsConfig, *, dtype: Any, rngs: nnx.Rngs):
         width, self.heads = config.encoder_embed_dim, config.encoder_attention_heads
         linear = partial(_linear, width, width, dtype=dtype, rngs=rngs)
-        deep = _deep_gain(config)
-        self.q = linear(gain=deep and 1.0)
-        self.k = linear(gain=deep and 1.0)
-        self.v = linear(gain=deep)
-        self.out = linear(gain=deep)
+        self.q = linear(gain=1.0 if config.deep_norm else None)
+        self.k = linear(gain=1.0 if config.deep_norm else None)
+        self.v = linear(gain=_deep_gain(config))
+        self.out = linear(gain=_deep_gain(config))
         self.gated = config.gru_rel_pos
         if self.gated:
             self.gate = _linear(width // self.heads, 8, dtype=dtype, rngs=rngs)

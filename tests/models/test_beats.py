@@ -310,6 +310,12 @@ def test_configuration_of_a_checkpoint_ignores_unknown_fields_and_survives_json(
     assert BeatsConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
+def test_configuration_field_of_another_type_is_refused():
+    for cfg in ({"conv_pos": None}, {"deep_norm": "False"}, {"activation_fn": 1}):
+        with pytest.raises(InputError, match=f"cfg field {next(iter(cfg))}: expected"):
+            BeatsConfig.from_checkpoint({"input_patch_size": 16} | cfg)
+
+
 def test_impossible_configurations_are_refused_with_every_problem():
     with pytest.raises(InputError) as error:
         BeatsConfig(

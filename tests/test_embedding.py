@@ -1,0 +1,75 @@
+"""The jitted embedding step: compilations, devices, batches."""
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+from asdjax.config import SystemConfig
+from asdjax.data.audio import probe
+from asdjax.data.loader import Audio
+from asdjax.embedding import make_embed
+from asdjax.models.embedder import Embedder, LogMel, logmel_embedder
+from asdjax.types import Clip
+
+SECONDS = [1, 1, 0.7, 2, 1.5, 2, 1]  # two lengths after padding to whole seconds
+
+
+@pytest.fixture
+def clips(tmp_path):
+    rng = np.random.default_rng(0)
+    made = []
+    for i, seconds in enumerate(SECONDS):
+        path = tmp_path / f"{i}.wav"
+        soundfile.write(path, 0.1 * rng.standard_normal(int(seconds * 16000)), 16000, "PCM_16")
+        made.append(Clip(path, "fan", "section_00", "train"))
+    return made
+
+
+def run(embedder, clips, batch):
+    config = SystemConfig(LogMel(), audio=Audio(channel=0), batch=batch)
+    embed = make_embed(embedder, config, len(clips))
+    counts = []
+    return embed(clips, [probe(clip.path) for clip in clips], counts.append), counts
+
+
+def test_one_compilation_for_each_clip_length(clips):
+    traced = []
+
+    def apply(params, wave, lengths):
+        traced.append(wave.shape)
+        return logmel_embedder().apply(params, wave, lengths)
+
+    run(Embedder({}, apply), clips, batch=2)
+    assert len(jax.devices()) == 2  # so each device sees one clip of a batch of two
+    assert sorted(traced) == [(1, 16000), (1, 32000)]
+
+
+def test_the_batch_size_does_not_matter(clips):
+    together, counts = run(logmel_embedder(), clips, batch=8)
+    apart, _ = run(logmel_embedder(), clips, batch=1)  # rounded up to the two devices
+    # 1e-5: the same float32 arithmetic in another batch.
+    np.testing.assert_allclose(together, apart, rtol=0, atol=1e-5)
+    assert sum(counts) == len(clips)
+
+
+def test_devices_do_not_exchange_anything(clips):
+    """Each device embeds its own rows of the batch, front end included."""
+    lowered = []
+
+    def lower(function, **settings):
+        jitted = jit(function, **settings)
+
+        def call(*args):
+            lowered.append(jitted.lower(*args).compile().as_text())
+            return jitted(*args)
+
+        return call
+
+    jit = jax.jit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", lower)
+        run(logmel_embedder(), clips[:2], batch=2)
+    assert lowered
+    for collective in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+        assert not any(collective in text for text in lowered)

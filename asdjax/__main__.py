@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -216,7 +217,10 @@ COMMANDS: dict[str, Callable] = {
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 a mistake in the input (one message), 2 in the command, 130 Ctrl-C."""
+    """Run the command line; exit with 1 for a mistake in the input (one message), 2 in the command.
+
+    Ctrl-C ends the process by its signal, 130 in a shell.
+    """
     try:
         dispatch(sys.argv[1:])
     except InputError as error:
@@ -226,7 +230,9 @@ def main() -> None:
         sys.exit(f"asdjax: {error.strerror or error}{where}; finished files are kept")
     except KeyboardInterrupt:
         console.note("interrupted; what is finished is kept: give the same command to go on")
-        sys.exit(130)
+        # An orderly exit would first compute the batches that the device already has.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def dispatch(args: list[str]) -> None:

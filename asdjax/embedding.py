@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from asdjax.runs import Run
 from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
 from asdjax.weights import find, load_backbone
 
-IN_FLIGHT = 2  # batches on the device while the host decodes the next
+IN_FLIGHT = 2  # batches given to the device: one it computes, one that waits
 
 
 def prepare(
@@ -122,19 +124,35 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     step = jax.jit(apply)
 
     def embed(clips: Sequence[Clip], infos: Sequence[AudioInfo], advance) -> np.ndarray:
+        computing: deque[tuple[np.ndarray, jax.Array]] = deque()
+        found: list[tuple[np.ndarray, np.ndarray]] = []
+
+        def collect() -> None:
+            rows, vectors = computing.popleft()
+            found.append((rows, _wait(vectors)[: len(rows)]))
+            advance(len(rows))
+
         plans = plan_batches(infos, config.audio, batch)
-        found: list[jax.Array] = []
         for plan, wave, lengths in load_batches(clips, plans, config.audio, batch):
-            found.append(step(params, *jax.device_put((wave, lengths), split(mesh))))
-            if len(found) > IN_FLIGHT:
-                found[-1 - IN_FLIGHT].block_until_ready()
-            advance(len(plan.rows))
-        values = np.zeros((len(clips), found[0].shape[1]), np.float32)
-        for plan, vectors in zip(plans, found, strict=True):
-            values[plan.rows] = np.asarray(vectors)[: len(plan.rows)]
+            vectors = step(params, *jax.device_put((wave, lengths), split(mesh)))
+            computing.append((plan.rows, vectors))
+            if len(computing) == IN_FLIGHT:
+                collect()
+        while computing:
+            collect()
+        values = np.zeros((len(clips), found[0][1].shape[1]), np.float32)
+        for rows, vectors in found:
+            values[rows] = vectors
         return values
 
     return embed
+
+
+def _wait(computing: jax.Array) -> np.ndarray:
+    """Return the result on the host when it is there, but let Ctrl-C through at once."""
+    while not computing.is_ready():
+        time.sleep(0.001)
+    return np.asarray(computing)
 
 
 def _channel(config: Audio, dataset: DataSet) -> int | str:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-BLOCK_VALUES = 2**25  # similarities held at once: 128 MiB
+BLOCK_VALUES = 2**22  # similarities held at once: 16 MiB, so that a CPU keeps them in its cache
 QUERY_BLOCK = 2048
+SMALLEST = 1e-24  # squared length below which a row counts as zero
 PADDING = -1  # identity of a row that does not exist
 
 
@@ -67,29 +68,45 @@ def knn_distance(query, bank, query_id, bank_id, k: int = 1):
         identity, and nobody sees bank rows of identity `PADDING`.
     """
     groups, count, _ = query.shape
+    references = bank.shape[1]
     rows = min(count, QUERY_BLOCK)
-    columns = max(min(bank.shape[1], BLOCK_VALUES // (groups * rows)), 1)
-    references = _blocks(_unit(bank), columns, 0), _blocks(bank_id, columns, PADDING)
+    columns = min(references, max(BLOCK_VALUES // (groups * rows), 1))
 
-    def nearest(block):
-        query, query_id = block
+    def nearest(start):
+        query_block = _unit(_cut(query, start, rows))
+        own = _cut(query_id, start, rows)
 
-        def closer(best, reference):
-            bank, bank_id = reference
-            cosine = jnp.einsum("gqe,gre->gqr", query, bank, precision=jax.lax.Precision.HIGHEST)
-            same = query_id[:, :, None] == bank_id[:, None, :]
-            hidden = same | (bank_id == PADDING)[:, None, :]
+        def closer(best, begin):
+            # The last block is moved back to full size; what earlier blocks had is hidden.
+            first = jnp.minimum(begin, references - columns)
+            identity = _cut(bank_id, first, columns)
+            old = (first + jnp.arange(columns) < begin)[None]
+            hidden = (own[:, :, None] == identity[:, None]) | (old | (identity == PADDING))[:, None]
+            cosine = _cosine(query_block, _cut(bank, first, columns))
             found = _largest(jnp.where(hidden, -jnp.inf, cosine), k)
             return _largest(jnp.concatenate([best, found], -1), k), None
 
-        best = jnp.full((*query_id.shape, k), -jnp.inf)
-        return jax.lax.scan(closer, best, references)[0]
+        best = jnp.full((groups, rows, k), -jnp.inf)
+        return jax.lax.scan(closer, best, jnp.arange(0, references, columns))[0]
 
-    best = jax.lax.map(nearest, (_blocks(_unit(query), rows, 0), _blocks(query_id, rows, PADDING)))
-    best = jnp.moveaxis(best, 0, 1).reshape(groups, -1, k)[:, :count]
+    starts = jnp.minimum(jnp.arange(0, count, rows), count - rows)
+    blocks = jax.lax.map(nearest, starts)  # [n, G, rows, k]
+    best = jnp.concatenate([*blocks[:-1], blocks[-1][:, -((count - 1) % rows + 1) :]], 1)
     found = jnp.isfinite(best)
     total = jnp.where(found, 1.0 - best, 0.0).sum(-1)
     return jnp.where(found.any(-1), total / jnp.maximum(found.sum(-1), 1), jnp.inf)
+
+
+def _cosine(query, bank):
+    """Return `[G, Q, R]` from unit queries and any bank; scaling products spares a copy of it."""
+    length = jax.lax.rsqrt(jnp.maximum(jnp.square(bank).sum(-1), SMALLEST))
+    product = jnp.einsum("gqe,gre->gqr", query, bank, precision=jax.lax.Precision.HIGHEST)
+    return product * length[:, None]
+
+
+def _cut(x, start, size: int):
+    """Return `[G, size, ...]` from `[G, R, ...]`."""
+    return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
 
 
 def _largest(values, k: int):
@@ -100,19 +117,13 @@ def _largest(values, k: int):
 
 
 def _unit(x):
-    x = jnp.asarray(x, jnp.float32)
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
-
-
-def _blocks(x, size: int, fill):
-    """Cut `[G, R, ...]` into `[n, G, size, ...]`, the last block filled up."""
-    missing = -x.shape[1] % size
-    x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-    return jnp.moveaxis(x.reshape(x.shape[0], -1, size, *x.shape[2:]), 1, 0)
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), SMALLEST))
 
 
 def _stack(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
     """Pad arrays `[n_g, ...]` to one `[G, n, ...]`."""
+    if len(arrays) == 1:
+        return arrays[0][None]  # no copy of a large bank
     longest = max(len(array) for array in arrays)
     stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
     for row, array in enumerate(arrays):

@@ -55,10 +55,10 @@ def test_windows_and_filters_equal_torchaudio(reference):
     # torchaudio evaluates both in float32: window error 2e-7; filters near a corner 1.4e-5
     # (the difference of two mel values of about 2840, float32 spacing 2.4e-4, divided by 22).
     np.testing.assert_allclose(
-        module.window("povey").ravel(), reference["window_povey"], rtol=0, atol=3e-7
+        module.window("povey")[:400], reference["window_povey"], rtol=0, atol=3e-7
     )
     np.testing.assert_allclose(
-        module.window("hann").ravel(), reference["window_hanning"], rtol=0, atol=3e-7
+        module.window("hann")[:400], reference["window_hanning"], rtol=0, atol=3e-7
     )
     np.testing.assert_allclose(module.mel_bank(BEATS).T, reference["mel_bank"], rtol=0, atol=2e-5)
     assert not module.mel_bank(BEATS)[:, 3].any()  # narrower than the spacing of the FFT bins
@@ -78,7 +78,6 @@ def test_normalized_inputs_of_both_backbones(reference):
 def naive_fbank(wave, config):
     """models.md section 1, one frame at a time in float64."""
     wave = np.asarray(wave, np.float64) * config.scale
-    wave = wave - wave.mean() * config.remove_mean
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
     window = hann**0.85 if config.window == "povey" else hann
     mel = lambda hz: 1127 * np.log(1 + hz / 700)  # noqa: E731

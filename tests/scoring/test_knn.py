@@ -22,7 +22,7 @@ def oracle(query, bank, k):
 
 
 @pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("block_values", [2**25, 7 * 40])  # one block, and many ragged ones
+@pytest.mark.parametrize("block_values", [2**22, 7 * 40])  # one block, and many ragged ones
 def test_equals_scikit_learn_for_all_machines_at_once(monkeypatch, k, block_values):
     monkeypatch.setattr(knn, "BLOCK_VALUES", block_values)
     monkeypatch.setattr(knn, "QUERY_BLOCK", 40)

@@ -7,7 +7,6 @@ samples. Everything is float32, also under a bfloat16 model.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -18,6 +17,7 @@ import numpy as np
 
 RATE_HZ = 16_000
 FRAME_SAMPLES, HOP_SAMPLES, FFT_SAMPLES = 400, 160, 512
+SAMPLES_OF_HOPS = (160, 160, 80)  # how much of each hop from its start on a frame covers
 PREEMPHASIS = 0.97
 LOG_FLOOR = 2.0**-23  # Kaldi: smallest mel energy before the logarithm (float32 epsilon)
 BEATS_MEAN, BEATS_STD = 15.41663, 6.55582  # AudioSet statistics published with BEATs
@@ -86,33 +86,37 @@ def _fbank_of_one(wave, config: FbankConfig):
 
 
 def _frames(wave, window: np.ndarray):
-    """Cut `[N]` into windowed frames `[T, 512]`, each without its mean and pre-emphasized.
+    """Cut `[N]` into windowed frames `[T, 512]`, each without its mean m and pre-emphasized.
 
-    Kaldi subtracts a frame's mean m, then emphasizes inside the frame. Here the wave is emphasized
-    once, which leaves (1 - 0.97) m in each sample; the frame's first sample, which has no
-    predecessor in Kaldi, has window 0. Subtracting the clip's first sample changes no frame but
-    keeps a constant clip exactly 0, where the mean would be rounded.
+    Per sample, (x[j] - m) - 0.97 (x[j-1] - m) = 0.97 (x[j] - x[j-1]) + 0.03 (x[j] - m); a frame's
+    first sample has no predecessor in Kaldi, but window 0. Deviations are taken from the first
+    sample of each hop: so silence and constants give exactly 0, where a mean would be rounded.
+    Joining hops is faster than gathering samples.
     """
-    wave = wave - wave[:1]
-    frames = frame_count(len(wave))
-    block = math.gcd(FRAME_SAMPLES, HOP_SAMPLES)  # a frame's sum is that of its blocks
-    sums = wave[: len(wave) // block * block].reshape(-1, block).sum(-1)
-    step, per_frame = HOP_SAMPLES // block, FRAME_SAMPLES // block
-    total = sum(sums[i : i + step * frames : step][:frames] for i in range(per_frame))
-    emphasized = wave - PREEMPHASIS * jnp.concatenate([wave[:1], wave[:-1]])
-    offset = (1 - PREEMPHASIS) / FRAME_SAMPLES * total[:, None]
-    return (_slide(emphasized, frames) - offset) * window[None]
+    count, pieces = frame_count(len(wave)), -(-FFT_SAMPLES // HOP_SAMPLES)
+    hops = _hops(wave, count + pieces - 1)
+    slope = _hops(wave - jnp.concatenate([wave[:1], wave[:-1]]), count + pieces - 1)
+    first = hops[:, :1]
+    hops = hops - first
+    rise = [first[i : i + count] - first[:count] for i in range(pieces)]  # since the frame's start
+    mean = sum(
+        hops[i : i + count, :samples].sum(-1, keepdims=True) + samples * rise[i]
+        for i, samples in enumerate(SAMPLES_OF_HOPS)
+    )
+    mean = mean / FRAME_SAMPLES
+    parts = [
+        PREEMPHASIS * slope[i : i + count]
+        + (1 - PREEMPHASIS) * (hops[i : i + count] + (rise[i] - mean))
+        for i in range(pieces)
+    ]
+    return jnp.concatenate(parts, -1)[:, :FFT_SAMPLES] * window[None]
 
 
-def _slide(wave, frames: int):
-    """Return `[T, 512]`: the samples from each frame's start on, zeros beyond the wave's end.
-
-    Joining whole hops is faster than gathering samples.
-    """
-    pieces = -(-FFT_SAMPLES // HOP_SAMPLES)
-    samples = (frames + pieces - 1) * HOP_SAMPLES
-    hops = jnp.pad(wave, (0, max(samples - len(wave), 0)))[:samples].reshape(-1, HOP_SAMPLES)
-    return jnp.concatenate([hops[i : i + frames] for i in range(pieces)], -1)[:, :FFT_SAMPLES]
+def _hops(wave, count: int):
+    """Return `[count, 160]`: the wave in hops, zeros beyond its end."""
+    samples = count * HOP_SAMPLES
+    wave = jnp.pad(wave, (0, max(samples - len(wave), 0)))
+    return wave[:samples].reshape(count, HOP_SAMPLES)
 
 
 def to_float(wave):

@@ -51,6 +51,17 @@ def test_silence_and_constant_are_exactly_at_the_floor(reference, name, config):
     np.testing.assert_array_equal(compute(reference, name, config), np.log(np.float32(2.0**-23)))
 
 
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_silence_and_constants_after_a_sound_are_exactly_at_the_floor(config):
+    loud = np.random.default_rng(0).uniform(-1, 1, 2000)
+    wave = np.concatenate([loud, np.zeros(2000), np.full(2000, 0.3)]).astype(np.float32)
+    mel = np.asarray(fbank(wave[None], config))[0]
+    floor = np.log(np.float32(2.0**-23))
+    np.testing.assert_array_equal(mel[13:23], floor)  # frames from sample 2080 to 3999
+    np.testing.assert_array_equal(mel[26:], floor)  # from sample 4160 on
+    assert (mel[:10].max(-1) > floor + 1).all()
+
+
 def test_windows_and_filters_equal_torchaudio(reference):
     # torchaudio evaluates both in float32: window error 2e-7; filters near a corner 1.4e-5
     # (the difference of two mel values of about 2840, float32 spacing 2.4e-4, divided by 22).

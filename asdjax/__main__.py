@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from tyro.conf import Positional
 
 from asdjax import embedding, pipeline, weights
 from asdjax.config import SystemConfig
-from asdjax.data import archives, audio, dcase, fetch, inspect, synthetic
+from asdjax.data import archives, audio, dcase, download, fetch, inspect, synthetic
 from asdjax.models.embedder import Pretrained
 from asdjax.recipes import RECIPES
 from asdjax.report import console
@@ -197,7 +198,14 @@ def weights_fetch(
       name: as in `asdjax weights list`.
       source: the original file on disk, in place of the download.
     """
-    console.note(f"weights: {weights.fetch(name, source)}")
+    with download.progress_bars() as bars:
+        task = bars.add_task(name, total=None)
+        path = weights.fetch(
+            name,
+            source,
+            progress=lambda done, total: bars.update(task, completed=done, total=total),
+        )
+    console.note(f"weights: {path}")
 
 
 COMMANDS: dict[str, Callable] = {
@@ -221,6 +229,9 @@ def main() -> None:
 
     Ctrl-C ends the process by its signal, 130 in a shell.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
     try:
         dispatch(sys.argv[1:])
     except InputError as error:
@@ -250,9 +261,11 @@ def dispatch(args: list[str]) -> None:
 def _recipe_arguments(name: str, args: list[str]) -> RunArguments:
     recipe = RECIPES.get(args[0]) if args else None
     if recipe is None:
-        names = "\n  ".join(RECIPES)
-        console.note(f"usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:\n  {names}")
-        sys.exit(0 if args[:1] in (["-h"], ["--help"]) else 2)
+        asked = args[:1] in (["-h"], ["--help"])
+        unknown = f"unknown recipe {args[0]!r}\n" if args and not asked else ""
+        usage = f"{unknown}usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:"
+        console.note("\n  ".join([usage, *RECIPES]))
+        sys.exit(0 if asked else 2)
     return tyro.cli(
         RunArguments,
         default=RunArguments(tyro.MISSING, tyro.MISSING, recipe.config),

@@ -43,7 +43,7 @@ def prepare(
       InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
     """
     embedder, weights_sha256 = load_embedder(config.embedder)
-    dataset = dcase.scan(data, ground_truth)
+    dataset = dcase.scan(Path(data).resolve(), ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     sound = replace(config.audio, channel=_channel(config.audio, dataset))
     with console.progress("checking files", len(clips), "files") as advance:
@@ -57,7 +57,7 @@ def prepare(
         console.note(line)
     run = Run(
         replace(config, audio=sound),
-        dataset.root.resolve(),
+        dataset.root,
         clips,
         year or dataset.year,
         weights_sha256,
@@ -78,21 +78,23 @@ def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
 
 
 def check_complete(run: Run) -> None:
-    """Refuse machines without training clips, or with training clips of one domain only."""
-    problems = []
+    """Refuse machines without training or test clips, or with training clips of one domain only."""
+    problems = [] if run.clips else [f"{run.data}: no clip that can be used"]
     for (machine, section), clips in run.groups.items():
         domains = [clip.domain for clip in clips if clip.split == "train"]
         where = f"{machine}/{section} in {clips[0].path.parents[1]}"
         if not domains:
             problems.append(f"{where}: no training clip that can be used")
+        if len(domains) == len(clips):
+            problems.append(f"{where}: no test clip that can be used")
         for domain in ("source", "target") if any(domains) else ():
             if domain not in domains:
                 problems.append(f"{where}: no {domain} clip among {len(domains)} training clips")
     if problems:
         raise InputError(
             "expected normal training clips of every machine and section, of both domains where "
-            "there are domains; complete the data, or take the machine out of the folder:\n  "
-            + "\n  ".join(problems)
+            "there are domains, and test clips; complete the data, or take the machine out of the "
+            "folder:\n  " + "\n  ".join(problems)
         )
 
 

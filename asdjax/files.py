@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import hashlib
 import json
 import uuid
@@ -24,10 +25,24 @@ def atomic(path: Path | str) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
+        with full_disk(path):
+            yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Turn "no space left" while writing `path` into an InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"the disk of {path.resolve()} is full: free some space and run the same command again"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:
@@ -38,7 +53,10 @@ def sha256_file(path: Path) -> str:
 
 def write_csv(path: Path | str, rows: Sequence[Sequence[object]]) -> None:
     """Write rows atomically; Python's csv keeps every digit of a float."""
-    with atomic(path) as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic(path) as temporary,
+        temporary.open("w", newline="", errors="surrogateescape") as file,
+    ):
         csv.writer(file, lineterminator="\n").writerows(rows)
 
 

@@ -25,6 +25,8 @@ from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
 from asdjax.types import Clip, Embeddings, InputError, Scores
 
+RESULTS = ("results.csv", "skipped.csv", "figures")  # what `report` writes
+
 
 def run(
     config: SystemConfig,
@@ -64,7 +66,11 @@ def embed(
 
     A file that was made from the same clips by the same system and weights is kept.
     """
+    out = Path(out)
+    official.check_year(year)
     made, infos, embedder = prepare(config, data, year, ground_truth, skip_bad)
+    _note_lacking(made)
+    runs.clear(out, *RESULTS, "scores")
     runs.save(out, made)
     keys = {group: made.key(clips) for group, clips in made.groups.items()}
     pending = {
@@ -87,6 +93,7 @@ def score(out: Path, **changes: object) -> None:
       out: the run's folder.
       changes: fields of the scorer to replace; they are recorded as the run's.
     """
+    out = Path(out)
     made = runs.load(out)
     if changes:
         scorer = replace(made.system.scorer, **changes)
@@ -95,9 +102,8 @@ def score(out: Path, **changes: object) -> None:
     machines = [runs.load_embeddings(out, clips) for clips in made.groups.values()]
     train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer)
+    runs.clear(out, *RESULTS, "scores")
     folder = out / "scores" / "knn"
-    for path in folder.glob("*.csv"):
-        path.unlink()
     for part, values, normal in zip(test, found, left_out, strict=True):
         for scores in _score_files(part.clips, values, values > threshold(normal), made.year):
             score_files.save(folder, scores)
@@ -105,17 +111,21 @@ def score(out: Path, **changes: object) -> None:
 
 
 def report(out: Path) -> list[Metric]:
-    """Write figures, `skipped.csv` and, where clips have labels, the official numbers of a run."""
+    """Write figures, `skipped.csv` and the official numbers of the machines that can have them."""
+    out = Path(out)
     made, scores = runs.load(out), score_files.load(out / "scores")
+    runs.clear(out, *RESULTS)
     read = partial(audio.read, channel=made.system.audio.channel)
     console.note(f"figures: {figures.write(out / 'figures', scores, made.clips, read)}")
     write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
     if made.skipped:
         console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
-    if all(clip.label is None for clip in made.clips if clip.split == "test"):
-        console.note("the test clips have no labels: scores only, no official numbers")
+    lacking = _note_lacking(made)
+    clips = [clip for clip in made.clips if clip.group not in lacking]
+    if not clips:
         return []
-    metrics = official.evaluate(scores, made.clips, made.year)
+    usable = [file for file in scores if (file.machine, file.section) not in lacking]
+    metrics = official.evaluate(usable, clips, made.year)
     write_results(out / "results.csv", metrics)
     console.results_table(metrics, f"{out}, no statistics of test clips used")
     return metrics
@@ -158,6 +168,14 @@ def write_results(path: Path, metrics: Sequence[Metric]) -> None:
     write_csv(path, [("machine", "metric", "value"), *metrics])
 
 
+def _note_lacking(made: runs.Run) -> dict[runs.Group, str]:
+    """Tell which machines cannot have official numbers, and return them with the reasons."""
+    lacking = official.lacking(made.clips, made.year)
+    for (machine, section), reason in lacking.items():
+        console.note(f"no official numbers of {machine}/{section}: {reason}")
+    return lacking
+
+
 def _part(embeddings: Embeddings, split: str) -> Embeddings:
     return embeddings.take([i for i, c in enumerate(embeddings.clips) if c.split == split])
 
@@ -167,7 +185,7 @@ def _score_files(
 ) -> list[Scores]:
     """Return a machine's score file; 2021 has one per domain, 2020 has no decisions."""
     files = []
-    for domain in sorted({clip.domain for clip in clips}) if year == 2021 else [None]:
+    for domain in sorted({clip.domain for clip in clips}, key=str) if year == 2021 else [None]:
         rows = [i for i, clip in enumerate(clips) if domain in (None, clip.domain)]
         decisions = None if year == 2020 else decided[rows].astype(int)
         names = tuple(clips[i].name for i in rows)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +77,15 @@ def save(out: Path, run: Run) -> None:
     )
 
 
+def clear(out: Path, *names: str) -> None:
+    """Remove files and folders of a run that no longer follow from its configuration."""
+    for path in (out / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def load(out: Path) -> Run:
     """Read what `save` wrote; InputError when `out` is no run's folder."""
     try:
@@ -82,6 +93,8 @@ def load(out: Path) -> Run:
         clips = json.loads((out / "clips.json").read_text())
     except FileNotFoundError as error:
         raise InputError(f"expected a run's folder, got {out} without {error.filename}") from error
+    except ValueError as error:
+        raise InputError(f"{out}: config.json or clips.json is damaged; run it again") from error
     return Run(
         from_json(described["system"]),
         Path(described["data"]),
@@ -104,19 +117,19 @@ def load_embeddings(out: Path, clips: Sequence[Clip], key: str | None = None) ->
     """Read the rows of one machine and section; None when made under another key.
 
     Raises:
-      InputError: no such file, or rows of other clips, and no key was asked for.
+      InputError: without a key: no such file, a damaged one, or one of other clips.
     """
     path = embeddings_path(out, clips[0].group)
-    if key is not None and not path.is_file():
-        return None
-    if not path.is_file():
-        raise InputError(f"expected {path}: the run is not complete; give its command again")
-    with np.load(path, allow_pickle=False) as file:
-        if key is not None and str(file["key"]) != key:
-            return None
-        if list(file["names"]) != [clip.name for clip in clips]:
-            raise InputError(f"{path} is of other clips than clips.json; give the command again")
-        return Embeddings(tuple(clips), file["values"])
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            made_by, names, values = str(file["key"]), list(file["names"]), file["values"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged
+        made_by, names, values = None, None, None
+    if key is not None:
+        return Embeddings(tuple(clips), values) if made_by == key else None
+    if names != [clip.name for clip in clips]:
+        raise InputError(f"expected the clips of clips.json in {path}; run it again to the end")
+    return Embeddings(tuple(clips), values)
 
 
 def embeddings_path(out: Path, group: Group) -> Path:

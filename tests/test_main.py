@@ -58,7 +58,7 @@ def test_stages_can_be_called_one_by_one_with_other_settings(call, made, tmp_pat
     assert call("score", out, "--banks", "domain")[0] == 0
     assert call("report", out)[0] == 0
     system = runs.load(out).system
-    assert (system.scorer, system.batch) == (Knn(2, "domain", standardize=True), 7)
+    assert (system.scorer, system.batch) == (Knn(2, "domain"), 7)
     assert system.audio.seconds == 0.3
     assert (out / "results.csv").is_file()
 
@@ -155,7 +155,7 @@ def test_ctrl_c_and_a_full_disk_end_with_a_message(call, made, tmp_path, monkeyp
     monkeypatch.setattr(np, "savez", full)
     code, _, err = call(*words)
     assert code == 1
-    assert "No space left on device" in err
+    assert "is full: free some space" in err
     assert "fan_section_00" in err
 
 

@@ -176,6 +176,72 @@ def test_stereo_of_another_rate_among_the_clips_is_converted(data, tmp_path, cap
     assert "1 of 21 clips of fan: 44100 Hz, 2 channels; resampled to 16000 Hz, channel 0" in said
 
 
+def test_nothing_that_can_be_used_is_refused(data, tmp_path):
+    for path in data.rglob("*.wav"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="no clip that can be used"):
+        asdjax.run(LOGMEL, data, tmp_path / "run", skip_bad=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_machine_without_test_clips_is_refused(data, tmp_path):
+    shutil.rmtree(data / "fan" / "test")
+    with pytest.raises(InputError, match=r"fan/section_00 .*no test clip"):
+        asdjax.run(LOGMEL, data, tmp_path / "run")
+
+
+def test_machines_that_cannot_be_evaluated_do_not_spoil_the_others(tmp_path, capsys):
+    tone_machine(tmp_path / "data", "mixer", name="{label}_{split}_{domain}{index}.wav")
+    tone_machine(tmp_path / "data", "press", name="{split}_{domain}_{label[0]}{index}.wav")
+    results = asdjax.run(LOGMEL, tmp_path / "data", tmp_path / "run")
+    assert ("mixer", "amean_auc", 1.0) in results
+    assert "press" not in {metric.machine.split("/")[0] for metric in results}
+    assert (
+        "no official numbers of press/section_00: no labelled test clip" in capsys.readouterr().err
+    )
+    assert (tmp_path / "run/scores/knn/anomaly_score_press_section_00_test.csv").is_file()
+
+
+def test_a_second_run_leaves_nothing_of_the_first(data, tmp_path):
+    out = tmp_path / "run"
+    asdjax.run(LOGMEL, data, out)
+    shutil.rmtree(data / "pump")
+    for i, path in enumerate(sorted((data / "fan" / "test").iterdir())):
+        path.rename(path.with_name(f"section_00_{i:04d}.wav"))  # no labels any more
+    assert asdjax.run(LOGMEL, data, out) == []
+    assert not (out / "results.csv").exists()
+    assert not (out / "figures" / "roc.png").exists()
+    assert {path.name for path in (out / "scores" / "knn").iterdir()} == {
+        "anomaly_score_fan_section_00_test.csv",
+        "decision_result_fan_section_00_test.csv",
+    }
+
+
+def test_a_damaged_file_of_embeddings_is_made_again(made, tmp_path):
+    out = tmp_path / "run"
+    pipeline.embed(LOGMEL, made, out)
+    path = out / "embeddings" / "fan_section_00.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="fan_section_00"):
+        pipeline.score(out)
+    assert asdjax.run(LOGMEL, made, out)
+
+
+def test_names_with_signs_of_other_languages_and_markup(data, tmp_path):
+    (data / "fan").rename(data / "Pümpe 1 [alt]")
+    clip = next((data / "Pümpe 1 [alt]" / "test").iterdir())
+    clip.rename(clip.with_name(clip.stem + "_a$b_{$.wav"))
+    assert asdjax.run(LOGMEL, data, tmp_path / "oc[/x]")
+
+
+def test_a_layer_the_backbone_lacks_is_refused(made, golden, tmp_path):
+    weights = tmp_path / "tiny.safetensors"
+    convert_file(golden / "beats_tiny.pt", weights)
+    with pytest.raises(InputError, match=r"expected layer 0\.\.3, got 99"):
+        asdjax.run(SystemConfig(Pretrained(str(weights), layer=99)), made, tmp_path / "run")
+
+
 def test_a_machine_without_target_clips_is_refused(data, tmp_path):
     for clip in (data / "fan" / "train").glob("*target*"):
         clip.unlink()
@@ -208,7 +274,7 @@ def test_a_full_disk_leaves_no_half_file(made, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"fan_section_00\.npz is full: free some space"):
         asdjax.run(LOGMEL, made, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").rglob("*") if path.is_file()} == {
         "clips.json",

@@ -59,6 +59,8 @@ def opened(path: Path) -> Iterator[SoundFile]:
             raise InputError("expected a recording, got 0 bytes; copy or download the file again")
         with soundfile.SoundFile(path) as file:
             yield file
+    except UnicodeEncodeError as error:
+        raise InputError("expected a file name in UTF-8, got other bytes; rename it") from error
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise InputError(

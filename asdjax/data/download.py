@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import hashlib
 import http.client
 import re
@@ -11,9 +9,10 @@ import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from asdjax.files import full_disk
 from asdjax.types import InputError
 
 BACKOFF_S = (0.5, 1.0, 2.0, 4.0)  # waits between attempts that brought no byte
@@ -157,14 +156,23 @@ def check_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def full_disk(path: Path) -> Iterator[None]:
-    """Turn "no space left" while writing `path` into an InputError."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(
-            f"the disk of {path.resolve()} is full: free some space and run the same command again"
-        ) from error
+def progress_bars():
+    """Return rich bars for downloads: bytes, speed, time left; on stderr."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -15,7 +15,8 @@ from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from asdjax.data.archives import ARCHIVES, Archive
-from asdjax.data.download import check_space, download, full_disk
+from asdjax.data.download import check_space, download, progress_bars
+from asdjax.files import full_disk
 from asdjax.types import InputError
 
 UNPACKED_FACTOR = 1.25  # these archives unpack to 1.15-1.2 times their size
@@ -55,7 +56,7 @@ def _fetch_archives(archives: Sequence[Archive], raw: Path, mirror: str) -> None
     listed = _list_files(archives, mirror)
     sizes = [size for size, _ in listed]
     check_space(raw, int(UNPACKED_FACTOR * sum(sizes) + max(sizes)))
-    with _progress_bars() as bars:
+    with progress_bars() as bars:
         for archive, (size, checksum) in zip(archives, listed, strict=True):
             task = bars.add_task(archive.name, total=size)
             file = download(
@@ -158,25 +159,3 @@ def _merge(source: Path, target: Path) -> None:
         return
     for child in sorted(source.iterdir()):
         _merge(child, target / child.name)
-
-
-def _progress_bars():
-    """Return rich bars, one per archive: bytes, speed, time left; on stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -65,7 +65,8 @@ def _apply_csv(file: Path, clips: dict[Path, Clip]) -> list[str]:
     problems, named = [], set()
     for cells in rows:
         row = dict(zip(header, cells, strict=False))
-        path, *more = by_ending.get(_parts(row["file_name"]), [None])
+        name = row.get("file_name", "")
+        path, *more = by_ending.get(_parts(name), [None])
         if row.get("label") not in (*_LABELS, "") or row.get("domain", "") not in (*_DOMAINS, ""):
             problems.append(
                 f"{file}: expected a label of {', '.join(_LABELS)} and a domain of "
@@ -73,7 +74,7 @@ def _apply_csv(file: Path, clips: dict[Path, Clip]) -> list[str]:
             )
         elif path is None or more or path in named:
             count = "none" if path is None else "several" if more else "one named twice"
-            problems.append(f"{file}: expected one recording {row['file_name']}, got {count}")
+            problems.append(f"{file}: expected one recording {name}, got {count}")
         else:
             named.add(path)
             clips[path] = _with_row(clips[path], row)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asdjax.data.download import check_space, full_disk
+from asdjax.data.download import check_space
 from asdjax.data.synthetic_machines import MACHINES, Fault
 from asdjax.data.synthetic_signals import bumps, frequencies, hear, noise, room
-from asdjax.files import write_csv
+from asdjax.files import full_disk, write_csv
 from asdjax.types import SAMPLE_RATE_HZ, Domain, InputError
 
 REVISION = 1  # of the sounds; raise it when any of them changes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from asdjax.data.names import AUDIO_SUFFIXES
@@ -18,6 +18,7 @@ SPLIT_FOLDERS: dict[str, tuple[Split, Domain | None]] = {
     "target_test": ("test", "target"),  # 2021
     "supplemental": ("supplemental", None),  # 2025
 }
+OTHER_SUFFIXES = (".mp3", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".aif", ".aiff", ".caf", ".raw")
 _NESTING = re.compile(r"dcase20\d\dt2|dev_data|eval_data|raw", re.IGNORECASE)
 _COPIES = "test_rename"  # the official baseline puts renamed copies of the test clips there
 
@@ -64,7 +65,19 @@ def find_problems(machines: Sequence[Path], found: Sequence[Clip]) -> list[str]:
     doubled = [" ".join(name) for name, count in names.items() if count > 1]
     if doubled:
         doubled = [f"found more than once, keep one of each: {preview(doubled)}"]
-    return _find_misplaced(machines) + empty + doubled
+    return _find_misplaced(machines) + _find_other_formats(machines) + empty + doubled
+
+
+def _find_other_formats(machines: Sequence[Path]) -> list[str]:
+    """Return a line for each folder that holds recordings of a format that is not read."""
+    folders = [machine / split for machine in machines for split in SPLIT_FOLDERS]
+    files = {folder: _files(folder, OTHER_SUFFIXES) for folder in folders}
+    return [
+        f"{folder}: {len(found)} recordings that are neither wav nor flac; convert or remove them: "
+        f"{preview([path.name for path in found])}"
+        for folder, found in files.items()
+        if found
+    ]
 
 
 def find_untrained(clips: Sequence[Clip]) -> list[str]:
@@ -98,13 +111,17 @@ def _is_machine(folder: Path) -> bool:
 
 
 def _audio_files(folder: Path) -> list[Path]:
-    """Return the wav and flac files directly in `folder`; hidden files (`._a.wav`) are none."""
+    return _files(folder, AUDIO_SUFFIXES)
+
+
+def _files(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """Return the files directly in `folder` with these endings; none that are hidden."""
     if not folder.is_dir():
         return []
     return [
         path
         for path in folder.iterdir()
-        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in suffixes and not path.name.startswith(".")
     ]
 
 

@@ -55,13 +55,14 @@ def evaluate(scores: Sequence[Scores], clips: Sequence[Clip], year: int | None) 
     Raises:
       InputError: names that do not match, a class or a domain missing in a section.
     """
-    if year is not None and not 2020 <= year <= 2026:
-        raise InputError(f"expected a year from 2020 to 2026, got {year}")
+    check_year(year)
     # In 2022 the published full names of ToyCar and ToyTrain contradict the labels.
     tables = pair(scores, clips, full_names=year is None or year >= 2023)
-    with_domains = any((table.domain != "").any() for table in tables.values())
-    rule = year or (2023 if with_domains else 2020)
-    _check(tables, rule)
+    rule = _rule(tables, year)
+    if problems := {group: found for group, t in tables.items() if (found := _lacks(t, rule))}:
+        lines = [f"{'/'.join(group)}: {', '.join(found)}" for group, found in problems.items()]
+        head = f"cannot evaluate by the rule of {rule}; add labelled clips or leave the machine out"
+        raise InputError(head + ":\n  " + "\n  ".join(lines))
     sections = {group: _section(table, rule) for group, table in tables.items()}
     metrics = []
     for machine, groups in groupby(sections, key=lambda group: group[0]):
@@ -71,6 +72,39 @@ def evaluate(scores: Sequence[Scores], clips: Sequence[Clip], year: int | None) 
             metrics += _rows(machine if plain else f"{machine}/{section}", values)
         metrics += _rows(machine, _means(list(own.values()), rule))
     return metrics + _rows(TOTAL, _totals(tables, sections, rule))
+
+
+def check_year(year: int | None) -> None:
+    """Refuse a year without an edition; None is none in particular."""
+    if year is not None and not 2020 <= year <= 2026:
+        raise InputError(f"expected a year from 2020 to 2026, got {year}")
+
+
+def lacking(clips: Sequence[Clip], year: int | None) -> dict[tuple[str, str], str]:
+    """Return why a machine type and section has no official numbers, for those that cannot have.
+
+    Args: as `evaluate`; no scores are needed.
+    """
+    groups: dict[tuple[str, str], list[Clip]] = {clip.group: [] for clip in clips}
+    for clip in clips:
+        if clip.split == "test" and clip.label is not None:
+            groups[clip.group].append(clip)
+    tables = {group: _labels(labelled) for group, labelled in groups.items() if labelled}
+    rule = _rule(tables, year)
+    lacks = {group: _lacks(table, rule) for group, table in tables.items()}
+    reasons = {group: lacks.get(group, ["no labelled test clip"]) for group in groups}
+    return {group: ", ".join(found) for group, found in reasons.items() if found}
+
+
+def _labels(clips: Sequence[Clip]) -> Table:
+    label = np.array([clip.label for clip in clips])
+    domain = np.array([clip.domain or "" for clip in clips])
+    return Table(label, domain, score=np.zeros(len(clips)), decision=None)
+
+
+def _rule(tables: Mapping[tuple[str, str], Table], year: int | None) -> int:
+    with_domains = any((table.domain != "").any() for table in tables.values())
+    return year or (2023 if with_domains else 2020)
 
 
 def harmonic_mean(values: Sequence[float]) -> float:
@@ -95,21 +129,17 @@ def _sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
     return {"_all": section[""], **ranked}, section, domains
 
 
-def _check(tables: Mapping[tuple[str, str], Table], rule: int) -> None:
-    """Refuse clips without a domain where the rule needs one, and sets with only one class."""
+def _lacks(table: Table, rule: int) -> list[str]:
+    """Return what a section lacks: a domain of a clip where the rule needs one, or a class."""
+    if rule > 2020 and (count := np.count_nonzero(table.domain == "")):
+        return [f"{count} clips have no domain"]
     problems = []
-    for (machine, section), table in tables.items():
-        if rule > 2020 and (count := np.count_nonzero(table.domain == "")):
-            problems.append(f"{machine}/{section}: {count} clips have no domain")
-            continue
-        for suffix, mask in _sets(table, rule)[0].items():
-            normal, anomaly = (np.count_nonzero(table.label[mask] == c) for c in (NORMAL, ANOMALY))
-            if not (normal and anomaly):
-                counts = f"{normal} normal and {anomaly} anomalous clips"
-                problems.append(f"{machine}/{section}: auc{suffix} needs both, has {counts}")
-    if problems:
-        head = f"cannot evaluate by the rule of {rule}; add labelled clips or leave the machine out"
-        raise InputError(head + ":\n  " + "\n  ".join(problems))
+    for suffix, mask in _sets(table, rule)[0].items():
+        normal, anomaly = (np.count_nonzero(table.label[mask] == c) for c in (NORMAL, ANOMALY))
+        if not (normal and anomaly):
+            counts = f"{normal} normal and {anomaly} anomalous clips"
+            problems.append(f"auc{suffix} needs both, has {counts}")
+    return problems
 
 
 def _section(table: Table, rule: int) -> dict[str, float]:

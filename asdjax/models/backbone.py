@@ -71,8 +71,6 @@ class Backbone:
             layer: 0 is the input of the first layer, i the output of layer i; None the final one.
         """
         self._check(wave, lengths)
-        if layer is not None and not 0 <= layer <= self.config.encoder_layers:
-            raise InputError(f"expected layer 0..{self.config.encoder_layers}, got {layer}")
         return self._tokens(self.params, wave, lengths, layer=layer)
 
     def classify(self, wave, lengths=None) -> jax.Array:
@@ -83,7 +81,9 @@ class Backbone:
         return self._classify(self.params, wave, lengths)
 
     def apply(self, params: Params, wave, lengths=None, layer: int | None = None) -> jax.Array:
-        """Do the same as a call, purely and unchecked: for use inside the caller's own jit."""
+        """Do the same as a call, purely, for use inside the caller's own jit; shapes unchecked."""
+        if layer is not None and not 0 <= layer <= self.config.encoder_layers:
+            raise InputError(f"expected layer 0..{self.config.encoder_layers}, got {layer}")
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
         return weights.merge(self._graph, params)(beats_frontend(wave), padding, layer)
 

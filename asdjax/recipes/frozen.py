@@ -12,10 +12,10 @@ from asdjax.scoring.score import Knn
 RECIPES = {
     "frozen/logmel": Recipe(
         summary="time mean and deviation of the log-mel, nearest normal clip; no weights needed",
-        config=SystemConfig(LogMel(), Knn(k=1, standardize=True)),
+        config=SystemConfig(LogMel(), Knn(k=1)),
         source="the usual lower bound; compare `raw_spec` of ASDKit (Fujimura et al. 2025)",
         published="raw_spec, official score dev/eval: 2023 54.75/59.99, 2024 54.16/54.04",
-        chosen="Kaldi log-mel and standardization by training clips (raw_spec: spectrogram, SMOTE)",
+        chosen="Kaldi log-mel, mean and deviation over time (raw_spec: spectrogram, SMOTE)",
     ),
     "frozen/beats": Recipe(
         summary="mean BEATs token, nearest normal clip by cosine distance",

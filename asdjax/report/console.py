@@ -38,7 +38,8 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[object]], title: str =
         view.add_column(name, justify="right" if column else "left", overflow="fold")
     for row in rows:
         view.add_row(*[str(cell) for cell in row])
-    Console(width=None if sys.stdout.isatty() else 160).print(view)
+    width = None if sys.stdout.isatty() else 160
+    Console(width=width, markup=False, highlight=False).print(view)
 
 
 @contextlib.contextmanager

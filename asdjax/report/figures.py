@@ -101,7 +101,7 @@ def _histograms(path: Path, machines: Sequence[Scored]) -> None:
                         axis.hist(values, bins, color=color, alpha=0.6, label=LABELS[label])
                 axis.set(xlabel="anomaly score", ylabel="clips")
                 axis.yaxis.get_major_locator().set_params(integer=True)
-                axis.set_title(f"{machine.title} {domain or ''}", fontsize=10)
+                axis.set_title(f"{machine.title} {domain or ''}", fontsize=10, parse_math=False)
                 axis.legend(fontsize=8)
             for axis in row[len(_domains(machine.clips)) :]:
                 axis.set_axis_off()
@@ -122,7 +122,7 @@ def _roc(path: Path, machines: Sequence[Scored]) -> None:
             axis.plot([0, 1], [0, 1], color="#adb5bd", lw=0.8)
             axis.set(xlabel="false positive rate", ylabel="true positive rate")
             axis.set_box_aspect(1)
-            axis.set_title(machine.title, fontsize=10)
+            axis.set_title(machine.title, fontsize=10, parse_math=False)
             axis.legend(fontsize=8, loc="lower right")
 
 
@@ -159,7 +159,9 @@ def _top_clips(path: Path, machines: Sequence[Scored], read) -> None:
                 )
                 title = f"{machine.title}: score {machine.values[i]:.3g}, {LABELS[clip.label]}\n"
                 name = textwrap.fill(clip.name, 48)
-                axis.set_title(title + name, fontsize=6.5, color=COLORS[clip.label])
+                axis.set_title(
+                    title + name, fontsize=6.5, color=COLORS[clip.label], parse_math=False
+                )
                 axis.set(xlabel="s", ylabel="mel band")
             for axis in row[len(order) :]:
                 axis.set_axis_off()

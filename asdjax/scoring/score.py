@@ -25,7 +25,9 @@ class Knn:
       k: neighbors averaged.
       banks: "pooled" searches all training clips of a machine; "domain" searches source and target
         clips separately and takes the smaller distance.
-      standardize: first subtract the training mean of the machine and divide by its deviation.
+      standardize: first subtract the training mean of the machine and divide by its deviation. The
+        cosine then compares directions from the mean, and how far a clip lies from it is lost: an
+        extreme clip may score lower than one near the mean.
     """
 
     k: int = 1

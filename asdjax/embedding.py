@@ -109,7 +109,8 @@ def load_embedder(config: LogMel | Pretrained) -> tuple[Embedder, str]:
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
     """Return `embed(clips, infos, advance) -> [n, E] float32`, jitted over all local devices.
 
-    It compiles once per clip length. The device works on one batch while threads decode the next.
+    It compiles once per clip length and sample type. The device works on one batch while threads
+    decode the next.
 
     Args:
       most_clips: in one call; batches need not be larger.

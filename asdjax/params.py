@@ -131,9 +131,12 @@ def _header(metadata: dict[str, str], path: Path) -> Header:
             f"{path}: expected {FORMAT} version {FORMAT_VERSION} in the header, got {found}; "
             "convert the original checkpoint with `python -m weights_convert`"
         )
-    return Header(
-        metadata["kind"],
-        json.loads(metadata["config"]),
-        metadata["source_sha256"],
-        tuple(json.loads(metadata["labels"])),
-    )
+    try:
+        return Header(
+            metadata["kind"],
+            json.loads(metadata["config"]),
+            metadata["source_sha256"],
+            tuple(json.loads(metadata["labels"])),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: damaged header ({error}); convert the file again") from error

@@ -69,21 +69,22 @@ def embed(
     out = Path(out)
     official.check_year(year)
     made, infos, embedder = prepare(config, data, year, ground_truth, skip_bad)
+    made = made.with_keys()
     _note_lacking(made)
     runs.clear(out, *RESULTS, "scores")
     runs.save(out, made)
-    keys = {group: made.key(clips) for group, clips in made.groups.items()}
     pending = {
         group: clips
         for group, clips in made.groups.items()
-        if force or runs.load_embeddings(out, clips, keys[group]) is None
+        if force or runs.load_embeddings(out, made, group) is None
     }
-    console.note(f"{len(keys) - len(pending)} of {len(keys)} machines are already embedded")
+    kept = len(made.groups) - len(pending)
+    console.note(f"{kept} of {len(made.groups)} machines are already embedded")
     with console.progress("embedding", sum(map(len, pending.values()))) as advance:
         compute = make_embed(embedder, made.system, max(map(len, made.groups.values())))
-        for group, clips in pending.items():
+        for clips in pending.values():
             values = compute(clips, [infos[clip.path] for clip in clips], advance)
-            runs.save_embeddings(out, Embeddings(clips, values), keys[group])
+            runs.save_embeddings(out, made, Embeddings(clips, values))
 
 
 def score(out: Path, **changes: object) -> None:
@@ -99,7 +100,9 @@ def score(out: Path, **changes: object) -> None:
         scorer = replace(made.system.scorer, **changes)
         made = replace(made, system=replace(made.system, scorer=scorer))
         runs.save(out, made)
-    machines = [runs.load_embeddings(out, clips) for clips in made.groups.values()]
+    machines = [runs.load_embeddings(out, made, group) for group in made.groups]
+    if None in machines:
+        raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
     train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer)
     runs.clear(out, *RESULTS, "scores")

@@ -16,7 +16,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -40,6 +40,7 @@ class Run:
     year: int | None  # the edition whose rules apply; None where neither data nor user tell
     weights_sha256: str  # "" where the embedder has no weights
     skipped: dict[str, str]  # broken files and what is wrong with them
+    keys: dict[str, str] = field(default_factory=dict)  # embeddings file -> what it is made from
 
     @property
     def groups(self) -> dict[Group, tuple[Clip, ...]]:
@@ -49,11 +50,15 @@ class Run:
             groups.setdefault(clip.group, []).append(clip)
         return {group: tuple(clips) for group, clips in groups.items()}
 
-    def key(self, clips: Sequence[Clip]) -> str:
-        """Return what an embedding of these clips depends on, as a digest."""
-        files = [(clip.name, clip.path.stat()) for clip in clips]
-        content = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
-        return digest(self.system.embedder, self.system.audio, self.weights_sha256, content)
+    def with_keys(self) -> Run:
+        """Return the run with a digest of what each file of embeddings depends on."""
+        return replace(self, keys={_name(g): self._key(clips) for g, clips in self.groups.items()})
+
+    def _key(self, clips: Sequence[Clip]) -> str:
+        files = [(clip.name, clip.split, clip.path.stat()) for clip in clips]
+        content = [(name, split, s.st_size, s.st_mtime_ns) for name, split, s in files]
+        system = self.system.embedder, self.system.audio, self.weights_sha256, __version__
+        return digest(*system, content)
 
 
 def save(out: Path, run: Run) -> None:
@@ -69,6 +74,7 @@ def save(out: Path, run: Run) -> None:
         "year": run.year,
         "weights_sha256": run.weights_sha256,
         "skipped": run.skipped,
+        "embeddings": run.keys,
         "transductive": False,  # no scorer uses statistics of test clips
     }
     write_json(out / "config.json", described)
@@ -102,35 +108,28 @@ def load(out: Path) -> Run:
         described["year"],
         described["weights_sha256"],
         described["skipped"],
+        described["embeddings"],
     )
 
 
-def save_embeddings(out: Path, embeddings: Embeddings, key: str) -> None:
+def save_embeddings(out: Path, run: Run, embeddings: Embeddings) -> None:
     """Write the rows of one machine and section."""
+    name = _name(embeddings.clips[0].group)
     names = np.array([clip.name for clip in embeddings.clips])
-    path = embeddings_path(out, embeddings.clips[0].group)
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, values=embeddings.values, names=names, key=np.array(key))
+    with atomic(out / "embeddings" / name) as temporary, temporary.open("wb") as file:
+        np.savez(file, values=embeddings.values, names=names, key=np.array(run.keys[name]))
 
 
-def load_embeddings(out: Path, clips: Sequence[Clip], key: str | None = None) -> Embeddings | None:
-    """Read the rows of one machine and section; None when made under another key.
-
-    Raises:
-      InputError: without a key: no such file, a damaged one, or one of other clips.
-    """
-    path = embeddings_path(out, clips[0].group)
+def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings | None:
+    """Read the rows of a machine and section; None if absent, damaged or made from other things."""
+    name = _name(group)
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            made_by, names, values = str(file["key"]), list(file["names"]), file["values"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):  # absent or damaged
-        made_by, names, values = None, None, None
-    if key is not None:
-        return Embeddings(tuple(clips), values) if made_by == key else None
-    if names != [clip.name for clip in clips]:
-        raise InputError(f"expected the clips of clips.json in {path}; run it again to the end")
-    return Embeddings(tuple(clips), values)
+        with (out / "embeddings" / name).open("rb") as stream, np.load(stream) as file:
+            key, values = str(file["key"]), file["values"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    return Embeddings(run.groups[group], values) if key == run.keys[name] else None
 
 
-def embeddings_path(out: Path, group: Group) -> Path:
-    return out / "embeddings" / f"{group[0]}_{group[1]}.npz"
+def _name(group: Group) -> str:
+    return f"{group[0]}_{group[1]}.npz"

@@ -16,6 +16,7 @@ from asdjax import embedding, pipeline, runs
 from asdjax.config import SystemConfig
 from asdjax.data.audio import read
 from asdjax.data.loader import Audio
+from asdjax.metrics import score_files
 from asdjax.models.embedder import LogMel, Pretrained, logmel_statistics
 from asdjax.recipes import RECIPES
 from asdjax.scoring.score import Knn
@@ -94,7 +95,7 @@ def test_a_run_leaves_the_files_it_promises(finished, made):
 def test_embeddings_are_those_of_each_clip_alone(finished):
     made = runs.load(finished)
     clips = made.groups["fan", "section_00"]
-    rows = runs.load_embeddings(finished, clips).values
+    rows = runs.load_embeddings(finished, made, ("fan", "section_00")).values
     for clip, row in zip(clips, rows, strict=True):
         wave = read(clip.path, 0)[None]
         alone = np.asarray(logmel_statistics(wave, np.array([wave.shape[1]])))[0]
@@ -123,6 +124,79 @@ def test_what_is_embedded_is_kept_until_something_changes(data, tmp_path):
     assert times(out)["fan_section_00"] != first["fan_section_00"]
 
 
+def test_scores_never_mix_two_systems(made, tmp_path, monkeypatch):
+    out, load_batches = tmp_path / "run", embedding.load_batches
+    asdjax.run(LOGMEL, made, out)
+
+    def interrupted(clips, *rest):
+        if clips[0].machine == "pump":
+            raise KeyboardInterrupt
+        yield from load_batches(clips, *rest)
+
+    monkeypatch.setattr(embedding, "load_batches", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        asdjax.run(replace(LOGMEL, audio=Audio(seconds=0.3)), made, out)
+    with pytest.raises(InputError, match="not complete"):
+        pipeline.score(out)
+
+
+def test_weights_audio_settings_and_version_are_part_of_an_embedding(finished, monkeypatch):
+    run = runs.load(finished)
+    keys = [run.with_keys().keys]
+    keys.append(replace(run, weights_sha256="other").with_keys().keys)
+    audio = replace(run.system.audio, seconds=0.3)
+    keys.append(replace(run, system=replace(run.system, audio=audio)).with_keys().keys)
+    monkeypatch.setattr(runs, "__version__", "other")
+    keys.append(run.with_keys().keys)
+    assert run.keys == keys[0]
+    assert len({key["fan_section_00.npz"] for key in keys}) == 4
+
+
+def test_decisions_depend_on_training_clips_alone(finished, tmp_path, monkeypatch):
+    out, fitted = shutil.copytree(finished, tmp_path / "run"), []
+
+    def limit(train_scores):
+        fitted.append(train_scores)
+        return np.median(train_scores)
+
+    monkeypatch.setattr(pipeline, "threshold", limit)
+    pipeline.score(out)
+    assert [len(scores) for scores in fitted] == [9, 9]  # there are 12 test clips
+    fan, _ = score_files.load(out / "scores")
+    np.testing.assert_array_equal(fan.decisions, fan.values > np.median(fitted[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "channel"), [(None, 0), ("{label}_{split}_{domain}{index}.wav", "mean")]
+)
+def test_the_default_channel_is_the_first_of_the_challenge_and_the_mean_of_others(
+    tmp_path, name, channel
+):
+    tone_machine(tmp_path / "data", "fan", name=name)
+    pipeline.embed(LOGMEL, tmp_path / "data", tmp_path / "run")
+    assert runs.load(tmp_path / "run").system.audio.channel == channel
+
+
+def test_a_given_year_wins_and_supplemental_clips_are_left_out(tmp_path):
+    data = tmp_path / "dcase2025t2" / "dev_data" / "raw"
+    tone_machine(data, "fan")
+    extra = data / "fan" / "supplemental" / "section_00_machine_0001_.wav"
+    extra.parent.mkdir()
+    shutil.copy(next((data / "fan" / "train").iterdir()), extra)
+    pipeline.embed(LOGMEL, data, tmp_path / "run")
+    run = runs.load(tmp_path / "run")
+    assert run.year == 2025
+    assert {clip.split for clip in run.clips} == {"train", "test"}
+    pipeline.embed(LOGMEL, data, tmp_path / "run", year=2022)
+    assert runs.load(tmp_path / "run").year == 2022
+
+
+def test_crop_refuses_clips_that_are_too_short(made, tmp_path):
+    audio = Audio(seconds=0.6, fit="crop")
+    with pytest.raises(InputError, match="42 of 42 files"):
+        pipeline.embed(replace(LOGMEL, audio=audio), made, tmp_path / "run")
+
+
 def test_another_scorer_is_recorded_and_used(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     pipeline.score(out, k=2, standardize=True)
@@ -136,8 +210,9 @@ def test_a_frozen_backbone_from_a_converted_checkpoint(made, golden, tmp_path):
     convert_file(golden / "beats_tiny.pt", weights)
     system = SystemConfig(Pretrained(str(weights)), Knn(), batch=8)
     assert asdjax.run(system, made, tmp_path / "run")
-    clips = runs.load(tmp_path / "run").groups["fan", "section_00"]
-    rows = runs.load_embeddings(tmp_path / "run", clips).values
+    run = runs.load(tmp_path / "run")
+    clips = run.groups["fan", "section_00"]
+    rows = runs.load_embeddings(tmp_path / "run", run, ("fan", "section_00")).values
     backbone = asdjax.load_backbone(weights)
     wave = np.pad(read(clips[0].path, 0), (0, 8000))[None]
     lengths = np.array([8000])
@@ -223,7 +298,7 @@ def test_a_damaged_file_of_embeddings_is_made_again(made, tmp_path):
     path = out / "embeddings" / "fan_section_00.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="fan_section_00"):
+    with pytest.raises(InputError, match="not complete"):
         pipeline.score(out)
     assert asdjax.run(LOGMEL, made, out)
 

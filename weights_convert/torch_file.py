@@ -7,10 +7,14 @@ module to be called; here it gets the few of `_allowed` and everything else is r
 
 from __future__ import annotations
 
+import io
 import math
+import operator
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +81,11 @@ class _Unpickler(pickle.Unpickler):
         if self._folder + "byteorder" in self._members and self._read("byteorder") != b"little":
             raise InputError("written on a big-endian machine, which is not supported")
         self._storages: dict[tuple[str, str], np.ndarray] = {}
-        self._allowed = _allowed()
-        super().__init__(archive.open(pickles[0]))
+        self._allowed = _allowed(self._account)
+        self._copied, self._limit = 0, 2 * sum(m.file_size for m in self._members.values()) + 2**20
+        data = self._read("data.pkl")
+        _refuse_large_memo(data)
+        super().__init__(io.BytesIO(data))
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in self._allowed:
@@ -100,6 +107,13 @@ class _Unpickler(pickle.Unpickler):
             self._storages[key, dtype] = np.frombuffer(data, DTYPES[dtype])
         return self._storages[key, dtype]
 
+    def _account(self, tensor: np.ndarray) -> np.ndarray:
+        """Refuse a pickle that copies the same storage until the memory is full."""
+        self._copied += tensor.nbytes
+        if self._copied > self._limit:
+            raise InputError("its tensors are far larger than the file; refused")
+        return tensor
+
     def _read(self, name: str) -> bytes:
         info = self._members.get(self._folder + name)
         if info is None or info.compress_type != zipfile.ZIP_STORED:
@@ -107,11 +121,24 @@ class _Unpickler(pickle.Unpickler):
         return self._archive.read(info)
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
+def _refuse_large_memo(data: bytes) -> None:
+    """Refuse memo indices beyond the pickle's length: Python would allocate that many slots."""
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):
+                raise InputError(f"a memo index of {argument} in a pickle of {len(data)} bytes")
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"not a whole pickle ({error})") from error
+
+
+def _allowed(account: Callable[[np.ndarray], np.ndarray]) -> dict[tuple[str, str], Any]:
     """Return all that a pickle may name: fresh functions and strings, so nothing can be altered."""
 
     def tensor(storage, offset, size, stride, *_):
-        return _tensor(storage, offset, tuple(size), tuple(stride))
+        numbers = operator.index(offset), tuple(map(operator.index, size))
+        return account(_tensor(storage, *numbers, tuple(map(operator.index, stride))))
 
     def parameter(tensor, *_):
         return tensor

@@ -37,8 +37,8 @@ class Audio:
     channel: int | Literal["mean"] | None = None
 
     def __post_init__(self):
-        if self.seconds is not None and self.seconds < 0.025:
-            raise InputError(f"expected audio.seconds >= 0.025 (one frame), got {self.seconds}")
+        if self.seconds is not None and not 0.025 <= self.seconds <= 3600:
+            raise InputError(f"expected audio.seconds of 0.025 to 3600, got {self.seconds}")
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,8 @@ def fbank(wave, config: FbankConfig, lengths=None):
     wave = to_float(wave)
     if wave.shape[-1] < FRAME_SAMPLES:
         raise ValueError(f"expected at least {FRAME_SAMPLES} samples, got wave {wave.shape}")
+    if lengths is not None:  # whatever stands behind a clip must not reach its last frames
+        wave = jnp.where(jnp.arange(wave.shape[-1])[None] < lengths[:, None], wave, 0.0)
     one = partial(_fbank_of_one, config=config)
     # On a CPU a few clips at a time, so that their frames and spectra stay in the cache.
     mel = jax.lax.platform_dependent(

@@ -54,7 +54,9 @@ class Backbone:
         if problems := weights.misfits(params, expected):
             raise InputError(f"the weights do not fit the model{problems}")
         self.config, self.labels, self.sha256 = config, labels, sha256
-        self.params: Params = {name: jnp.asarray(value) for name, value in params.items()}
+        self.params: Params = {
+            name: jnp.asarray(value, jnp.float32) for name, value in params.items()
+        }
         self._frontend = jax.jit(beats_frontend)
         self._tokens = jax.jit(self.apply, static_argnames="layer")
         self._classify = jax.jit(self._probabilities)
@@ -71,19 +73,20 @@ class Backbone:
             layer: 0 is the input of the first layer, i the output of layer i; None the final one.
         """
         self._check(wave, lengths)
-        return self._tokens(self.params, wave, lengths, layer=layer)
+        return self._tokens(self.params, wave, _array(lengths), layer=layer)
 
     def classify(self, wave, lengths=None) -> jax.Array:
         """Return class probabilities `[B, C]` of a fine-tuned model, in the order of `labels`."""
         if not self.config.finetuned_model:
             raise InputError("this model has no class head; load a fine-tuned one")
         self._check(wave, lengths)
-        return self._classify(self.params, wave, lengths)
+        return self._classify(self.params, wave, _array(lengths))
 
     def apply(self, params: Params, wave, lengths=None, layer: int | None = None) -> jax.Array:
         """Do the same as a call, purely, for use inside the caller's own jit; shapes unchecked."""
         if layer is not None and not 0 <= layer <= self.config.encoder_layers:
             raise InputError(f"expected layer 0..{self.config.encoder_layers}, got {layer}")
+        self._check_samples(wave.shape[1])
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
         return weights.merge(self._graph, params)(beats_frontend(wave), padding, layer)
 
@@ -105,18 +108,25 @@ class Backbone:
     def _check(self, wave, lengths) -> None:
         """Refuse what cannot be computed; host work only, no device is waited for."""
         shape, dtype = np.shape(wave), np.dtype(wave.dtype)
-        shortest = FRAME_SAMPLES + HOP_SAMPLES * (self.config.input_patch_size - 1)
         if len(shape) != 2 or 0 in shape:
             raise InputError(f"expected a wave [B, N], got shape {shape}")
         if dtype.kind != "f" and dtype != np.int16:
             raise InputError(f"expected float samples in [-1, 1] or int16, got {dtype}")
-        if shape[1] < shortest:
-            raise InputError(
-                f"expected at least {shortest} samples (one patch of "
-                f"{self.config.input_patch_size} frames), got {shape[1]}; pad the clip"
-            )
+        self._check_samples(shape[1])
         if lengths is not None and np.shape(lengths) != shape[:1]:
             raise InputError(f"expected lengths {shape[:1]}, got {np.shape(lengths)}")
+
+    def _check_samples(self, samples: int) -> None:
+        shortest = FRAME_SAMPLES + HOP_SAMPLES * (self.config.input_patch_size - 1)
+        if samples < shortest:
+            raise InputError(
+                f"expected at least {shortest} samples (one patch of "
+                f"{self.config.input_patch_size} frames), got {samples}; pad the clip"
+            )
+
+
+def _array(lengths) -> jax.Array | None:
+    return None if lengths is None else jnp.asarray(lengths)
 
 
 def abstract(config: BeatsConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:

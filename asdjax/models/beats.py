@@ -24,6 +24,7 @@ from asdjax.models.attention import attention
 from asdjax.types import InputError
 
 MEL_BANDS = 128
+LARGEST = 100_000  # of any number in a configuration: more is a damaged or hostile file
 
 
 def _gated(x):
@@ -83,6 +84,13 @@ class BeatsConfig:
             for name, (part, total) in whole.items()
             if part < 1 or total % part
         ]
+        problems += [
+            f"{f.name}: expected 1 to {LARGEST}, got {getattr(self, f.name)}"
+            for f in fields(self)
+            if type(f.default) is int and not 1 <= getattr(self, f.name) <= LARGEST
+        ]
+        if self.encoder_layers > 256:
+            problems.append(f"encoder_layers: expected at most 256, got {self.encoder_layers}")
         if self.activation_fn not in ACTIVATIONS:
             problems.append(
                 f"activation_fn: expected one of {', '.join(ACTIVATIONS)}, got {self.activation_fn}"
@@ -113,7 +121,10 @@ class BeatsConfig:
         for name, kind, value in known:
             if not isinstance(value, str if kind is str else (bool, int, float)):
                 raise InputError(f"cfg field {name}: expected {kind.__name__}, got {value!r}")
-        return cls(**{name: kind(value) for name, kind, value in known})
+        try:
+            return cls(**{name: kind(value) for name, kind, value in known})
+        except (ValueError, OverflowError) as error:  # nan or inf for a whole number
+            raise InputError(f"not a BEATs configuration: {error}") from error
 
 
 class Beats(nnx.Module):
@@ -128,7 +139,7 @@ class Beats(nnx.Module):
     def __init__(self, config: BeatsConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
         patch, width = config.input_patch_size, config.encoder_embed_dim
         linear = partial(_linear, dtype=dtype, rngs=rngs)
-        norm = partial(_norm, dtype=dtype, rngs=rngs)
+        norm = partial(_norm, rngs=rngs)
         self.config = config
         self.patch_embed = linear(patch * patch, config.embed_dim, use_bias=config.conv_bias)
         self.patch_norm = norm(config.embed_dim)
@@ -251,10 +262,10 @@ class Layer(nnx.Module):
         linear = partial(_linear, gain=_deep_gain(config), dtype=dtype, rngs=rngs)
         self.config = config
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.attn_norm = _norm(width, dtype=dtype, rngs=rngs)
+        self.attn_norm = _norm(width, rngs=rngs)
         self.fc1 = linear(width, hidden * (2 if config.activation_fn == "glu" else 1))
         self.fc2 = linear(hidden, width)
-        self.ffn_norm = _norm(width, dtype=dtype, rngs=rngs)
+        self.ffn_norm = _norm(width, rngs=rngs)
 
     def __call__(self, x, bias, padding):
         """Return `[B, L, D]`; `bias [H, L, L]` or None, `padding [B, L]` or None."""
@@ -337,8 +348,9 @@ def relative_bucket(offset: np.ndarray, num_buckets: int, max_distance: int) -> 
     return bucket + half * (offset > 0)
 
 
-def _norm(width: int, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=dtype, rngs=rngs)
+def _norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a norm in float32, in and out, under every compute type."""
+    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
 
 
 def _linear(inputs: int, outputs: int, *, gain: float | None = None, **kwargs: Any) -> nnx.Linear:

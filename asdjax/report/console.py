@@ -81,11 +81,7 @@ def results_table(metrics: Sequence[Metric], title: str) -> None:
     table(["", *(COLUMNS[name] for name in names)], rows, title)
     if (TOTAL, "official_score") in values:
         interval = values.get((TOTAL, "official_score_ci95"))
-        width = (
-            ""
-            if interval is None
-            else f" ; the evaluator's ci95, far too narrow, {_percent(interval)}"
-        )
+        width = "" if interval is None else f" (evaluator's ci95 {_percent(interval)}: too narrow)"
         print(f"official score {_percent(values[TOTAL, 'official_score'])}{width}")
     elif (TOTAL, "amean_auc") in values:
         auc, pauc = (_percent(values[TOTAL, f"amean_{name}"]) for name in ("auc", "pauc"))

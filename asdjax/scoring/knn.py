@@ -32,12 +32,13 @@ def knn_scores(
 
     Args:
       queries: per group `[Q_g, E]`.
-      banks: per group `[R_g, E]`, normal clips only; fewer than `k` rows: all are averaged.
+      banks: per group `[R_g, E]`, R_g >= 1, normal clips only; fewer than `k` rows: all are
+        averaged.
       own: per group `[Q_g]`, the bank row that is the query itself and is left out of its
         neighbors, or -1; None leaves nothing out.
 
     Returns:
-      Per group `[Q_g]` float32 in [0, 2], larger = more anomalous; inf where no reference is left.
+      Per group `[Q_g]` float32 in [0, 2], larger = more anomalous; inf where `own` leaves none.
     """
     if k < 1:
         raise ValueError(f"expected k >= 1, got {k}")
@@ -93,7 +94,7 @@ def knn_distance(query, bank, query_id, bank_id, k: int = 1):
     blocks = jax.lax.map(nearest, starts)  # [n, G, rows, k]
     best = jnp.concatenate([*blocks[:-1], blocks[-1][:, -((count - 1) % rows + 1) :]], 1)
     found = jnp.isfinite(best)
-    total = jnp.where(found, 1.0 - best, 0.0).sum(-1)
+    total = jnp.where(found, jnp.maximum(1.0 - best, 0.0), 0.0).sum(-1)
     return jnp.where(found.any(-1), total / jnp.maximum(found.sum(-1), 1), jnp.inf)
 
 

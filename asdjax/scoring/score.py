@@ -89,8 +89,10 @@ def threshold(train_scores: np.ndarray) -> float:
 
 
 def _standardize(embeddings: Embeddings, by: Embeddings) -> Embeddings:
-    deviation = np.maximum(by.values.std(0), 1e-6)
-    return replace(embeddings, values=(embeddings.values - by.values.mean(0)) / deviation)
+    mean, deviation = by.values.mean(0), by.values.std(0)
+    # A dimension that is constant up to rounding has no scale of its own.
+    deviation = np.where(deviation > 1e-5 * np.abs(mean), deviation, 1.0)
+    return replace(embeddings, values=(embeddings.values - mean) / deviation)
 
 
 def _banks(train: Embeddings, banks: str) -> list[np.ndarray]:

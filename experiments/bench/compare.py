@@ -7,7 +7,7 @@ Each side runs in its own process and is warm before the clock starts (compilati
 counted). A round is one call of every side, one after the other, so that a drift of the machine's
 speed hits all of them; the ratio of a peer is the median over the rounds of peer / ours, above 1
 when we are faster. Every side's result is compared with ours. What limits: fbank the FFT and the
-copies around it, BEATs and large kNN the matrix products (the table shows GFLOP/s), small kNN the
+copies around it, BEATs and large kNN the matrix products (GFLOP/s are in the JSON), small kNN the
 calls. Prints a table, and one JSON line per row.
 """
 

@@ -11,14 +11,12 @@ numpy alone.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 
-THREADS = os.cpu_count() or 1
 Call = Callable[[], np.ndarray]  # computes and waits for the result
 
 

@@ -132,6 +132,22 @@ def test_padded_rows_equal_the_clip_alone_followed_by_zeros(config):
         assert not row[len(alone) :].any()
 
 
+def test_nothing_behind_a_clip_reaches_it():
+    wave = np.random.default_rng(4).standard_normal((1, 2000)).astype(np.float32) * 0.1
+    spoiled = wave.copy()
+    spoiled[:, 1500:] = np.nan
+    lengths = np.array([1500])
+    np.testing.assert_array_equal(fbank(spoiled, BEATS, lengths), fbank(wave, BEATS, lengths))
+
+
+def test_eat_pads_behind_the_clip_before_it_normalizes():
+    wave = np.random.default_rng(5).standard_normal((1, 4000)).astype(np.float32) * 0.1
+    padded = np.asarray(eat_frontend(wave, 32, np.array([2000])))[0]
+    alone = np.asarray(eat_frontend(wave[:, :2000], 32))[0]
+    np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-5)  # float32, another batch of FFTs
+    np.testing.assert_allclose(padded[frame_count(2000) :], 4.268 / 9.138, rtol=1e-6)
+
+
 def test_int16_equals_float():
     pcm = np.random.default_rng(2).integers(-20000, 20000, (2, 2000), dtype=np.int16)
     np.testing.assert_array_equal(

@@ -33,6 +33,24 @@ def test_equals_scikit_learn_for_all_machines_at_once(monkeypatch, k, block_valu
     knn.knn_distance.clear_cache()
 
 
+def test_a_last_block_that_overlaps_counts_no_row_twice(monkeypatch):
+    monkeypatch.setattr(knn, "BLOCK_VALUES", 7 * 5)  # 7 columns at a time of a bank of 31
+    monkeypatch.setattr(knn, "QUERY_BLOCK", 5)
+    knn.knn_distance.clear_cache()
+    query, bank = groups([13])[0], groups([31], seed=1)[0]
+    np.testing.assert_allclose(
+        knn_scores([query], [bank], 9)[0], oracle(query, bank, 9), **TOLERANCE
+    )
+    # Where all rows point away, rows of padding (distance 1) would be the nearest.
+    far = [-np.abs(rows) for rows in groups([3, 31], seed=2)]
+    for got, rows in zip(knn_scores([np.abs(query)] * 2, far, 2), far, strict=True):
+        np.testing.assert_allclose(got, oracle(np.abs(query), rows, 2), **TOLERANCE)
+    near = [-np.abs(rows) for rows in groups([25, 31], seed=3)]  # of one size class: padded to 31
+    for got, rows in zip(knn_scores([np.abs(query)] * 2, near, 2), near, strict=True):
+        np.testing.assert_allclose(got, oracle(np.abs(query), rows, 2), **TOLERANCE)
+    knn.knn_distance.clear_cache()
+
+
 def test_leave_one_out_ignores_the_clip_itself():
     bank = groups([30])[0]
     got = knn_scores([bank], [bank], 2, [np.arange(30)])[0]

@@ -84,6 +84,18 @@ def test_standardization_uses_training_clips_only():
     )
 
 
+def test_a_dimension_that_is_constant_does_not_dominate():
+    rng = np.random.default_rng(1)
+    values = rng.normal(5, 1, (30, 4)).astype(np.float32)
+    values[:, 0] = 7.0
+    test = rng.normal(5, 1, (5, 4)).astype(np.float32)
+    test[:, 0] = 7.001
+    config = Knn(standardize=True)
+    with_constant = score([machine(values)], [machine(test, split="test")], config)[0][0]
+    without = score([machine(values[:, 1:])], [machine(test[:, 1:], split="test")], config)[0][0]
+    np.testing.assert_allclose(with_constant, without, rtol=0, atol=1e-4)  # 0.001 of a deviation
+
+
 def test_threshold_is_the_90th_percentile_of_a_fitted_gamma():
     normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=4000, random_state=0)
     # 0.01: standard error of a 90 % quantile of 4,000 draws at density 0.5 is 0.009.

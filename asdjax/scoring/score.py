@@ -68,8 +68,9 @@ def threshold(train_scores: np.ndarray) -> float:
 
     Args:
       train_scores: `[n]` leave-one-out scores of the training clips; infinite ones are ignored.
-        Where no gamma distribution fits, the percentile of the scores themselves is returned, and
-        infinity (no decision is "anomaly") where there is no score.
+        Where the fit fails (fewer than 2 or more than 30 % of them above its threshold: the
+        likelihood of three parameters has poor local optima), the percentile of the scores
+        themselves is returned, and infinity (no decision is "anomaly") where there is no score.
 
     Source: the official baselines (shape, location and scale all free; Dohi et al. 2022). The
       baseline fits scores of clips up to 2022 and of mini-batches from 2023 on; a nearest-neighbor
@@ -81,9 +82,10 @@ def threshold(train_scores: np.ndarray) -> float:
     if not len(finite):
         return np.inf
     if len(np.unique(finite)) >= 3:  # as many as there are free parameters
+        unit = finite.mean()  # the optimizer's tolerances are absolute; a gamma scales
         with contextlib.suppress(FitError), np.errstate(all="ignore"):
-            fitted = float(gamma.ppf(0.9, *gamma.fit(finite)))
-            if np.isfinite(fitted):
+            fitted = float(unit * gamma.ppf(0.9, *gamma.fit(finite / unit)))
+            if 0.02 <= (finite > fitted).mean() <= 0.3:
                 return fitted
     return float(np.quantile(finite, 0.9))
 

@@ -103,6 +103,18 @@ def test_threshold_is_the_90th_percentile_of_a_fitted_gamma():
     assert threshold(np.append(normal, np.inf)) == threshold(normal)
 
 
+def test_threshold_follows_the_scale_of_the_scores():
+    normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=300, random_state=1)
+    # 1e-6: the optimizer starts at equal ratios, rounding aside.
+    assert threshold(normal * 1e-5) == pytest.approx(1e-5 * threshold(normal), rel=1e-6)
+
+
+def test_a_fit_that_does_not_describe_the_scores_gives_way_to_their_percentile():
+    outliers = np.concatenate([np.linspace(1, 1.1, 95), [50, 60, 70, 80, 90.0]])
+    found = threshold(outliers)
+    assert 0.02 <= (outliers > found).mean() <= 0.3
+
+
 def test_threshold_of_few_or_equal_scores_is_their_percentile():
     assert threshold(np.full(5, 0.25)) == 0.25
     assert threshold(np.array([0.0, 1.0])) == pytest.approx(0.9)

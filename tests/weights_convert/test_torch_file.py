@@ -131,3 +131,27 @@ def test_other_files_are_named_for_what_they_are(tmp_path, golden):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(InputError, match=r"no data\.pkl"):
         torch_file.read(tmp_path / "plain.zip")
+
+
+def test_sizes_that_wrap_around_do_not_escape_the_bounds(write_checkpoint, tensor):
+    """A size may itself be a tensor; as int8, 64 * 64 would be 0."""
+    storage = write_checkpoint.Storage(np.arange(4, dtype=np.float32))
+    size = tensor(np.array(64, dtype="i8"))
+    path = write_checkpoint(write_checkpoint.Tensor(storage, 0, (size, size), (64, 1)))
+    with pytest.raises(InputError, match=r"shape \(64, 64\) does not fit its 4 numbers"):
+        torch_file.read(path)
+
+
+def test_copies_far_beyond_the_size_of_the_file_are_refused(write_checkpoint):
+    storage = write_checkpoint.Storage(np.zeros(100_000, np.float32))
+    copies = [write_checkpoint.Tensor(storage, 0, (100_000,), (1,)) for _ in range(20)]
+    with pytest.raises(InputError, match="far larger than the file"):
+        torch_file.read(write_checkpoint(copies))
+
+
+def test_a_memo_index_beyond_the_pickle_is_refused(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    with zipfile.ZipFile(path, "w") as archive:  # PROTO 2, NONE, LONG_BINPUT 2**27, STOP
+        archive.writestr("any/data.pkl", b"\x80\x02Nr\x00\x00\x00\x08.")
+    with pytest.raises(InputError, match="memo index of 134217728"):
+        torch_file.read(path)

@@ -64,7 +64,7 @@ def fbank(wave, config: FbankConfig, lengths=None):
     Returns:
       `[B, T, F]` float32, T = `frame_count(N)`; silence is ln(2**-23) = -15.94.
 
-    Source: Kaldi `feature-fbank`; models.md formulas follow torchaudio's `compliance.kaldi`.
+    Source: Kaldi's `compute-fbank-feats`, as torchaudio's `compliance.kaldi.fbank` restates it.
     """
     wave = to_float(wave)
     if wave.shape[-1] < FRAME_SAMPLES:
@@ -144,7 +144,8 @@ def beats_frontend(wave):
 def eat_frontend(wave, frames: int, lengths=None):
     """Return the input of EAT: `[B, N]` -> `[B, frames, 128]`.
 
-    Clips are cut, or padded with zeros *before* the normalization, to `frames` (1024 for 10 s).
+    Clips are cut, or padded with zeros *before* the normalization, to `frames` (1024 for 10 s);
+    with `lengths [B]`, frames behind a clip's end are padding too.
 
     Source: Chen et al. 2024 (EAT), code `cwx-worst-one/EAT`: divides by twice the deviation.
     """

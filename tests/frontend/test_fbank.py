@@ -87,7 +87,7 @@ def test_normalized_inputs_of_both_backbones(reference):
 
 
 def naive_fbank(wave, config):
-    """models.md section 1, one frame at a time in float64."""
+    """The definition of Kaldi's filter bank, one frame at a time in float64."""
     wave = np.asarray(wave, np.float64) * config.scale
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399)
     window = hann**0.85 if config.window == "povey" else hann

@@ -1,0 +1,209 @@
+"""Softmax over scaled cosines, with a margin on the true class; several centers per class.
+
+ArcFace is also known as AAM-softmax (additive angular margin), AM-softmax as CosFace. Everything
+here is a pure function of embeddings, centers and labels, and float32 whatever comes in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.types import InputError, preview
+
+SMALLEST_SQUARE = 1e-24  # squared length below which a vector counts as zero
+SMALLEST_SINE = 1e-3  # below 5e-4 rad all float32 cosines are 1, and the slope of the sine explodes
+LARGEST_MARGIN = {"softmax": math.inf, "am-softmax": 2.0, "arcface": math.pi / 2}
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Cosine softmax with a margin.
+
+    Args:
+      kind: arcface (AAM-softmax) adds to the angle of the true class, am-softmax takes from its
+        cosine, softmax leaves it as it is.
+      margin: in radians for arcface, in [0, pi/2); in units of the cosine for am-softmax, in
+        [0, 2); not used by softmax.
+      scale: cosines are multiplied by it before the softmax.
+      subcenters: centers per class; the nearest one counts (sub-center ArcFace when above 1).
+      bare_subcenters: the same for a class whose machine has no attributes; None: as subcenters.
+    """
+
+    kind: Literal["softmax", "am-softmax", "arcface"] = "arcface"
+    margin: float = 0.5
+    scale: float = 30.0
+    subcenters: int = 1
+    bare_subcenters: int | None = None
+
+    def __post_init__(self):
+        if self.kind not in LARGEST_MARGIN:
+            raise InputError(f"expected a kind of {list(LARGEST_MARGIN)}, got {self.kind!r}")
+        largest = LARGEST_MARGIN[self.kind]
+        if not 0 <= self.margin < largest:
+            unit = " (radians, not degrees)" if self.kind == "arcface" else ""
+            raise InputError(
+                f"expected 0 <= margin < {largest:.4g} for {self.kind}{unit}, got {self.margin}"
+            )
+        if not 0 < self.scale < math.inf:
+            raise InputError(f"expected a positive scale, got {self.scale}")
+        if min(self.subcenters, 1 if self.bare_subcenters is None else self.bare_subcenters) < 1:
+            raise InputError(
+                f"expected at least 1 sub-center per class, got {self.subcenters} and "
+                f"{self.bare_subcenters} for machines without attributes"
+            )
+
+
+def margin_loss(
+    embedding: jax.Array,
+    centers: jax.Array,
+    label: jax.Array,
+    weight: jax.Array,
+    *,
+    kind: str,
+    margin: float,
+    scale: float,
+    counts: np.ndarray | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Return each row's cross-entropy, and its class cosines without margin.
+
+    A row's loss is sum over m of weight[m] * cross-entropy of label[m], each with the margin on
+    class label[m] alone.
+
+    Args:
+      embedding: `[B, E]`, any length, any float type.
+      centers: `[C, K, E]`, any length.
+      label, weight: `[B, M]`; see `check_labels`. A label out of 0..C-1 makes the loss inf.
+      kind, margin, scale: as in `Margin`.
+      counts: `[C]`, how many of the K sub-centers a class has; None: all.
+
+    Returns:
+      `[B]` and `[B, C]`, float32.
+
+    Source: ArcFace (Deng et al., CVPR 2019, equation 3); CosFace (Wang et al., CVPR 2018, the large
+      margin cosine loss); Sub-center ArcFace (Deng et al., ECCV 2020: the largest cosine of a class
+      counts).
+    """
+    check_shapes(embedding, centers, label, weight)
+    cosine = class_cosines(cosines(embedding, centers), counts)
+    true = scale * with_margin(of_label(cosine, label), kind, margin)  # [B, M]
+    logits = jnp.where(is_label(label, len(centers)), true[:, :, None], scale * cosine[:, None])
+    entropy = jax.nn.logsumexp(logits, axis=2) - true
+    return (weight.astype(jnp.float32) * entropy).sum(1), cosine
+
+
+def cosines(embedding: jax.Array, centers: jax.Array) -> jax.Array:
+    """Return the cosine of each embedding `[B, E]` to all centers `[C, K, E]`: `[B, C, K]` float32.
+
+    In [-1, 1]. A zero vector has cosine 0 to everything and gets no gradient.
+    """
+    product = jnp.einsum(
+        "be,cke->bck", unit(embedding), unit(centers), precision=jax.lax.Precision.HIGHEST
+    )
+    return jnp.clip(product, -1.0, 1.0)
+
+
+def unit(x: jax.Array) -> jax.Array:
+    """Return the vectors of the last axis at length 1, float32; those of length 0 stay as such."""
+    x = x.astype(jnp.float32)
+    square = jnp.square(x).sum(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.maximum(square, SMALLEST_SQUARE))
+    # Without the choice a zero vector would get the gradient 1 / sqrt(SMALLEST_SQUARE).
+    return x * jnp.where(square > SMALLEST_SQUARE, inverse, 0.0)
+
+
+def class_cosines(cosine: jax.Array, counts: np.ndarray | None = None) -> jax.Array:
+    """Return the largest cosine over a class's own sub-centers: `[B, C, K]` to `[B, C]`."""
+    return jnp.where(exists(cosine, counts)[None], cosine, -jnp.inf).max(2)
+
+
+def exists(cosine: jax.Array, counts: np.ndarray | None) -> jax.Array:
+    """Return `[C, K]` bool: whether a class has this sub-center, for cosines `[B, C, K]`."""
+    _, classes, most = cosine.shape
+    if counts is None:
+        return jnp.ones((classes, most), bool)
+    if np.shape(counts) != (classes,):
+        raise ValueError(f"expected one count for each of {classes} classes, got {counts}")
+    return jnp.arange(most)[None] < jnp.asarray(counts)[:, None]
+
+
+def with_margin(cosine: jax.Array, kind: str, margin: float) -> jax.Array:
+    """Return the cosine of the true class after the margin: never larger, rising in the cosine.
+
+    ArcFace is cos(a + m) = cos a cos m - sin a sin m while a + m < pi. Beyond it is
+    cos a - m sin m, as in the code of its authors (insightface), for cos(a + m) would rise again.
+    That is no smooth continuation: at a = pi - m the value drops by cos m + m sin m - 1 (0.020 at
+    m = 0.2, 0.117 at m = 0.5), a step in the right direction.
+    """
+    if kind == "softmax":
+        return cosine
+    if kind == "am-softmax":
+        return cosine - margin
+    if kind != "arcface":
+        raise ValueError(f"expected a kind of {list(LARGEST_MARGIN)}, got {kind!r}")
+    # arccos would have an infinite slope at +-1; so has the square root, hence its floor.
+    sine = jnp.sqrt(jnp.maximum((1.0 - cosine) * (1.0 + cosine), SMALLEST_SINE**2))
+    turned = cosine * math.cos(margin) - sine * math.sin(margin)
+    return jnp.where(cosine > -math.cos(margin), turned, cosine - margin * math.sin(margin))
+
+
+def is_label(label: jax.Array, classes: int) -> jax.Array:
+    """Return `[B, M, C]` bool: whether class c is label[b, m]."""
+    return label[:, :, None] == jnp.arange(classes)[None, None]
+
+
+def of_label(value: jax.Array, label: jax.Array) -> jax.Array:
+    """Return `[B, M]`: of `value [B, C]` that of each label; -inf for a label that is no class."""
+    return jnp.where(is_label(label, value.shape[1]), value[:, None], -jnp.inf).max(2)
+
+
+def check_shapes(embedding, centers, label, weight) -> None:
+    """Raise ValueError unless `[B, E]`, `[C, K, E]`, `[B, M]`, `[B, M]`."""
+    shapes = [x.shape for x in (embedding, centers, label, weight)]
+    same = shapes[0][:1] == shapes[2][:1] and shapes[0][1:] == shapes[1][2:]
+    if list(map(len, shapes)) != [2, 3, 2, 2] or shapes[2] != shapes[3] or not same:
+        raise ValueError(
+            "expected embedding [B, E], centers [C, K, E], label [B, M] and weight [B, M], got "
+            + ", ".join(map(str, shapes))
+        )
+
+
+def check_labels(label: np.ndarray, classes: int) -> None:
+    """Check labels `[B]` or `[B, M]` on the host, where a wrong one can still be named.
+
+    Raises:
+      InputError: labels that are not whole numbers in 0..classes-1, with their rows.
+    """
+    label = np.asarray(label)
+    if label.dtype.kind not in "iuf":
+        raise InputError(f"expected labels 0 to {classes - 1}, got an array of {label.dtype}")
+    good = (label >= 0) & (label < classes) & (label == np.floor(label))
+    rows = np.unique(np.argwhere(~good)[:, 0])
+    if len(rows):
+        found = preview([f"{label[row].tolist()} in row {row}" for row in rows], 20)
+        raise InputError(f"expected labels 0 to {classes - 1}, got {found}")
+
+
+def subcenter_counts(given: int | Sequence[int], classes: int) -> np.ndarray:
+    """Return how many sub-centers each class has, `[C]` int32, from one number or one per class.
+
+    Raises:
+      InputError: not one number per class, or a number that is not a whole one of at least 1.
+    """
+    counts = np.asarray(given)
+    if counts.shape not in ((), (classes,)):
+        raise InputError(
+            f"expected one number of sub-centers or {classes}, one per class, got {counts.size}"
+        )
+    counts = np.broadcast_to(counts, (classes,))
+    good = (counts >= 1) & (counts % 1 == 0)
+    wrong = [f"{counts[row]} for class {row}" for row in np.flatnonzero(~good)]
+    if wrong:
+        raise InputError(f"expected whole numbers of sub-centers >= 1, got {preview(wrong, 20)}")
+    return counts.astype(np.int32)

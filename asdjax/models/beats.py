@@ -1,8 +1,8 @@
 """BEATs: a transformer over 16 x 16 patches of the log-mel, with gated relative position bias.
 
 Base size: 90 311 792 parameters, 12 layers, width 768; 8 tokens per 160 ms, so 496 for 10 s.
-Token j is mel band group j % 8 of time patch j // 8. Training behaviour (dropout, layer drop) is
-not built here; its rates are kept in `BeatsConfig` because checkpoints carry them.
+Token j is mel band group j % 8 of time patch j // 8. Built with `train`, the model drops values and
+layers at the rates of its configuration, which checkpoints carry.
 
 Source: Chen et al. 2023, "BEATs: Audio Pre-Training with Acoustic Tokenizers" (arXiv 2212.09058),
 code `microsoft/unilm:beats` (MIT), restated from its formulas.
@@ -10,7 +10,7 @@ code `microsoft/unilm:beats` (MIT), restated from its formulas.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from flax import nnx
 from jax import lax
 
 from asdjax.models.attention import attention
+from asdjax.models.dropout import Dropout
 from asdjax.types import InputError
 
 MEL_BANDS = 128
@@ -134,19 +135,33 @@ class Beats(nnx.Module):
         config: the structure.
         dtype: of matrix products and convolutions; parameters, norms, softmax and residual sums
             are float32.
+        train: drop values and layers, from the random keys (`asdjax.models.dropout.Key`) that each
+            step puts in.
+        remat: keep only the input of each layer for the backward pass and compute the layer again.
     """
 
-    def __init__(self, config: BeatsConfig, *, dtype: Any = jnp.float32, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: BeatsConfig,
+        *,
+        dtype: Any = jnp.float32,
+        train: bool = False,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        config = config if train else for_use(config)
         patch, width = config.input_patch_size, config.encoder_embed_dim
         linear = partial(_linear, dtype=dtype, rngs=rngs)
         norm = partial(_norm, rngs=rngs)
-        self.config = config
+        self.config, self.remat = config, remat
         self.patch_embed = linear(patch * patch, config.embed_dim, use_bias=config.conv_bias)
         self.patch_norm = norm(config.embed_dim)
         if config.embed_dim != width:
             self.proj = linear(config.embed_dim, width)
+        self.input_dropout = Dropout(config.dropout_input)
         self.pos_conv = PositionConv(config, dtype=dtype, rngs=rngs)
         self.norm = norm(width)
+        self.dropout = Dropout(config.dropout)
         if config.relative_position_embedding:
             shape = config.num_buckets, config.encoder_attention_heads
             self.relative_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
@@ -171,22 +186,33 @@ class Beats(nnx.Module):
         x = self.encoder_input(self.embed_patches(mel), padding)
         bias = self.position_bias(x.shape[1])
         for block in list(self.layers)[:layer]:
-            x = block(x, bias, padding)
+            x = self._through(block, x, bias, padding)
         if self.config.layer_norm_first and layer is None:
             x = self.norm(x)
         return x.astype(jnp.float32)
 
+    def _through(self, block: Layer, x, bias, padding):
+        x = scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
+        if not self.remat:
+            return block(x, bias, padding)
+        graph, state = nnx.split(block)
+        return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(
+            state, x, bias, padding
+        )
+
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, L, D]`: patches through their embedding, norm and projection."""
         x = self.patch_norm(self.patch_embed(cut_patches(mel, self.config.input_patch_size)))
-        return self.proj(x) if self.config.embed_dim != self.config.encoder_embed_dim else x
+        if self.config.embed_dim != self.config.encoder_embed_dim:
+            x = self.proj(x)
+        return self.input_dropout(x)
 
     def encoder_input(self, x: jax.Array, padding: jax.Array | None = None) -> jax.Array:
         """Return `[B, L, D]`: padded tokens zeroed, convolutional positions added, norm."""
         if padding is not None:
             x = jnp.where(padding[..., None], 0.0, x)
         x = x.astype(jnp.float32) + self.pos_conv(x)
-        return x if self.config.layer_norm_first else self.norm(x)
+        return self.dropout(x if self.config.layer_norm_first else self.norm(x))
 
     def position_bias(self, tokens: int) -> jax.Array | None:
         """Return the relative bias before gating, `[H, L, L]` (query, key); None without one."""
@@ -266,18 +292,26 @@ class Layer(nnx.Module):
         self.fc1 = linear(width, hidden * (2 if config.activation_fn == "glu" else 1))
         self.fc2 = linear(hidden, width)
         self.ffn_norm = _norm(width, rngs=rngs)
+        self.attn_dropout, self.ffn_dropout = Dropout(config.dropout), Dropout(config.dropout)
+        self.activation_dropout = Dropout(config.activation_dropout)
+        self.skip = Dropout(config.encoder_layerdrop)
 
     def __call__(self, x, bias, padding):
         """Return `[B, L, D]`; `bias [H, L, L]` or None, `padding [B, L]` or None."""
+        return self.skip.choose(x.astype(jnp.float32), self._compute(x, bias, padding))
+
+    def _compute(self, x, bias, padding):
         if self.config.layer_norm_first:
             x = x.astype(jnp.float32)
-            x = x + self.attn(self.attn_norm(x), bias, padding)
+            x = x + self.attn_dropout(self.attn(self.attn_norm(x), bias, padding))
             return x + self.feed_forward(self.ffn_norm(x))
-        x = self.attn_norm(self._scaled(x) + self.attn(x, bias, padding))
+        y = self.attn_dropout(self.attn(x, bias, padding))
+        x = self.attn_norm(self._scaled(x) + y)
         return self.ffn_norm(self._scaled(x) + self.feed_forward(x))
 
     def feed_forward(self, x):
-        return self.fc2(ACTIVATIONS[self.config.activation_fn](self.fc1(x)))
+        hidden = ACTIVATIONS[self.config.activation_fn](self.fc1(x))
+        return self.ffn_dropout(self.fc2(self.activation_dropout(hidden)))
 
     def _scaled(self, x):
         """Return the residual branch: DeepNorm multiplies it by (2 layers)^(1/4)."""
@@ -295,6 +329,7 @@ class Attention(nnx.Module):
         self.k = linear(gain=1.0 if config.deep_norm else None)
         self.v = linear(gain=_deep_gain(config))
         self.out = linear(gain=_deep_gain(config))
+        self.dropout = Dropout(config.attention_dropout)
         self.gated = config.gru_rel_pos
         if self.gated:
             self.gate = _linear(width // self.heads, 8, dtype=dtype, rngs=rngs)
@@ -304,7 +339,15 @@ class Attention(nnx.Module):
         q = self.q(x)
         gate = self.bias_gate(q) if self.gated and bias is not None else None
         y = attention(
-            q, self.k(x), self.v(x), heads=self.heads, bias=bias, gate=gate, padding=padding
+            q,
+            self.k(x),
+            self.v(x),
+            heads=self.heads,
+            bias=bias,
+            gate=gate,
+            padding=padding,
+            dropped=self.dropout.rate,
+            key=self.dropout.drawn(),
         )
         return self.out(y)
 
@@ -314,6 +357,18 @@ class Attention(nnx.Module):
         parts = self.gate(by_head).astype(jnp.float32).reshape(*by_head.shape[:3], 2, 4)
         update, reset = jnp.moveaxis(jax.nn.sigmoid(parts.sum(-1)), (3, 2), (0, 2))
         return update * (reset * self.gate_scale[...][None, :, None] - 1.0) + 2.0
+
+
+def for_use(config: BeatsConfig) -> BeatsConfig:
+    """Return the configuration without what only training does."""
+    rates = "dropout", "attention_dropout", "activation_dropout", "dropout_input"
+    off = {**dict.fromkeys(rates, 0.0), "encoder_layerdrop": 0.0}
+    return replace(config, layer_wise_gradient_decay_ratio=1.0, **off)
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """Return `x`; the gradient that flows back through it is multiplied by `factor`."""
+    return x if factor == 1 else x * factor + lax.stop_gradient(x * (1 - factor))
 
 
 def cut_patches(mel: jax.Array, patch: int) -> jax.Array:

@@ -28,6 +28,7 @@ from asdjax.models.beats import (
     Layer,
     PositionConv,
     cut_patches,
+    for_use,
     relative_bucket,
     token_padding,
 )
@@ -255,7 +256,7 @@ def test_activation_formulas(name, formula):
 
 def test_gated_linear_unit_doubles_the_first_layer():
     config = dataclasses.replace(SMALL, activation_fn="glu")
-    layer = Layer(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = Layer(for_use(config), dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 3, 32)).astype(np.float32)
     value, gate = np.split(np.asarray(layer.fc1(x), float), 2, axis=-1)
     hidden = value * gate / (1 + np.exp(-gate))

@@ -53,7 +53,7 @@ def plan_batches(infos: Sequence[AudioInfo], audio: Audio, batch: int) -> list[B
     """Group clips of equal padded length and sample type into batches of at most `batch`."""
     buckets: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for row, info in enumerate(infos):
-        buckets[_padded_samples(info, audio), _stays_int16(info, audio)].append(row)
+        buckets[padded_samples(info, audio), stays_int16(info, audio)].append(row)
     return [
         BatchPlan(np.array(rows[start : start + batch]), samples)
         for (samples, _), rows in sorted(buckets.items())
@@ -82,13 +82,15 @@ def load_batches(
     yield from grain.MapDataset.source(list(plans)).map(load).to_iter_dataset(ahead)
 
 
-def _padded_samples(info: AudioInfo, audio: Audio) -> int:
+def padded_samples(info: AudioInfo, audio: Audio) -> int:
+    """Return the length of a clip's row, 16 kHz."""
     if audio.seconds is not None:
         return round(audio.seconds * SAMPLE_RATE_HZ)
     samples = -(-info.samples * SAMPLE_RATE_HZ // info.rate_hz)
     return -(-samples // BUCKET_SAMPLES) * BUCKET_SAMPLES
 
 
-def _stays_int16(info: AudioInfo, audio: Audio) -> bool:
+def stays_int16(info: AudioInfo, audio: Audio) -> bool:
+    """Tell whether reading a clip gives int16 (`audio.read`)."""
     one_channel = info.channels == 1 or audio.channel != "mean"
     return info.subtype == "PCM_16" and info.rate_hz == SAMPLE_RATE_HZ and one_channel

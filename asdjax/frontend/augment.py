@@ -1,0 +1,139 @@
+"""Random changes of training clips, drawn on the device inside the training step.
+
+Each function takes one key for the whole batch and draws for every clip by itself; what is drawn
+does not depend on how the batch is spread over devices. Validation and scoring use none of this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from asdjax.frontend.fbank import to_float
+from asdjax.types import InputError
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What is changed at random in training; the defaults change nothing.
+
+    Args:
+      mask: SpecAugment: the largest width of the two masks of a clip, one over frames and one over
+        mel bands; 0 for none.
+      mask_probability: of each of the two masks, per clip.
+      mixup: probability, per clip, of being mixed with another clip of the batch.
+      crop: which part of a clip longer than audio.seconds is taken.
+      shift: move each clip in time by a random amount; what leaves at the end enters at the start.
+    """
+
+    mask: int = 0
+    mask_probability: float = 0.5
+    mixup: float = 0.0
+    crop: Literal["start", "random"] = "start"
+    shift: bool = False
+
+    def __post_init__(self):
+        if self.mask < 0:
+            raise InputError(f"expected a mask of 0 (none) or more frames and bands: {self.mask}")
+        for name in ("mask_probability", "mixup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"expected a probability {name} of 0 to 1, got {getattr(self, name)}"
+                )
+
+
+def spec_augment(mel, key, width: int, probability: float):
+    """Hide one stretch of frames and one of bands of each clip behind 0, the mean of the input.
+
+    Args:
+      mel: `[B, T, F]`, normalized.
+      key: of this batch.
+      width: largest width of a mask; that of each is uniform in 0 ... min(width, size of the axis),
+        its start uniform among those where it fits.
+      probability: of each mask, per clip and axis.
+
+    Returns:
+      `[B, T, F]` of the same type.
+
+    Source: Park et al. 2019, "SpecAugment", section 2, steps 2 and 3, with one mask each; without
+      time warping, and with a probability, which the paper does not have.
+    """
+    batch, frames, bands = mel.shape
+    in_time, in_frequency = jax.random.split(key)
+    hidden_frames = _stretches(in_time, batch, frames, width, probability)[:, :, None]
+    hidden_bands = _stretches(in_frequency, batch, bands, width, probability)[:, None]
+    return jnp.where(hidden_frames | hidden_bands, jnp.zeros((), mel.dtype), mel)
+
+
+def _stretches(key, batch: int, size: int, width: int, probability: float):
+    """Return `[batch, size]` bool: True in one random stretch of each row that has one."""
+    masked, wide, begin = jax.random.uniform(key, (3, batch))  # below 1
+    lengths = jnp.floor(wide * (min(width, size) + 1)) * (masked < probability)
+    starts = jnp.floor(begin * (size - lengths + 1))
+    position = jnp.arange(size)[None]
+    return (starts[:, None] <= position) & (position < (starts + lengths)[:, None])
+
+
+def mixup(x, label, key, probability: float):
+    """Mix clips with those of the reversed batch: x_i <- r x_i + (1 - r) x_(B-1-i).
+
+    Args:
+      x: `[B, ...]` waves or mel; int16 is taken as 16-bit PCM (`to_float`). Where clips are padded,
+        a mixed one is as long as the longer of its two parts.
+      label: `[B, ..., 1]` classes.
+      key: of this batch.
+      probability: of each clip to be mixed; r is uniform in [0, 1), and 1 for the others.
+
+    Returns:
+      `x` in float32; `label [B, ..., 2]`, of the clip and of its partner; `weight [B, 2]` float32,
+      (r, 1 - r).
+
+    Source: Zhang et al. 2018, "mixup", section 2, with alpha = 1: Beta(1, 1) is uniform.
+    """
+    mixed, share = jax.random.uniform(key, (2, len(x)))
+    own = jnp.where(mixed < probability, share, 1.0)
+    part = jnp.expand_dims(own, range(1, x.ndim))
+    x = to_float(x)
+    x = part * x + (1 - part) * x[::-1]
+    return x, jnp.concatenate([label, label[::-1]], -1), jnp.stack([own, 1 - own], 1)
+
+
+def random_crop(wave, lengths, samples: int, key):
+    """Take `samples` of each clip from a random start on.
+
+    Args:
+      wave: `[B, N]`, N >= samples, any type.
+      lengths: `[B]` int, samples of each clip before its padding.
+      samples: how many are taken; of a shorter clip all, with its padding.
+      key: of this batch.
+
+    Returns:
+      `[B, samples]` of the same type, and the lengths `[B]` therein.
+    """
+    if wave.shape[1] < samples:
+        raise ValueError(f"expected waves of at least {samples} samples, got {wave.shape}")
+    starts = jax.random.randint(key, lengths.shape, 0, jnp.maximum(lengths - samples, 0) + 1)
+    position = starts[:, None] + jnp.arange(samples)[None]
+    return jnp.take_along_axis(wave, position, 1), jnp.minimum(lengths, samples)
+
+
+def time_shift(wave, lengths, key):
+    """Move each clip in a circle by a random amount, inside its own length.
+
+    Args:
+      wave: `[B, N]`, any type.
+      lengths: `[B]` int, samples of each clip before its padding, which stays where it is.
+      key: of this batch.
+
+    Returns:
+      `[B, N]` of the same type.
+    """
+    lengths = lengths[:, None]
+    first = jax.random.randint(key, lengths.shape, 0, jnp.maximum(lengths, 1))
+    position = jnp.arange(wave.shape[1])[None]
+    source = first + position
+    source = jnp.where(source < lengths, source, source - lengths)
+    return jnp.take_along_axis(wave, jnp.where(position < lengths, source, position), 1)

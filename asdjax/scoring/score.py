@@ -7,12 +7,13 @@ another one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from asdjax.scoring.balance import Smote, oversample, unit
 from asdjax.scoring.knn import PADDING, knn_scores
 from asdjax.types import Embeddings, InputError
 
@@ -28,11 +29,13 @@ class Knn:
       standardize: first subtract the training mean of the machine and divide by its deviation. The
         cosine then compares directions from the mean, and how far a clip lies from it is lost: an
         extreme clip may score lower than one near the mean.
+      smote: synthetic clips added to the target clips of the bank; None adds none.
     """
 
     k: int = 1
     banks: Literal["pooled", "domain"] = "pooled"
     standardize: bool = False
+    smote: Smote | None = None
 
     def __post_init__(self):
         if self.k < 1:
@@ -40,23 +43,31 @@ class Knn:
 
 
 def score(
-    train: Sequence[Embeddings], test: Sequence[Embeddings], config: Knn
+    train: Sequence[Embeddings],
+    test: Sequence[Embeddings],
+    config: Knn,
+    note: Callable[[str], object] = lambda _: None,
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Score the test clips of every machine and, leave-one-out, its training clips.
 
     Args:
       train, test: one entry per machine and section, in the same order; `train` holds normal clips.
+      config: how to score.
+      note: called with a line for each machine that gets no synthetic clips, and why.
 
     Returns:
       Two lists of `[n]` float32, larger = more anomalous: test scores; the score each training clip
-      gets when it is left out of the bank (inf where no other clip remains).
+      gets when it is left out of the bank (inf where no other clip remains). The latter never see
+      synthetic clips: one that was made from the clip itself lies near it. So with SMOTE they tend
+      to be larger than the scores of normal test clips, and a threshold from them is high.
     """
     if config.standardize:
         test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
         train = [_standardize(t, t) for t in train]
     searches = [(g, rows) for g, t in enumerate(train) for rows in _banks(t, config.banks)]
     banks = [train[g].values[rows] for g, rows in searches]
-    found = knn_scores([test[g].values for g, _ in searches], banks, config.k)
+    grown = _grow(train, searches, config.smote, note) if config.smote else banks
+    found = knn_scores([test[g].values for g, _ in searches], grown, config.k)
     own = [_own(len(train[g].values), rows) for g, rows in searches]
     left = knn_scores([train[g].values for g, _ in searches], banks, config.k, own)
     groups = [g for g, _ in searches]
@@ -103,6 +114,30 @@ def _banks(train: Embeddings, banks: str) -> list[np.ndarray]:
     if banks == "pooled":
         return [np.arange(len(domains))]
     return [np.flatnonzero(domains == domain) for domain in np.unique(domains)]
+
+
+def _grow(
+    train: Sequence[Embeddings],
+    searches: Sequence[tuple[int, np.ndarray]],
+    config: Smote,
+    note: Callable[[str], object],
+) -> list[np.ndarray]:
+    """Return the banks; those with target clips have the machine's synthetic rows as well."""
+    made = [_synthetic(machine, config, note) for machine in train]
+    grown = []
+    for g, rows in searches:
+        target = any(train[g].clips[i].domain == "target" for i in rows)
+        bank = train[g].values[rows]
+        grown.append(np.concatenate([bank, made[g]]) if target else bank)
+    return grown
+
+
+def _synthetic(train: Embeddings, config: Smote, note: Callable[[str], object]) -> np.ndarray:
+    domains = [clip.domain for clip in train.clips]
+    made, why = oversample(unit(train.values), domains, config)
+    if why:
+        note(f"SMOTE skipped for {'/'.join(train.clips[0].group)}: {why}")
+    return made
 
 
 def _nearest_bank(scores: list[np.ndarray], groups: list[int]) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import gamma
 
+from asdjax.scoring.balance import Smote, oversample
 from asdjax.scoring.score import Knn, score, threshold
 from asdjax.types import Clip, Embeddings, InputError
 
@@ -124,3 +125,69 @@ def test_threshold_of_few_or_equal_scores_is_their_percentile():
 def test_zero_neighbors_are_refused():
     with pytest.raises(InputError, match="k >= 1"):
         Knn(k=0)
+
+
+def balanced(sources=60, targets=6):
+    """A machine of 8-wide noise, and queries: midpoints of neighboring target clips."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((sources + targets, 8)).astype(np.float32)
+    values[sources:, 0] += 5  # far from the source clips
+    values *= rng.uniform(0.1, 10, (len(values), 1)).astype(np.float32)  # of any length
+    target = values[sources:] / np.linalg.norm(values[sources:], axis=1, keepdims=True)
+    nearest = np.argmax(target @ target.T - 2 * np.eye(targets), 1)
+    middle = target + target[nearest]
+    domains = ["source"] * sources + ["target"] * targets
+    return machine(values, domains), machine(middle, split="test")
+
+
+@pytest.mark.parametrize("banks", ["pooled", "domain"])
+def test_smote_lowers_scores_between_target_clips_and_no_training_score(banks):
+    train, test = balanced()
+    plain, left = score([train], [test], Knn(1, banks))
+    smote = Knn(1, banks, smote=Smote(ratio=1.0))
+    found, still = score([train], [test], smote)
+    assert (found[0] <= plain[0] + 1e-6).all()  # float32 rounding of a cosine
+    assert (found[0] < plain[0] / 2).mean() > 0.5  # 54 rows on 12 segments: most middles are near
+    np.testing.assert_array_equal(left[0], still[0])
+
+
+@pytest.mark.parametrize("banks", ["pooled", "domain"])
+@pytest.mark.parametrize("standardize", [False, True])
+def test_smote_scores_are_those_of_a_bank_with_its_rows(banks, standardize):
+    train, test = balanced()
+    between = train.values[:6] / 8 + test.values  # a source clip and synthetic ones are near
+    test = machine(np.concatenate([test.values, between, train.values[:6] + 0.1]), split="test")
+    config = Smote(ratio=0.5)
+    found = score([train], [test], Knn(2, banks, standardize, config))[0][0]
+    values, queries = train.values.astype(np.float64), test.values.astype(np.float64)
+    if standardize:
+        mean, deviation = values.mean(0), values.std(0)
+        values, queries = (values - mean) / deviation, (queries - mean) / deviation
+    rows, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (values, queries))
+    domains = [c.domain for c in train.clips]
+    made = oversample(rows.astype(np.float32), domains, config)[0]
+    target = np.array(domains) == "target"
+    parts = [rows[~target], np.concatenate([rows[target], made])]
+    if banks == "pooled":
+        parts = [np.concatenate(parts)]
+    want = np.min([np.sort(1 - queries @ part.T, 1)[:, :2].mean(1) for part in parts], 0)
+    np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)  # float32 cosines and SMOTE rows
+
+
+@pytest.mark.parametrize("banks", ["pooled", "domain"])
+def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(banks):
+    train, test = balanced()
+    no_target = machine(train.values[:60])
+    none = machine(train.values, [None] * 66)
+    groups = [no_target, train, none], [test] * 3
+    lines = []
+    found, _ = score(*groups, Knn(1, banks, smote=Smote()), lines.append)
+    assert lines == [
+        "SMOTE skipped for fan/section_00: 0 target clips; 2 neighbors need at least 3",
+        "SMOTE skipped for fan/section_00: its training clips have no domains",
+    ]
+    plain, _ = score(*groups, Knn(1, banks), lines.append)
+    assert len(lines) == 2
+    for row in (0, 2):
+        np.testing.assert_allclose(found[row], plain[row], rtol=0, atol=1e-6)  # other padding
+    assert not np.allclose(found[1], plain[1], rtol=0, atol=1e-6)

@@ -1,0 +1,315 @@
+"""Checkpoints of a run: kept complete, kept few, and refused by another run.
+
+FOLDER/step_<n>/state     the arrays, as orbax stores them
+FOLDER/step_<n>/record    JSON: what trained them, and their validation metric
+
+A checkpoint is written beside its place and renamed when complete, so a killed process leaves at
+most `step_<n>.<something>`, which the next start removes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from asdjax.files import full_disk
+from asdjax.types import InputError, preview
+
+STEP = re.compile(r"step_(\d+)")
+LEFTOVER = re.compile(r"step_\d+\.(orbax-checkpoint-tmp.*|removed)")  # half written, half removed
+REMEDY = "run the same command as before, choose another --out, or train anew with --force"
+
+
+class Checkpoints:
+    """The checkpoints in a folder; a context manager that waits for the last save.
+
+    Every process of a run makes the same calls; they share the folder.
+
+    Args:
+        folder: made when absent.
+        described: plain JSON that says what is trained, on what and from what. It is stored with
+            each checkpoint; `restore` refuses to go on from another one.
+        keep: how many of the newest checkpoints stay, besides the one with the best metric.
+        note: told in one line when a damaged checkpoint is passed over.
+
+    Raises:
+        InputError: the folder is a file, or holds something else.
+
+    Example:
+        with Checkpoints(out / "checkpoints", described) as checkpoints:
+            if checkpoints.latest() is not None:
+                state, step = checkpoints.restore(abstract)
+            ...
+            checkpoints.save(step, state, metric=accuracy)
+    """
+
+    def __init__(
+        self, folder: Path, described: dict, keep: int = 2, note: Callable[[str], None] = print
+    ):
+        if keep < 1:
+            raise ValueError(f"expected keep >= 1, got {keep}")
+        self._folder = folder.resolve()  # orbax takes absolute paths only
+        self._described = json.loads(json.dumps(described))  # as it will be read: tuples are lists
+        self._keep, self._note = keep, note
+        self._metrics: dict[int, float | None] = {}  # of each complete checkpoint
+        self._saving: tuple[int, float | None, Any] | None = None  # step, metric, orbax's response
+
+    def __enter__(self) -> Checkpoints:
+        _orbax()  # imported before its log is filtered
+        _clean(self._folder)
+        for path in self._folder.iterdir():
+            if found := STEP.fullmatch(path.name):
+                self._metrics[int(found[1])] = _metric(path)
+        logging.getLogger("absl").addFilter(_is_news)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            logging.getLogger("absl").removeFilter(_is_news)
+
+    def latest(self) -> int | None:
+        """Return the newest step, None without any; waits for a save."""
+        self.wait()
+        return max(self._metrics, default=None)
+
+    def best(self) -> int | None:
+        """Return the step with the largest metric, the newer of equals; waits for a save."""
+        self.wait()
+        measured = {step: m for step, m in self._metrics.items() if m is not None}
+        return max(measured, key=lambda step: (measured[step], step), default=None)
+
+    def save(self, step: int, state: Any, metric: float | None = None) -> None:
+        """Start to save `state`; it may be donated as soon as this returns.
+
+        orbax has then copied it to the host. (On CPUs it holds the very buffers instead, and JAX
+        donates none that others hold.) Waits for the save before.
+
+        Args:
+            state: tree of arrays, typed random keys among them.
+            metric: larger is better; None (or nan) where nothing was measured.
+
+        Raises:
+            InputError: the disk is full, now or during the save before.
+        """
+        self.wait()
+        metric = None if metric is None or math.isnan(metric) else float(metric)
+        record = {"described": self._described, "metric": metric}
+        ocp, context = _orbax()
+        with context, _full_disk(self._folder):
+            response = ocp.save_checkpointables_async(
+                self._path(step), {"state": state, "record": record}
+            )
+        self._saving = step, metric, response
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk, then remove the checkpoints no longer kept."""
+        if self._saving is None:
+            return
+        step, metric, response = self._saving
+        try:
+            with _full_disk(self._folder):
+                response.result()
+        except Exception:
+            self._saving = None  # it is over; after Ctrl-C it is not, and `__exit__` waits again
+            _remove_leftovers(self._folder)
+            raise
+        self._saving = None
+        self._metrics[step] = metric
+        newest = sorted(self._metrics)[-self._keep :]
+        for old in self._metrics.keys() - {*newest, self.best()}:
+            self._remove(old)
+
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
+        """Return the state of the newest checkpoint and its step.
+
+        A checkpoint that cannot be read is noted, the one before it taken, and then the unreadable
+        one removed.
+
+        Args:
+            abstract: tree of `jax.ShapeDtypeStruct` with shardings: where each array shall lie.
+            step: this one and no other.
+
+        Raises:
+            InputError: made by another command (each field that differs is named), or none can be
+                read.
+        """
+        self.wait()
+        failed: dict[int, str] = {}
+        for candidate in sorted(self._metrics, reverse=True) if step is None else [step]:
+            try:
+                self._compare(_load(self._path(candidate), "record").get("described"))
+                state = _load(self._path(candidate), "state", abstract)
+            except _Unreadable as error:
+                failed[candidate] = str(error)
+                continue
+            for damaged, reason in failed.items():
+                self._note(
+                    f"checkpoint {self._path(damaged)} cannot be read ({reason}): it is removed, "
+                    f"training goes on from step {candidate}"
+                )
+                self._remove(damaged)
+            return state, candidate
+        lines = [f"\n  {self._path(s).name}: {reason}" for s, reason in failed.items()]
+        raise InputError(
+            f"expected a checkpoint that can be read in {self._folder}, got"
+            f"{''.join(lines) or ' none'}\nchoose another --out, or train anew with --force"
+        )
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step_{step}"
+
+    def _compare(self, stored: dict) -> None:
+        before, now = _flatten(stored), _flatten(self._described)
+        differing = [
+            f"\n  {name}: checkpoint {before.get(name, 'nothing')}, now {now.get(name, 'nothing')}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+        ]
+        if differing:
+            raise InputError(
+                f"expected checkpoints of this very training in {self._folder}, got those of "
+                f"another:{''.join(differing)}\n{REMEDY}"
+            )
+
+    def _remove(self, step: int) -> None:
+        """Remove a checkpoint, out of sight first: a kill leaves no half of it."""
+        del self._metrics[step]
+        if jax.process_index() == 0:
+            gone = self._path(step).rename(self._folder / f"step_{step}.removed")
+            shutil.rmtree(gone, ignore_errors=True)  # the next start tries again
+
+
+def _clean(folder: Path) -> None:
+    """Make the folder, refuse one of other things, remove what a killed process left in it."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"expected a folder for checkpoints, got the file {folder}")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    foreign = [n for n in names if not STEP.fullmatch(n) and not LEFTOVER.fullmatch(n)]
+    if foreign:
+        raise InputError(
+            f"expected nothing but checkpoints in {folder}, got {preview(foreign, 10)}; "
+            "move it elsewhere or choose another --out"
+        )
+    _remove_leftovers(folder)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    if jax.process_index() == 0:
+        for path in folder.iterdir():
+            if LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def _orbax() -> tuple[Any, Any]:
+    """Return orbax (0.2 s to import) and a context in which a "record" is JSON, not arrays."""
+    from orbax.checkpoint import v1 as ocp
+
+    context, registry = ocp.Context(), ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
+    context.checkpointables.registry = registry
+    return ocp, context
+
+
+class _Unreadable(Exception):
+    """A checkpoint, or a part of it, is not what was written; says why in one line."""
+
+
+def _load(path: Path, part: str, abstract: Any = None) -> Any:
+    ocp, context = _orbax()
+    with _held_log() as held:
+        try:
+            with context:
+                return ocp.load_checkpointables(path, {part: abstract})[part]
+        except Exception as error:
+            if isinstance(_cause(error), MemoryError | jax.errors.JaxRuntimeError):
+                raise  # says nothing against the checkpoint
+            reason = " ".join(f"{type(_cause(error)).__name__}: {_cause(error)}".split())[:200]
+        # orbax reads all arrays at once. The error of the first is told; those of the others, now
+        # without an owner, would each be logged with a page of trace when they are collected.
+        time.sleep(0.1)  # for the reads still under way
+        gc.collect()
+        held.clear()
+    raise _Unreadable(reason)
+
+
+def _metric(path: Path) -> float | None:
+    """Return the metric of a checkpoint; None without one, or when it cannot be read."""
+    try:
+        return _load(path, "record").get("metric")
+    except _Unreadable:  # `restore` says so, should it come to that
+        return None
+
+
+def _flatten(value: Any, name: str = "") -> dict[str, str]:
+    """Return dotted names to JSON; dicts and lists that hold something become their entries."""
+    if not isinstance(value, dict | list) or not value:
+        return {name: json.dumps(value)}
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = [_flatten(entry, f"{name}.{key}" if name else str(key)) for key, entry in entries]
+    return {key: text for part in parts for key, text in part.items()}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the innermost error: orbax wraps it in what it tried."""
+    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+        error = inner
+    return error
+
+
+@contextlib.contextmanager
+def _full_disk(folder: Path) -> Iterator[None]:
+    """Turn "no space left" into an InputError, also where it comes as text (tensorstore)."""
+    with full_disk(folder):
+        try:
+            yield
+        except ValueError as error:
+            if os.strerror(errno.ENOSPC) not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, str(error)) from error
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return False for what orbax logs of a failed save and `wait` raises again."""
+    return "_SignalingThread.run() raised an exception" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def _held_log() -> Iterator[list[logging.LogRecord]]:
+    """Yield what orbax logs meanwhile; what is left in it at the end is logged then.
+
+    Exceptions that nobody can catch (uvloop's, of reads that outlive their event loop) are dropped.
+    """
+    held: list[logging.LogRecord] = []
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    hold, report = held.append, sys.unraisablehook  # `append` returns None: not logged now
+    for logger in loggers:
+        logger.addFilter(hold)
+    sys.unraisablehook = lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield held
+    finally:
+        sys.unraisablehook = report
+        for logger in loggers:
+            logger.removeFilter(hold)
+        for record in held:
+            logging.getLogger(record.name).handle(record)

@@ -1,0 +1,230 @@
+"""How weights change: Adam or AdamW under a learning rate that follows the steps of the run.
+
+Weights are the flat dict of dotted names of `asdjax.params`, only those that train. What is decayed
+and how deep a weight lies is read from its name and shape.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from asdjax.types import InputError
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate over the run. Step s = 1, 2, ... is the one that makes the update.
+
+    The warm-up is a straight line that reaches the peak at s = warmup: start + (peak - start) s /
+    warmup, so the first step already learns. After it (W = warmup, or 1 without one):
+
+    - constant: peak.
+    - cosine: end + (peak - end) (1 + cos(pi (s - W) / (cycle - W))) / 2, s counted within its
+      cycle: `end` is reached at the last step of each cycle, and the next one begins with its own
+      warm-up (Loshchilov and Hutter 2017, equation 5, plus the warm-up).
+    - inverse-sqrt: peak sqrt(W / s) (the "inverse_sqrt" of fairseq).
+
+    Args:
+      shape: what follows the warm-up.
+      peak: highest learning rate.
+      warmup: steps of linear warm-up; with cosine, of every cycle.
+      start: learning rate that the warm-up starts from.
+      end: learning rate that the cosine ends at.
+      cycle: cosine: steps from restart to restart, warm-up included; None for one over the run.
+    """
+
+    shape: Literal["constant", "cosine", "inverse-sqrt"] = "constant"
+    peak: float = 1e-4
+    warmup: int = 0
+    start: float = 0.0
+    end: float = 0.0
+    cycle: int | None = None
+
+    def __post_init__(self):
+        wrong = []
+        if not 0 < self.peak < np.inf:
+            wrong.append(f"peak > 0, got {self.peak}")
+        if self.warmup < 0:
+            wrong.append(f"warmup >= 0, got {self.warmup}")
+        for name in ("start", "end"):
+            if not 0 <= getattr(self, name) <= self.peak:
+                wrong.append(f"{name} from 0 to the peak, got {getattr(self, name)}")
+        if self.shape != "cosine" and (self.cycle is not None or self.end):
+            wrong.append(f"no cycle and no end with shape {self.shape}: they belong to the cosine")
+        if self.cycle is not None and self.cycle <= max(self.warmup, 1):
+            wrong.append(f"cycle > warm-up ({max(self.warmup, 1)}), got {self.cycle}")
+        if self.shape == "inverse-sqrt" and self.warmup < 1:
+            wrong.append(f"warmup >= 1 with shape inverse-sqrt, got {self.warmup}")
+        if wrong:
+            raise InputError("learning rate: expected " + "; expected ".join(wrong))
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam or AdamW with betas 0.9, 0.999 and epsilon 1e-8 (Loshchilov and Hutter 2019).
+
+    Args:
+      kind: adamw has weight decay, adam has none.
+      schedule: the learning rate.
+      weight_decay: of adamw, per unit of learning rate; of matrices (kernels, LoRA factors,
+        centers), not of biases, norms and gains.
+      clip: largest norm of the gradient over all weights, of its mean when passes are accumulated;
+        None for no limit.
+      layer_decay: factor of the learning rate from each layer of the backbone to the one below it
+        (BEiT, ELECTRA); what follows the backbone has factor 1, its last layer the first power.
+    """
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    schedule: Schedule = field(default_factory=Schedule)
+    weight_decay: float = 0.01
+    clip: float | None = None
+    layer_decay: float = 1.0
+
+    def __post_init__(self):
+        wrong = []
+        if not 0 <= self.weight_decay < np.inf:
+            wrong.append(f"weight_decay >= 0, got {self.weight_decay}")
+        if self.clip is not None and not 0 < self.clip < np.inf:
+            wrong.append(f"clip > 0 or none, got {self.clip}")
+        if not 0 < self.layer_decay <= 1:
+            wrong.append(f"layer_decay in (0, 1], got {self.layer_decay}")
+        if wrong:
+            raise InputError("optimizer: expected " + "; expected ".join(wrong))
+
+
+def check(config: Optimizer, steps: int) -> None:
+    """Refuse a schedule that a run of `steps` cannot hold.
+
+    Raises:
+        InputError: the warm-up, or a cosine without cycle, does not fit into the run.
+    """
+    schedule = config.schedule
+    if schedule.warmup > steps:
+        raise InputError(
+            f"expected a warm-up within the run's {steps} steps, got {schedule.warmup}: "
+            "shorten the warm-up or train longer"
+        )
+    if schedule.shape == "cosine" and schedule.cycle is None and steps <= max(schedule.warmup, 1):
+        raise InputError(
+            f"expected steps after the warm-up ({schedule.warmup}) for the cosine, got a run of "
+            f"{steps}: shorten the warm-up, train longer, or use shape constant"
+        )
+
+
+def learning_rate(
+    schedule: Schedule, steps: int, unit: int = 1
+) -> Callable[[int | jax.Array], jax.Array]:
+    """Return the learning rate of the next update as a function of the updates done.
+
+    Args:
+      schedule: in steps.
+      steps: length of the run.
+      unit: steps of one update: k when k passes are accumulated and steps count passes, else 1.
+
+    Returns:
+      `rate(count)`, `[]` float32: the schedule at step (count + 1) unit, the one that makes the
+      update. Counts below 0 give the first rate, beyond the run the last.
+    """
+    warmup = max(schedule.warmup, 1)
+    cycle = schedule.cycle or steps
+
+    def rate(count):
+        step = jnp.clip((jnp.asarray(count, jnp.int32) + 1) * unit, 1, steps)
+        if schedule.shape == "cosine":
+            step = (step - 1) % cycle + 1
+        part = (step - warmup) / max(cycle - warmup, 1)
+        after = {
+            "constant": schedule.peak,
+            "cosine": schedule.end
+            + (schedule.peak - schedule.end) * 0.5 * (1 + jnp.cos(jnp.pi * part)),
+            "inverse-sqrt": schedule.peak * jnp.sqrt(warmup / step),
+        }[schedule.shape]
+        rising = schedule.start + (schedule.peak - schedule.start) * step / warmup
+        rising = rising if schedule.warmup else schedule.peak
+        return jnp.where(step <= warmup, rising, after).astype(jnp.float32)
+
+    return rate
+
+
+def make_optimizer(
+    config: Optimizer,
+    trainable: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    steps: int,
+    accumulate: int = 1,
+    unit: int = 1,
+) -> optax.GradientTransformation:
+    """Return clipping, Adam or AdamW, learning rate and layer-wise factors, in this order.
+
+    Args:
+      trainable: dotted names to anything with a shape: `backbone.layers.3.attn.q.kernel`, ...
+      steps, unit: as for `learning_rate`.
+      accumulate: gradients averaged for one update; all but the last of them change nothing.
+
+    Raises:
+        InputError: as `check`.
+    """
+    check(config, steps)
+    factors = layer_factors(trainable, config.layer_decay)
+    mask = {name: decays(name, len(value.shape)) for name, value in trainable.items()}
+    parts = [
+        optax.clip_by_global_norm(config.clip) if config.clip is not None else optax.identity(),
+        optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8),
+        optax.add_decayed_weights(config.weight_decay, mask)
+        if config.kind == "adamw"
+        else optax.identity(),
+        optax.scale_by_learning_rate(learning_rate(config.schedule, steps, unit)),
+        optax.stateless(
+            lambda change, _: {name: value * factors[name] for name, value in change.items()}
+        ),
+    ]
+    optimizer = optax.chain(*parts)
+    if accumulate == 1:
+        return optimizer
+    return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def updates_done(state: optax.OptState) -> jax.Array:
+    """Return how many updates were made, `[]` int32; a pass that only accumulates makes none.
+
+    Args:
+      state: of an optimizer of `make_optimizer`.
+    """
+    if isinstance(state, optax.MultiStepsState):
+        return state.gradient_step
+    return next(part.count for part in state if isinstance(part, optax.ScaleByScheduleState))
+
+
+def decays(name: str, dimensions: int) -> bool:
+    """Return whether weight decay acts on it: at least two dimensions, and not called a bias.
+
+    So kernels, LoRA factors, centers and the direction of a weight-normalized convolution do;
+    biases, norms, gains and the table of relative position biases do not.
+    """
+    return dimensions > 1 and "bias" not in name.rsplit(".", 1)[-1]
+
+
+def layer_factors(names: Mapping[str, object] | list[str], decay: float) -> dict[str, float]:
+    """Return the layer-wise factor of each weight, `decay` to the power of its depth from the top.
+
+    Depth is 0 for all that follows the backbone, 1 for the last of its n layers, n for the first,
+    and n + 1 for what lies outside of the layers (input, position, norm).
+    Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
+    """
+    layer_of = {name: re.match(r"backbone\.layers\.(\d+)\.", name) for name in names}
+    layers = 1 + max((int(found[1]) for found in layer_of.values() if found), default=-1)
+
+    def depth(name: str) -> int:
+        if not name.startswith("backbone."):
+            return 0
+        found = layer_of[name]
+        return layers - int(found[1]) if found else layers + 1
+
+    return {name: decay ** depth(name) for name in names}

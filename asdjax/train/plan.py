@@ -1,0 +1,81 @@
+"""What a training run will do, decided on the host before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from asdjax.data.labels import bare, check_classes, encode, hold_out, vocabulary
+from asdjax.losses.adacos import AdaCos
+from asdjax.losses.margin import Margin, check_labels, subcenter_counts
+from asdjax.train import optimizer
+from asdjax.train.config import HeadConfig, Train
+from asdjax.types import Clip, InputError
+
+
+class Plan(NamedTuple):
+    """Classes of every head, and which clips train and which validate."""
+
+    classes: tuple[tuple[str, ...], ...]  # per head
+    heads: tuple[tuple[Margin | AdaCos, np.ndarray], ...]  # loss and centers of each class
+    label: np.ndarray  # [n, heads] int32
+    held_out: np.ndarray  # [n] bool
+    notes: tuple[str, ...]
+
+    @property
+    def described(self) -> dict[str, list[str]]:
+        """Return the classes as `RUN/labels.json` has them."""
+        return {str(i): list(names) for i, names in enumerate(self.classes)}
+
+
+def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
+    """Give every training clip its classes.
+
+    Args:
+      clips: normal training clips.
+
+    Raises:
+      InputError: no two classes, one name for two machines, a machine of one clip, a batch that is
+        larger than the set or does not divide over the devices, a warm-up longer than the run.
+    """
+    optimizer.check(config.optimizer, config.steps)
+    classes, labels, heads, notes = [], [], [], []
+    for head in config.heads:
+        names = vocabulary(clips, head.labels)
+        label = encode(clips, names, head.labels)
+        check_labels(label, len(names))
+        notes.append(check_classes(clips, head.labels))
+        classes.append(names)
+        labels.append(label)
+        heads.append((head.loss, _counts(head, clips, names)))
+    held_out = hold_out(labels[0], config.held_out, config.seed)
+    _check_batch(config.batch, int((~held_out).sum()))
+    return Plan(
+        tuple(classes), tuple(heads), np.stack(labels, 1), held_out, tuple(filter(None, notes))
+    )
+
+
+def _counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> np.ndarray:
+    """Return `[C]`: centers of each class."""
+    loss = head.loss
+    if isinstance(loss, AdaCos):
+        return subcenter_counts(loss.subclusters, len(names))
+    fewer = loss.subcenters if loss.bare_subcenters is None else loss.bare_subcenters
+    counts = np.where(bare(clips, names, head.labels), fewer, loss.subcenters)
+    return subcenter_counts(counts, len(names))
+
+
+def _check_batch(batch: int, clips: int) -> None:
+    devices = len(jax.devices())
+    if batch > clips:
+        raise InputError(
+            f"expected a batch of at most {clips} clips, which is all there are to train on, got "
+            f"{batch}; set --train.batch"
+        )
+    if batch % devices:
+        raise InputError(
+            f"expected a batch that divides over {devices} devices, got {batch}; set --train.batch"
+        )

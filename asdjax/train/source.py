@@ -1,0 +1,191 @@
+"""Where the clips of a step come from: two data paths behind one interface, in the same order.
+
+Resident: the whole training set lies on every device as int16; a step is sent row numbers and
+gathers. Streaming: threads decode ahead and a step is sent waves. The order depends on seed and
+step alone, so it needs no state of its own and both paths train alike, bit for bit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.data.audio import AudioInfo, read_batch
+from asdjax.data.loader import Audio, padded_samples, stays_int16
+from asdjax.devices import copied, split
+from asdjax.train.step import Batch
+from asdjax.types import SAMPLE_RATE_HZ, Clip
+
+READ_AT_ONCE = 64  # clips decoded together while the resident set is read
+AHEAD = 2  # batches on their way to the device while it computes
+FREE_SHARE = 1 / 3  # of the free memory that a resident set may take
+
+
+class Source(NamedTuple):
+    """Batches of one set of clips.
+
+    `store` stays on the devices; `batches(first)` yields what each pass from `first` on is sent;
+    `take(store, sent)` makes the batch, inside the jitted step.
+    """
+
+    store: tuple[jax.Array, ...]
+    batches: Callable[[int], Iterator[tuple[jax.Array, ...]]]
+    take: Callable[[tuple, tuple], Batch]
+
+
+class Clips(NamedTuple):
+    """What both paths read from."""
+
+    clips: Sequence[Clip]
+    label: np.ndarray  # [n, heads] int32
+    audio: Audio
+    samples: int  # of every row; shorter clips are padded as `audio` says
+    dtype: type  # int16 only where all files allow it
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.clips) * self.samples * np.dtype(self.dtype).itemsize
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return waves `[b, samples]` and lengths `[b]` of some rows."""
+        paths = [self.clips[row].path for row in rows]
+        wave, lengths = read_batch(paths, self.samples, self.audio.fit, self.audio.channel)
+        if wave.dtype != self.dtype:
+            wave = wave.astype(np.float32) / 32768
+        return wave, lengths
+
+
+def make_clips(
+    clips: Sequence[Clip], infos: Sequence[AudioInfo], label: np.ndarray, audio: Audio, whole: bool
+) -> tuple[Clips, int]:
+    """Decide sample type and length of all rows; return the length of a training clip as well.
+
+    Args:
+      whole: keep all of clips that are longer than `audio.seconds`, to crop from them at random.
+    """
+    samples = max(padded_samples(info, audio) for info in infos)
+    dtype = np.int16 if all(stays_int16(info, audio) for info in infos) else np.float32
+    if whole:
+        fit = "pad" if audio.fit == "crop" else audio.fit
+        own = replace(audio, seconds=None, fit=fit)
+        longest = max(samples, *(padded_samples(info, own) for info in infos))
+        return Clips(clips, label, own, longest, dtype), samples
+    return Clips(clips, label, audio, samples, dtype), samples
+
+
+def order(count: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
+    """Return `rows(step) [batch]`: every clip once in each pass over the set, newly shuffled."""
+
+    @lru_cache(maxsize=2)  # a batch may lie across the end of a pass
+    def shuffled(turn: int) -> np.ndarray:
+        return np.random.default_rng((seed, turn)).permutation(count).astype(np.int32)
+
+    def rows(step: int) -> np.ndarray:
+        turn, position = np.divmod(step * batch + np.arange(batch), count)
+        return np.concatenate(
+            [shuffled(t)[position[turn == t]] for t in range(turn[0], turn[-1] + 1)]
+        )
+
+    return rows
+
+
+def in_turn(count: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
+    """Return `rows(step) [batch]`: one clip after the other, from the first again at the end."""
+    return lambda step: (step * batch + np.arange(batch, dtype=np.int32)) % count
+
+
+def padded(infos: Sequence[AudioInfo], audio: Audio, samples: int) -> bool:
+    """Tell whether some clip is followed by zeros in a row of `samples`."""
+    shortest = min(info.samples * SAMPLE_RATE_HZ // info.rate_hz for info in infos)
+    return audio.fit != "tile" and shortest < samples
+
+
+def resident(
+    clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.sharding.Mesh, advance: Callable
+) -> Source:
+    """Read the whole set onto every device; each process reads its share of the files.
+
+    Args:
+      advance: told how many clips were read.
+    """
+    count = len(clips.clips)
+    share = -(-count // mesh.size) * len(mesh.local_devices)
+    mine = np.arange(share) + share * jax.process_index()
+    wave = np.zeros((share, clips.samples), clips.dtype)
+    lengths = np.zeros(share, np.int32)
+    real = int((mine < count).sum())
+    for start in range(0, real, READ_AT_ONCE):
+        part = slice(start, min(start + READ_AT_ONCE, real))
+        wave[part], lengths[part] = clips.read(mine[part])
+        advance(part.stop - part.start)
+    everywhere = jax.jit(lambda *x: x, out_shardings=copied(mesh))
+    spread = [jax.make_array_from_process_local_data(split(mesh), x) for x in (wave, lengths)]
+    label = jax.device_put(clips.label, copied(mesh))
+    store = (*everywhere(*spread), label)
+
+    def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
+        step = first
+        while True:
+            yield (to_devices(rows(step), mesh),)
+            step += 1
+
+    def take(store, sent) -> Batch:
+        return Batch(*(jnp.take(x, sent[0], axis=0, mode="clip") for x in store))
+
+    return Source(store, batches, take)
+
+
+def streaming(clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.sharding.Mesh) -> Source:
+    """Decode batches ahead in threads; each process decodes its rows of every batch."""
+    import grain
+
+    class Sent:
+        """Batches by number, for grain."""
+
+        def __init__(self, first: int):
+            self.first = first
+
+        def __len__(self) -> int:
+            return 2**31
+
+        def __getitem__(self, number: int):
+            asked = rows(self.first + number)
+            mine = np.array_split(asked, jax.process_count())[jax.process_index()]
+            return *clips.read(mine), clips.label[mine]
+
+    def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
+        threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+        sending: deque[tuple[jax.Array, ...]] = deque()
+        for parts in grain.MapDataset.source(Sent(first)).to_iter_dataset(threads):
+            sending.append(
+                tuple(jax.make_array_from_process_local_data(split(mesh), x) for x in parts)
+            )
+            if len(sending) > AHEAD:
+                yield sending.popleft()
+
+    return Source((), batches, lambda store, sent: Batch(*sent))
+
+
+def to_devices(rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
+    """Spread what every process knows as a whole over the devices."""
+    return jax.make_array_from_callback(rows.shape, split(mesh), lambda index: rows[index])
+
+
+def fits(nbytes: int) -> bool:
+    """Tell whether a set of this size may stay on each device."""
+    device = jax.local_devices()[0]
+    memory = device.memory_stats() if device.platform != "cpu" else None
+    if memory and "bytes_limit" in memory:
+        free = memory["bytes_limit"] - memory["bytes_in_use"]
+    else:  # each of a host's devices keeps its own copy
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        nbytes = nbytes * len(jax.local_devices())
+    return nbytes <= FREE_SHARE * free

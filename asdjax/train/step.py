@@ -1,0 +1,182 @@
+"""One training step, from int16 waves to updated weights, as one jitted function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from asdjax.frontend import augment
+from asdjax.frontend.augment import Augment
+from asdjax.frontend.fbank import beats_frontend
+from asdjax.models.backbone import Backbone
+from asdjax.models.dropout import keys_for
+from asdjax.models.system import STATISTICS, Parts, System
+from asdjax.params import Params, flatten, merge
+from asdjax.train.config import Train
+from asdjax.train.optimizer import updates_done
+
+Hear = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+
+
+class TrainState(NamedTuple):
+    """Everything that changes from step to step, and all that a checkpoint holds."""
+
+    trainable: Params
+    statistics: Params
+    optimizer: optax.OptState
+    average: Params  # moving average of `trainable`; {} without one
+    key: jax.Array  # constant: each step derives its own from it
+    step: jax.Array  # [] int32, passes done; also where the order of clips stands
+
+
+class Batch(NamedTuple):
+    """What one pass sees, over all devices."""
+
+    wave: jax.Array  # [B, N] int16 or float32
+    lengths: jax.Array  # [B] int32, valid samples
+    label: jax.Array  # [B, heads] int32
+
+
+def make_hear(backbone: Backbone, mesh: jax.sharding.Mesh, padded: bool) -> Hear:
+    """Return the front end over a mesh: `(wave, lengths) -> (mel [B, T, 128], padding [B, L])`.
+
+    Args:
+      padded: some clips are shorter than their row, so that tokens have to be masked; else the
+        padding is None.
+    """
+    rows = jax.P("data")
+    # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
+    # waves for the FFT on every device (jax 0.10).
+    frontend = jax.shard_map(
+        beats_frontend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
+    )
+
+    def hear(wave, lengths):
+        return frontend(wave), backbone.token_padding(wave.shape[1], lengths) if padded else None
+
+    return hear
+
+
+def make_step(
+    parts: Parts,
+    hear: Hear,
+    take: Callable[[tuple, tuple], Batch],
+    config: Train,
+    optimizer: optax.GradientTransformation,
+    samples: int,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Return `step(state, frozen, store, batch) -> (state, metrics)`, jitted; `state` is donated.
+
+    Args:
+      parts: of the system built for training.
+      take: makes a batch from what is kept on the devices and what the host sends (`source`).
+      samples: length of a training clip; longer ones are cut as `config.augment` says.
+
+    Returns:
+      Metrics are `[]` float32: loss, accuracy, norms of the gradient and of the embeddings.
+    """
+
+    @partial(jax.jit, donate_argnames="state")
+    def step(state: TrainState, frozen: Params, store: tuple, batch: tuple):
+        augment_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        keys = keys_for(list(parts.keys), key)
+        heard = _hear_augmented(take(store, batch), hear, config.augment, samples, augment_key)
+
+        def loss_of(trainable):
+            system = merge(parts.graph, keys, state.statistics, trainable, frozen)
+            embedding = system(heard.mel, heard.padding)
+            loss, accuracy = classify(system, embedding, heard, config)
+            length = jnp.sqrt(jnp.square(embedding).sum(-1)).mean()
+            metrics = {"loss": loss, "accuracy": accuracy, "embedding_norm": length}
+            return loss, (metrics, flatten(nnx.state(system, STATISTICS)))
+
+        gradient, (metrics, statistics) = jax.grad(loss_of, has_aux=True)(state.trainable)
+        metrics["gradient_norm"] = optax.tree.norm(gradient)
+        change, tuned = optimizer.update(gradient, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, change)
+        average = state.average
+        if config.ema:
+            updated = updates_done(tuned) > updates_done(state.optimizer)
+            share = jnp.where(updated, 1.0 - config.ema, 0.0)
+            average = optax.incremental_update(trainable, average, share)
+        after = TrainState(trainable, statistics, tuned, average, state.key, state.step + 1)
+        return after, metrics
+
+    return step
+
+
+def make_validate(
+    parts: Parts, hear: Hear, take: Callable[[tuple, tuple], Batch], config: Train, samples: int
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """Return `validate(trainable, statistics, frozen, store, batch) -> (accuracy, unit)`, jitted.
+
+    `accuracy [B]` is the share of heads that are right, `unit [B, E]` the embedding of length 1.
+    `parts` is the system built for use, with its heads.
+    """
+
+    @jax.jit
+    def validate(trainable, statistics, frozen, store, batch):
+        taken = take(store, batch)
+        mel, padding = hear(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
+        system = merge(parts.graph, statistics, trainable, frozen)
+        embedding = system(mel, padding)
+        plain = jnp.ones((len(embedding), 1))
+        right = [
+            head(embedding, taken.label[:, i, None], plain)[1].argmax(-1) == taken.label[:, i]
+            for i, head in enumerate(system.heads)
+        ]
+        length = jnp.sqrt(jnp.square(embedding).sum(-1, keepdims=True))
+        return jnp.stack(right).mean(0), embedding / jnp.maximum(length, 1e-12)
+
+    return validate
+
+
+class Heard(NamedTuple):
+    mel: jax.Array  # [B, T, F]
+    padding: jax.Array | None  # [B, L]
+    label: jax.Array  # [B, heads, M]
+    weight: jax.Array  # [B, M]
+
+
+def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -> Heard:
+    """Cut, shift, transform, mask and mix the clips of a batch, in this order."""
+    crop, shift, mask, mix = jax.random.split(key, 4)
+    wave, lengths = batch.wave, batch.lengths
+    if how.crop == "random":
+        wave, lengths = augment.random_crop(wave, lengths, samples, crop)
+    else:
+        wave, lengths = wave[:, :samples], jnp.minimum(lengths, samples)
+    if how.shift:
+        wave = augment.time_shift(wave, lengths, shift)
+    mel, padding = hear(wave, lengths)
+    if how.mask:
+        mel = augment.spec_augment(mel, mask, how.mask, how.mask_probability)
+    label, weight = batch.label[..., None], jnp.ones((len(mel), 1))
+    if how.mixup:
+        mel, label, weight = augment.mixup(mel, label, mix, how.mixup)
+        if padding is not None:  # a mixed clip is as long as the longer of its two
+            alone = weight[:, 1:] == 0
+            padding = padding & (padding[::-1] | alone)
+    return Heard(mel, padding, label, weight)
+
+
+def classify(system: System, embedding, heard: Heard, config: Train):
+    """Return the weighted sum of the heads' mean losses, and their mean accuracy.
+
+    A mixed clip counts as right if the class it holds most of is found.
+    """
+    most = heard.weight.argmax(-1)
+    loss, right = 0.0, []
+    for i, (head, how) in enumerate(zip(system.heads, config.heads, strict=True)):
+        label = heard.label[:, i]
+        each, cosine = head(embedding, label, heard.weight)
+        loss = loss + how.weight * each.mean()
+        asked = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
+        right.append((cosine.argmax(-1) == asked).mean())
+    return loss, jnp.stack(right).mean()

@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from asdjax import embedding, pipeline, weights
+from asdjax import devices, embedding, pipeline, weights
 from asdjax.config import SystemConfig
 from asdjax.data import archives, audio, dcase, download, fetch, inspect, synthetic
-from asdjax.models.embedder import Pretrained
+from asdjax.models.embedder import LogMel
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.types import InputError
@@ -37,17 +37,32 @@ class RunArguments:
       year: the edition whose rules apply, where the data do not tell.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
       skip_bad: leave broken files out and list them, instead of stopping.
-      force: embed again what is already there.
+      force: train and embed again what is already there.
     """
 
     data: Path
     out: Path
+    recipe: tyro.conf.Suppress[str]
     system: Annotated[SystemConfig, tyro.conf.arg(name="")]
     weights: str | None = None
     year: int | None = None
     ground_truth: Path | None = None
     skip_bad: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True)
+class TrainArguments(RunArguments):
+    """A recipe, where its recordings are and where its results go.
+
+    Args:
+      distributed: train with several processes, one on each host; give the same command on all. On
+        Slurm, Open MPI, Kubernetes and TPU pods they find each other; elsewhere set
+        JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID. All
+        need the same --data and --out.
+    """
+
+    distributed: bool = False
 
 
 def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
@@ -61,22 +76,32 @@ def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
 
 
 def run(given: RunArguments) -> None:
-    """Recordings in; scores, official numbers and figures out."""
-    embed(given)
-    pipeline.score(given.out)
-    pipeline.report(given.out)
+    """Recordings in; scores, official numbers and figures out; trains first what has to be."""
+    reported = RECIPES[given.recipe].parameters
+    pipeline.run(*_stage(given), reported=reported)
+
+
+def train(given: TrainArguments) -> None:
+    """The stage of `run` before `embed`: adapt a backbone to the machines; goes on if stopped."""
+    if given.distributed:
+        devices.join_processes()
+    pipeline.train(*_stage(given), reported=RECIPES[given.recipe].parameters)
 
 
 def embed(given: RunArguments) -> None:
-    """The first stage of `run`: one file of embeddings per machine."""
+    """The stage of `run` before `score`: one file of embeddings per machine."""
+    pipeline.embed(*_stage(given))
+
+
+def _stage(given: RunArguments) -> tuple:
+    """Return the arguments that all stages take, with the weights asked for."""
     system = given.system
     if given.weights is not None:
-        if not isinstance(system.embedder, Pretrained):
+        if isinstance(system.embedder, LogMel):
             raise InputError("--weights: this recipe's embedder has no weights")
         system = replace(system, embedder=replace(system.embedder, weights=given.weights))
-    pipeline.embed(
-        system, given.data, given.out, given.year, given.ground_truth, given.skip_bad, given.force
-    )
+    where = given.data, given.out, given.year, given.ground_truth
+    return system, *where, given.skip_bad, given.force
 
 
 def score(
@@ -126,8 +151,9 @@ def recipes() -> None:
     """List the recipes with their sources and published numbers."""
     for name, recipe in RECIPES.items():
         print(f"{name}: {recipe.summary}")
-        for heading in ("source", "published", "chosen"):
-            print(f"    {heading:10}{getattr(recipe, heading) or '-'}")
+        for heading in ("source", "stated", "published", "chosen", "parameters"):
+            if text := getattr(recipe, heading):
+                print(f"    {heading:12}{text}")
 
 
 def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> None:
@@ -211,6 +237,7 @@ def weights_fetch(
 COMMANDS: dict[str, Callable] = {
     "quickstart": quickstart,
     "run": run,
+    "train": train,
     "embed": embed,
     "score": score,
     "report": report,
@@ -252,7 +279,7 @@ def dispatch(args: list[str]) -> None:
     if name is None:
         _help(args)
     command, rest = COMMANDS[name], args[len(name.split()) :]
-    if command in (run, embed):
+    if command in (run, train, embed):
         command(_recipe_arguments(name, rest))
     else:
         tyro.cli(command, prog=f"asdjax {name}", args=rest)
@@ -266,9 +293,10 @@ def _recipe_arguments(name: str, args: list[str]) -> RunArguments:
         usage = f"{unknown}usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:"
         console.note("\n  ".join([usage, *RECIPES]))
         sys.exit(0 if asked else 2)
+    kind = TrainArguments if name == "train" else RunArguments
     return tyro.cli(
-        RunArguments,
-        default=RunArguments(tyro.MISSING, tyro.MISSING, recipe.config),
+        kind,
+        default=kind(tyro.MISSING, tyro.MISSING, args[0], recipe.config),
         prog=f"asdjax {name} {args[0]}",
         args=args[1:],
         config=(tyro.conf.AvoidSubcommands,),

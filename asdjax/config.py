@@ -11,11 +11,21 @@ import json
 from dataclasses import dataclass, field
 
 from asdjax.data.loader import Audio
+from asdjax.frontend.augment import Augment
+from asdjax.losses.adacos import AdaCos
+from asdjax.losses.margin import Margin
 from asdjax.models.embedder import LogMel, Pretrained
+from asdjax.models.lora import Lora
+from asdjax.models.system import FineTuned
+from asdjax.scoring.balance import Smote
 from asdjax.scoring.score import Knn
+from asdjax.train.config import HeadConfig, Train
+from asdjax.train.optimizer import Optimizer, Schedule
 from asdjax.types import InputError
 
-CONFIG_CLASSES = {kind.__name__: kind for kind in (Audio, LogMel, Pretrained, Knn)}
+EMBEDDING = Audio, LogMel, Pretrained, FineTuned, Lora
+TRAINING = Train, HeadConfig, Margin, AdaCos, Optimizer, Schedule, Augment
+CONFIG_CLASSES = {kind.__name__: kind for kind in (*EMBEDDING, *TRAINING, Knn, Smote)}
 
 
 @dataclass(frozen=True)
@@ -26,30 +36,41 @@ class SystemConfig:
       embedder: from a wave to one vector.
       scorer: from vectors to anomaly scores.
       audio: from a file to a wave.
-      batch: clips per step, over all devices.
+      train: how a fine-tuned embedder is trained; None for the others.
+      batch: clips per step while embedding, over all devices.
     """
 
-    embedder: LogMel | Pretrained
+    embedder: LogMel | Pretrained | FineTuned
     scorer: Knn = field(default_factory=Knn)
     audio: Audio = field(default_factory=Audio)
+    train: Train | None = None
     batch: int = 32
 
     def __post_init__(self):
         if self.batch < 1:
             raise InputError(f"expected batch >= 1, got {self.batch}")
+        if isinstance(self.embedder, FineTuned) != (self.train is not None):
+            raise InputError("expected `train` with a fine-tuned embedder, and only there")
 
 
-def to_json(config: object) -> dict:
-    """Return a dict of plain values; each part carries its class name under "kind"."""
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-    plain = {k: to_json(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
-    return {"kind": type(config).__name__, **plain}
+def to_json(config: object) -> object:
+    """Return plain values; a dataclass becomes a dict that has its class name under "class"."""
+    if isinstance(config, tuple | list):
+        return [to_json(value) for value in config]
+    if not dataclasses.is_dataclass(config):
+        return config
+    fields = {f.name: to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    return {"class": type(config).__name__, **fields}
 
 
-def from_json(plain: dict) -> SystemConfig:
+def from_json(plain: object) -> SystemConfig:
     """Rebuild the value that `to_json` wrote; unknown fields are an error, absent ones default."""
-    values = {k: from_json(v) if isinstance(v, dict) else v for k, v in plain.items()}
-    kind = {"SystemConfig": SystemConfig, **CONFIG_CLASSES}.get(values.pop("kind", None))
+    if isinstance(plain, list):
+        return tuple(map(from_json, plain))
+    if not isinstance(plain, dict):
+        return plain
+    values = {name: from_json(value) for name, value in plain.items()}
+    kind = {"SystemConfig": SystemConfig, **CONFIG_CLASSES}.get(values.pop("class", None))
     names = {f.name for f in dataclasses.fields(kind)} if kind else set()
     if unknown := set(values) - names:
         raise InputError(f"unknown configuration {sorted(unknown)} in {plain}")

@@ -1,4 +1,4 @@
-"""What the stage `embed` needs: recordings that are known to be good, and a jitted embedder."""
+"""What `train` and `embed` need: recordings that are known to be good, and a jitted embedder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,25 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from asdjax.config import SystemConfig
+from asdjax import params
+from asdjax.config import SystemConfig, digest, to_json
 from asdjax.data import audio, dcase
 from asdjax.data.audio import AudioInfo
 from asdjax.data.loader import Audio, load_batches, plan_batches
 from asdjax.devices import copied, data_mesh, split
 from asdjax.files import sha256_file
-from asdjax.models.embedder import Embedder, LogMel, Pretrained, backbone_embedder, logmel_embedder
+from asdjax.models.embedder import (
+    Embedder,
+    LogMel,
+    Pretrained,
+    backbone_embedder,
+    finetuned_embedder,
+    logmel_embedder,
+)
+from asdjax.models.system import FineTuned
+from asdjax.params import Params
 from asdjax.report import console
-from asdjax.runs import Run
+from asdjax.runs import MODEL, Run
 from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
 from asdjax.weights import find, load_backbone
 
@@ -32,17 +42,17 @@ def prepare(
     year: int | None = None,
     ground_truth: Path | None = None,
     skip_bad: bool = False,
-) -> tuple[Run, dict[Path, AudioInfo], Embedder]:
+) -> tuple[Run, dict[Path, AudioInfo]]:
     """Scan a directory and decode every file once, so that all broken ones are told at once.
 
     Returns:
       The run to make, without broken and supplemental clips and with its channel decided; what is
-      known of each file; the embedder.
+      known of each file.
 
     Raises:
       InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
     """
-    embedder, weights_sha256 = load_embedder(config.embedder)
+    weights_sha256 = weights_of(config.embedder)
     dataset = dcase.scan(Path(data).resolve(), ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     sound = replace(config.audio, channel=_channel(config.audio, dataset))
@@ -64,7 +74,7 @@ def prepare(
         skipped,
     )
     check_complete(run)
-    return run, infos, embedder
+    return run, infos
 
 
 def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
@@ -98,12 +108,46 @@ def check_complete(run: Run) -> None:
         )
 
 
-def load_embedder(config: LogMel | Pretrained) -> tuple[Embedder, str]:
-    """Return the embedder and the SHA-256 of its weight file ("" if it has none)."""
+def weights_of(config: LogMel | Pretrained | FineTuned) -> str:
+    """Return the SHA-256 of the backbone's weight file; "" where there is none to have."""
+    return "" if isinstance(config, LogMel) else sha256_file(find(config.weights))
+
+
+def load_embedder(run: Run, out: Path) -> tuple[Embedder, str]:
+    """Return a run's embedder and the SHA-256 of its weight files ("" if it has none).
+
+    Raises:
+      InputError: weights that are missing or do not fit; a system that is not trained in `out`.
+    """
+    config = run.system.embedder
     if isinstance(config, LogMel):
         return logmel_embedder(), ""
-    path = find(config.weights)
-    return backbone_embedder(load_backbone(path, config.dtype), config.layer), sha256_file(path)
+    backbone = load_backbone(config.weights, config.dtype)
+    if isinstance(config, Pretrained):
+        return backbone_embedder(backbone, config.layer), run.weights_sha256
+    trained = load_trained(run, out)
+    if trained is None:
+        raise InputError(f"{out} holds no model of this system and data; train it with `run`")
+    sha256 = digest(run.weights_sha256, sha256_file(out / MODEL))
+    return finetuned_embedder(backbone, config, trained), sha256
+
+
+def load_trained(run: Run, out: Path) -> Params | None:
+    """Return what training left in `out`; None if nothing, or of another system or data."""
+    if not (out / MODEL).is_file():
+        return None
+    trained, header = params.load(out / MODEL)
+    return trained if header.config == training_of(run) else None
+
+
+def training_of(run: Run) -> dict:
+    """Return, as plain values, everything that the trained weights of a run depend on."""
+    system = to_json(run.system)
+    kept = {name: system[name] for name in ("embedder", "audio", "train")}
+    for name in ("log_every", "source"):  # what changes nothing in the result
+        del kept["train"][name]
+    clips = [(*c.group, c.name, c.domain, c.attributes) for c in run.clips if c.split == "train"]
+    return kept | {"data_sha256": digest(clips), "weights_sha256": run.weights_sha256}
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:

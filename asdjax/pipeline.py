@@ -1,4 +1,4 @@
-"""The stages, in order: embed, score, report; and evaluate for score files from anywhere.
+"""The stages, in order: train, embed, score, report; and evaluate for score files from anywhere.
 
 They meet only in the files of a run's folder (`asdjax.runs`), so each can be repeated alone.
 """
@@ -16,15 +16,20 @@ from asdjax import runs
 from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase
 from asdjax.data import ground_truth as labels
-from asdjax.embedding import make_embed, prepare
-from asdjax.files import write_csv
+from asdjax.data.audio import AudioInfo
+from asdjax.embedding import load_embedder, load_trained, make_embed, prepare, training_of
+from asdjax.files import write_csv, write_json
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
 from asdjax.report import console, figures
 from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
+from asdjax.train.loop import train as fit
+from asdjax.train.plan import make_plan
 from asdjax.types import Clip, Embeddings, InputError, Scores
+from asdjax.weights import load_backbone
 
+Infos = dict[Path, AudioInfo]
 RESULTS = ("results.csv", "skipped.csv", "figures")  # what `report` writes
 
 
@@ -36,6 +41,7 @@ def run(
     ground_truth: Path | None = None,
     skip_bad: bool = False,
     force: bool = False,
+    reported: str = "",
 ) -> list[Metric]:
     """Run every stage; return the official numbers, an empty list where labels are missing.
 
@@ -46,11 +52,36 @@ def run(
       year: the edition whose rules apply; None takes it from the data.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
       skip_bad: leave broken files out (listed in the results) instead of stopping.
-      force: embed again what an earlier call embedded.
+      force: train and embed again what an earlier call did.
+      reported: parameter counts of the system's report, to be printed beside ours.
     """
-    embed(config, data, out, year, ground_truth, skip_bad, force)
+    out = Path(out)
+    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
+    if config.train is not None:
+        _train(made, infos, out, force, reported)
+    _embed(made, infos, out, force)
     score(out)
     return report(out)
+
+
+def train(
+    config: SystemConfig,
+    data: Path,
+    out: Path,
+    year: int | None = None,
+    ground_truth: Path | None = None,
+    skip_bad: bool = False,
+    force: bool = False,
+    reported: str = "",
+) -> None:
+    """Write `model.safetensors`; see `run` for the arguments.
+
+    A training that was stopped goes on from its last checkpoint, one that is finished is kept.
+    """
+    if config.train is None:
+        raise InputError("this system has nothing to train; use `run`")
+    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
+    _train(made, infos, Path(out), force, reported)
 
 
 def embed(
@@ -66,10 +97,45 @@ def embed(
 
     A file that was made from the same clips by the same system and weights is kept.
     """
-    out = Path(out)
+    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
+    _embed(made, infos, Path(out), force)
+
+
+def _prepare(config, data, year, ground_truth, skip_bad) -> tuple[runs.Run, Infos]:
     official.check_year(year)
-    made, infos, embedder = prepare(config, data, year, ground_truth, skip_bad)
-    made = made.with_keys()
+    return prepare(config, data, year, ground_truth, skip_bad)
+
+
+def _train(made: runs.Run, infos: Infos, out: Path, force: bool, reported: str) -> None:
+    """Train the system of a run, unless `out` already holds what the training would give."""
+    if not force and load_trained(made, out) is not None:
+        console.note(f"already trained: {out / runs.MODEL}")
+        return
+    clips = [clip for clip in made.clips if clip.split == "train"]
+    plan = make_plan(made.system.train, clips)
+    for line in plan.notes:
+        console.note(line)
+    if force:
+        runs.clear(out, "checkpoints")
+    fit(
+        made.system.embedder,
+        made.system.train,
+        load_backbone(made.system.embedder.weights, made.system.embedder.dtype),
+        plan,
+        clips,
+        [infos[clip.path] for clip in clips],
+        made.system.audio,
+        out,
+        out / runs.MODEL,
+        training_of(made),
+        reported,
+    )
+    write_json(out / "labels.json", plan.described)
+
+
+def _embed(made: runs.Run, infos: Infos, out: Path, force: bool) -> None:
+    embedder, weights_sha256 = load_embedder(made, out)
+    made = replace(made, weights_sha256=weights_sha256).with_keys()
     _note_lacking(made)
     runs.clear(out, *RESULTS, "scores")
     runs.save(out, made)
@@ -104,7 +170,7 @@ def score(out: Path, **changes: object) -> None:
     if None in machines:
         raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
     train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
-    found, left_out = score_machines(train, test, made.system.scorer)
+    found, left_out = score_machines(train, test, made.system.scorer, console.note)
     runs.clear(out, *RESULTS, "scores")
     folder = out / "scores" / "knn"
     for part, values, normal in zip(test, found, left_out, strict=True):

@@ -2,6 +2,10 @@
 
 RUN/config.json                          system, data, weights, versions, what was skipped
 RUN/clips.json                           the clips, with labels where they are known
+RUN/labels.json                          classes of each head of a trained system
+RUN/checkpoints/                         states of the training to go on from
+RUN/log.jsonl                            a line per logged step of the training
+RUN/model.safetensors                    what was trained: adapters, or all weights; pooling; heads
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n], key
 RUN/scores/knn/*.csv                     the challenge's anomaly score and decision files
 RUN/results.csv                          machine,metric,value
@@ -27,6 +31,7 @@ from asdjax.files import atomic, write_json
 from asdjax.types import Clip, Embeddings, InputError
 from asdjax.version import __version__
 
+MODEL = "model.safetensors"
 Group = tuple[str, str]  # machine and section
 
 

@@ -13,23 +13,28 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "types": set(),
     "version": set(),
     "files": {"types"},
-    "devices": set(),
+    "devices": EVERYWHERE,
     "params": EVERYWHERE,
-    "frontend": set(),
+    "frontend": EVERYWHERE,
+    "losses": EVERYWHERE,
     "data": EVERYWHERE,
-    "models": EVERYWHERE | {"frontend", "params"},
+    "models": EVERYWHERE | {"frontend", "losses", "params"},
+    "train": EVERYWHERE | {"data", "devices", "frontend", "losses", "models", "params", "report"},
     "scoring": EVERYWHERE,
     "metrics": EVERYWHERE,
     "report": EVERYWHERE | {"data", "frontend", "metrics"},
-    "config": EVERYWHERE | {"data", "models", "scoring"},
+    "config": EVERYWHERE | {"data", "frontend", "losses", "models", "scoring", "train"},
     "runs": EVERYWHERE | {"config"},
-    "embedding": EVERYWHERE | {"config", "data", "devices", "models", "report", "runs", "weights"},
-    "recipes": EVERYWHERE | {"config", "data", "models", "scoring"},
+    "embedding": EVERYWHERE
+    | {"config", "data", "devices", "models", "params", "report", "runs", "weights"},
+    "recipes": EVERYWHERE | {"config", "data", "frontend", "losses", "models", "scoring", "train"},
     "weights": EVERYWHERE | {"data", "models", "params"},
 }
 THIRD_PARTY = {  # what a room may import at module level besides the standard library and numpy
     "params": {"jax", "flax"},
     "frontend": {"jax"},
+    "losses": {"jax"},
+    "train": {"jax", "flax", "optax"},
     "models": {"jax", "flax"},
     "scoring": {"jax"},
     "devices": {"jax"},
@@ -73,8 +78,9 @@ def test_arrows_and_third_parties(path):
     assert tops <= allowed, f"{path}: import {tops - allowed} inside the function that uses it"
 
 
-def test_importing_asdjax_needs_only_jax_flax_numpy():
-    heavy = ["grain", "matplotlib", "safetensors", "sklearn", "soundfile", "soxr", "tyro"]
+def test_importing_asdjax_needs_only_jax_flax_optax_numpy():
+    heavy = ["grain", "imblearn", "matplotlib", "orbax", "safetensors", "sklearn", "soundfile"]
+    heavy += ["soxr", "tyro"]
     code = f"import sys, asdjax; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

@@ -1,17 +1,22 @@
-"""Frozen embedders: a pure function from waves to one vector per clip, and its weights."""
+"""Embedders: a pure function from waves to one vector per clip, and its weights."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from asdjax.frontend.fbank import BEATS, fbank, frame_mask
+from asdjax import params as weights
+from asdjax.frontend.fbank import BEATS, beats_frontend, fbank, frame_mask
 from asdjax.models.backbone import Backbone
+from asdjax.models.lora import fold
+from asdjax.models.pooling import masked_mean
+from asdjax.models.system import BACKBONE, FineTuned, take_apart, without_predictor
 from asdjax.params import Params
+from asdjax.types import InputError
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,33 @@ def backbone_embedder(backbone: Backbone, layer: int | None) -> Embedder:
     return Embedder(backbone.params, apply)
 
 
+def finetuned_embedder(backbone: Backbone, config: FineTuned, trained: Params) -> Embedder:
+    """Return the embedder of a trained system; adapters are folded into the weights.
+
+    Args:
+      backbone: the one it was trained from.
+      trained: trainable weights and statistics, as training saves them; heads are left out.
+
+    Raises:
+      InputError: `trained` is not of such a system.
+    """
+    structure, base = without_predictor(backbone.config, backbone.params)
+    named = {BACKBONE + name: value for name, value in base.items()} | trained
+    if config.adapter is not None:
+        named = fold(named, config.adapter)
+    plain = replace(config, adapter=None)
+    params = {name: value for name, value in named.items() if not name.startswith("heads.")}
+    parts = take_apart(plain, structure, train=False)
+    if problems := weights.misfits(params, parts.statistics | parts.trainable):
+        raise InputError(f"the trained weights do not fit the system{problems}")
+
+    def apply(params, wave, lengths):
+        padding = backbone.token_padding(wave.shape[1], lengths)
+        return weights.merge(parts.graph, params)(beats_frontend(wave), padding)
+
+    return Embedder(params, apply)
+
+
 def logmel_statistics(wave, lengths):
     """Return `[B, 256]`: mean and standard deviation over the clip's frames of each band."""
     mel = fbank(wave, BEATS, lengths)
@@ -61,9 +93,3 @@ def logmel_statistics(wave, lengths):
     mean = masked_mean(mel, inside)
     variance = masked_mean(jnp.square(mel - mean[:, None]), inside)
     return jnp.concatenate([mean, jnp.sqrt(variance)], -1)
-
-
-def masked_mean(x, inside):
-    """Average `x [B, L, D]` over L where `inside [B, L, 1]`; 0 where nothing is."""
-    total = jnp.where(inside, x, 0.0).sum(1)
-    return total / jnp.maximum(inside.sum(1), 1)

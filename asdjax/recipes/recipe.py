@@ -15,6 +15,8 @@ class Recipe:
       source: the report, paper or table it follows.
       published: the numbers published for it, with edition and metric; "" where there are none.
       chosen: what we chose where the source is silent, or do otherwise.
+      stated: what the source says of it; "" where it is no more than the summary.
+      parameters: all and trained weights as the source counts them, e.g. "90M / 3.73M".
     """
 
     summary: str
@@ -22,3 +24,5 @@ class Recipe:
     source: str
     published: str
     chosen: str
+    stated: str = ""
+    parameters: str = ""

@@ -43,7 +43,9 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[object]], title: str =
 
 
 @contextlib.contextmanager
-def progress(action: str, total: int, unit: str = "clips") -> Iterator[Callable[[int], None]]:
+def progress(
+    action: str, total: int, unit: str = "clips", visible: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show count, rate and time left; the yielded function advances by its argument."""
     from rich.console import Console
     from rich.progress import (
@@ -61,6 +63,7 @@ def progress(action: str, total: int, unit: str = "clips") -> Iterator[Callable[
         TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not visible,
     )
     with bar:
         task = bar.add_task(action, total=total, rate=0.0)
@@ -70,6 +73,63 @@ def progress(action: str, total: int, unit: str = "clips") -> Iterator[Callable[
             bar.update(task, rate=bar.tasks[0].speed or 0.0)
 
         yield advance
+
+
+@contextlib.contextmanager
+def training_progress(
+    total: int, done: int, visible: bool = True
+) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """Show steps, loss, accuracy, clips/s, waiting share, time left; yields `show(step, values)`.
+
+    Args:
+      total, done: steps of the run, and those an earlier call has done.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[values]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not visible,
+    )
+    with bar:
+        task = bar.add_task("training", total=total, completed=done, values="compiling")
+
+        def show(step: int, values: Mapping[str, float]) -> None:
+            text = (
+                f"loss {values['loss']:.3f}, accuracy {_percent(values['accuracy'])}, "
+                f"{values['clips_per_second']:.1f} clips/s, {_percent(values['waiting'])} waiting"
+            )
+            bar.update(task, completed=step, values=text)
+
+        yield show
+
+
+def training_table(
+    rows: Sequence[tuple[str, str, int, int]], counts: tuple[int, int], reported: str
+) -> None:
+    """Print what trains: names, shape, numbers, layers; then all and trained numbers.
+
+    Args:
+      rows: as `models.lora.summary` gives them.
+      counts: numbers of the whole system and those that train.
+      reported: the same two of the report, as it prints them; "" where it does not.
+    """
+    cells = [[name, shape, f"{numbers:,}", str(layers)] for name, shape, numbers, layers in rows]
+    table(["trains", "shape", "numbers", "layers"], cells)
+    total, trained = (f"{count / 1e6:.2f}M" for count in counts)
+    beside = f" (the report: {reported})" if reported else ""
+    note(f"{total} parameters, {trained} train{beside}")
 
 
 def results_table(metrics: Sequence[Metric], title: str) -> None:

@@ -26,3 +26,32 @@ def tone_machine(root: Path, machine: str, seed: int = 0, name=None) -> None:
             path = root / machine / split / name.format(**words, index=index, speed=speed)
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, wave, 16000, "PCM_16")
+
+
+def tiny_backbone(path: Path) -> Path:
+    """Write random weights of the smallest BEATs that has every part, quick to compile."""
+    from dataclasses import asdict
+
+    from asdjax import params
+    from asdjax.models.backbone import initialize
+    from asdjax.models.beats import BeatsConfig
+
+    config = BeatsConfig(
+        input_patch_size=16,
+        embed_dim=16,
+        encoder_layers=2,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=48,
+        encoder_attention_heads=2,
+        deep_norm=True,
+        relative_position_embedding=True,
+        num_buckets=32,
+        max_distance=80,
+        gru_rel_pos=True,
+        conv_pos=8,
+        conv_pos_groups=2,
+        dropout_input=0.1,
+        encoder_layerdrop=0.05,
+    )
+    params.save(path, initialize(config), params.Header("beats", asdict(config)))
+    return path

@@ -11,17 +11,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import json
-import logging
 import math
 import os
 import re
 import shutil
-import sys
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +40,6 @@ class Checkpoints:
         described: plain JSON that says what is trained, on what and from what. It is stored with
             each checkpoint; `restore` refuses to go on from another one.
         keep: how many of the newest checkpoints stay, besides the one with the best metric.
-        note: told in one line when a damaged checkpoint is passed over.
 
     Raises:
         InputError: the folder is a file, or holds something else.
@@ -58,31 +52,24 @@ class Checkpoints:
             checkpoints.save(step, state, metric=accuracy)
     """
 
-    def __init__(
-        self, folder: Path, described: dict, keep: int = 2, note: Callable[[str], None] = print
-    ):
+    def __init__(self, folder: Path, described: dict, keep: int = 2):
         if keep < 1:
             raise ValueError(f"expected keep >= 1, got {keep}")
         self._folder = folder.resolve()  # orbax takes absolute paths only
         self._described = json.loads(json.dumps(described))  # as it will be read: tuples are lists
-        self._keep, self._note = keep, note
+        self._keep = keep
         self._metrics: dict[int, float | None] = {}  # of each complete checkpoint
         self._saving: tuple[int, float | None, Any] | None = None  # step, metric, orbax's response
 
     def __enter__(self) -> Checkpoints:
-        _orbax()  # imported before its log is filtered
         _clean(self._folder)
         for path in self._folder.iterdir():
             if found := STEP.fullmatch(path.name):
                 self._metrics[int(found[1])] = _metric(path)
-        logging.getLogger("absl").addFilter(_is_news)
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self.wait()
-        finally:
-            logging.getLogger("absl").removeFilter(_is_news)
+        self.wait()
 
     def latest(self) -> int | None:
         """Return the newest step, None without any; waits for a save."""
@@ -137,40 +124,30 @@ class Checkpoints:
             self._remove(old)
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[Any, int]:
-        """Return the state of the newest checkpoint and its step.
-
-        A checkpoint that cannot be read is noted, the one before it taken, and then the unreadable
-        one removed.
+        """Return the state of a checkpoint and its step.
 
         Args:
             abstract: tree of `jax.ShapeDtypeStruct` with shardings: where each array shall lie.
-            step: this one and no other.
+            step: which; None takes the newest.
 
         Raises:
-            InputError: made by another command (each field that differs is named), or none can be
-                read.
+            InputError: made by another command (each field that differs is named), or damaged.
         """
-        self.wait()
-        failed: dict[int, str] = {}
-        for candidate in sorted(self._metrics, reverse=True) if step is None else [step]:
-            try:
-                self._compare(_load(self._path(candidate), "record").get("described"))
-                state = _load(self._path(candidate), "state", abstract)
-            except _Unreadable as error:
-                failed[candidate] = str(error)
-                continue
-            for damaged, reason in failed.items():
-                self._note(
-                    f"checkpoint {self._path(damaged)} cannot be read ({reason}): it is removed, "
-                    f"training goes on from step {candidate}"
-                )
-                self._remove(damaged)
-            return state, candidate
-        lines = [f"\n  {self._path(s).name}: {reason}" for s, reason in failed.items()]
-        raise InputError(
-            f"expected a checkpoint that can be read in {self._folder}, got"
-            f"{''.join(lines) or ' none'}\nchoose another --out, or train anew with --force"
-        )
+        step = self.latest() if step is None else step
+        path = self._path(step)
+        try:
+            stored = _load(path, "record")["described"]
+            self._compare(stored)
+            return _load(path, "state", abstract), step
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # says nothing against the checkpoint
+        except Exception as error:  # orbax and tensorstore have no common one for damage
+            cause = _innermost(error)
+            reason = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
+            raise InputError(
+                f"expected a whole checkpoint at {path}, got: {reason}\nremove that folder to go "
+                "on from the one before, or train anew with --force"
+            ) from error
 
     def _path(self, step: int) -> Path:
         return self._folder / f"step_{step}"
@@ -228,33 +205,17 @@ def _orbax() -> tuple[Any, Any]:
     return ocp, context
 
 
-class _Unreadable(Exception):
-    """A checkpoint, or a part of it, is not what was written; says why in one line."""
-
-
 def _load(path: Path, part: str, abstract: Any = None) -> Any:
     ocp, context = _orbax()
-    with _held_log() as held:
-        try:
-            with context:
-                return ocp.load_checkpointables(path, {part: abstract})[part]
-        except Exception as error:
-            if isinstance(_cause(error), MemoryError | jax.errors.JaxRuntimeError):
-                raise  # says nothing against the checkpoint
-            reason = " ".join(f"{type(_cause(error)).__name__}: {_cause(error)}".split())[:200]
-        # orbax reads all arrays at once. The error of the first is told; those of the others, now
-        # without an owner, would each be logged with a page of trace when they are collected.
-        time.sleep(0.1)  # for the reads still under way
-        gc.collect()
-        held.clear()
-    raise _Unreadable(reason)
+    with context:
+        return ocp.load_checkpointables(path, {part: abstract})[part]
 
 
 def _metric(path: Path) -> float | None:
     """Return the metric of a checkpoint; None without one, or when it cannot be read."""
     try:
-        return _load(path, "record").get("metric")
-    except _Unreadable:  # `restore` says so, should it come to that
+        return _load(path, "record")["metric"]
+    except Exception:  # `restore` says what is wrong with it, should it come to that
         return None
 
 
@@ -267,9 +228,9 @@ def _flatten(value: Any, name: str = "") -> dict[str, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
-def _cause(error: BaseException) -> BaseException:
-    """Return the innermost error: orbax wraps it in what it tried."""
-    while inner := error.__cause__ or (not error.__suppress_context__ and error.__context__):
+def _innermost(error: BaseException) -> BaseException:
+    """Return the first of a chain of errors: orbax wraps it in what else it tried."""
+    while inner := error.__cause__ or error.__context__:
         error = inner
     return error
 
@@ -284,32 +245,3 @@ def _full_disk(folder: Path) -> Iterator[None]:
             if os.strerror(errno.ENOSPC) not in str(error):
                 raise
             raise OSError(errno.ENOSPC, str(error)) from error
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Return False for what orbax logs of a failed save and `wait` raises again."""
-    return "_SignalingThread.run() raised an exception" not in record.getMessage()
-
-
-@contextlib.contextmanager
-def _held_log() -> Iterator[list[logging.LogRecord]]:
-    """Yield what orbax logs meanwhile; what is left in it at the end is logged then.
-
-    Exceptions that nobody can catch (uvloop's, of reads that outlive their event loop) are dropped.
-    """
-    held: list[logging.LogRecord] = []
-    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
-    hold, report = held.append, sys.unraisablehook  # `append` returns None: not logged now
-    for logger in loggers:
-        logger.addFilter(hold)
-    sys.unraisablehook = lambda _: None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-            yield held
-    finally:
-        sys.unraisablehook = report
-        for logger in loggers:
-            logger.removeFilter(hold)
-        for record in held:
-            logging.getLogger(record.name).handle(record)

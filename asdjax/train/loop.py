@@ -82,7 +82,7 @@ def train(
     statistics, trainable, frozen = initialize(*building, base, how.seed)
     state = start(statistics, trainable, optimizer, how)
     state, frozen = jax.device_put((state, frozen), copied(mesh))
-    with Checkpoints(out / "checkpoints", described, note=note) as checkpoints:
+    with Checkpoints(out / "checkpoints", described) as checkpoints:
         first = 0
         if checkpoints.latest() is not None:
             state, first = checkpoints.restore(jax.tree.map(_abstract, state))

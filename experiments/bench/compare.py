@@ -7,8 +7,8 @@ Each side runs in its own process and is warm before the clock starts (compilati
 counted). A round is one call of every side, one after the other, so that a drift of the machine's
 speed hits all of them; the ratio of a peer is the median over the rounds of peer / ours, above 1
 when we are faster. Every side's result is compared with ours. What limits: fbank the FFT and the
-copies around it, BEATs and large kNN the matrix products (GFLOP/s are in the JSON), small kNN the
-calls. Prints a table, and one JSON line per row.
+copies around it, BEATs, its training and large kNN the matrix products (GFLOP/s are in the JSON),
+small kNN the calls. Prints a table, and one JSON line per row.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from sides import CASES
+from sides import BATCH, CASES, DTYPE
 
 HERE = Path(__file__).parent
-GFLOP = {  # of the matrix products of one call
+GFLOP = {  # of the matrix products of one call; a LoRA step needs no gradient of frozen weights
     "BEATs-base forward, 8 x 10 s, float32": 8 * 98.5,
+    f"BEATs-base LoRA step, {BATCH} x 10 s, {DTYPE}": BATCH * (2 * 98.5 + 3 * 3.5),
+    f"BEATs-base full step, {BATCH} x 10 s, {DTYPE}": BATCH * 3 * 98.5,
     "kNN 7 x 200 x 1,000 x 768": 2e-9 * 7 * 200 * 1_000 * 768,
     "kNN 2,000 x 200,000 x 768": 2e-9 * 2_000 * 200_000 * 768,
 }
@@ -49,7 +51,9 @@ class Side:
     def seconds(self) -> float:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
-        return float(self._line())
+        measured = json.loads(self._line())
+        self.peak_bytes = measured["peak_bytes"]
+        return measured["seconds"]
 
     def close(self) -> None:
         self.process.stdin.close()
@@ -88,6 +92,8 @@ def row(case, sides, columns, results, peer) -> dict:
         "ours_gflop_s": GFLOP[case] / seconds if case in GFLOP else None,
         "largest_difference": float(np.abs(results[0] - results[peer]).max()),
         "rounds": len(ours),
+        "ours_peak_bytes": sides[0].peak_bytes,
+        "peer_peak_bytes": sides[peer].peak_bytes,
         "ours": sides[0].described,
         "theirs": sides[peer].described,
     }
@@ -125,11 +131,15 @@ def main() -> None:
     for case in CASES:
         if options.only in case:
             rows += [{**found, "machine": where} for found in compare(case, options.rounds)]
-    print(f"{'case':40}{'peer':20}{'ours':>10}{'peer':>10}{'ratio':>8}{'difference':>12}")
+    print(
+        f"{'case':44}{'peer':20}{'ours':>10}{'peer':>10}{'ratio':>8}{'difference':>12}"
+        f"{'peak GB':>9}{'peer':>7}"
+    )
     for r in rows:
         print(
-            f"{r['case']:40}{r['peer']:20}{r['ours_s']:9.4f}s{r['peer_s']:9.4f}s"
+            f"{r['case']:44}{r['peer']:20}{r['ours_s']:9.4f}s{r['peer_s']:9.4f}s"
             f"{r['ratio']:7.2f}x{r['largest_difference']:12.1e}"
+            f"{r['ours_peak_bytes'] / 1e9:9.2f}{r['peer_peak_bytes'] / 1e9:7.2f}"
         )
     if options.out:
         options.out.write_text(json.dumps(rows, indent=1) + "\n")

@@ -11,6 +11,8 @@ numpy alone.
 from __future__ import annotations
 
 import json
+import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -161,6 +163,30 @@ def knn_faiss(groups: int, queries: int, references: int) -> Call:
     return lambda: np.stack([one(q, b) for q, b in zip(query, bank, strict=True)])
 
 
+def finetune_ours(kind: str) -> Call:
+    from finetune import step
+
+    one = step(kind, BATCH, DTYPE)
+    return lambda: np.array(one())
+
+
+def finetune_torch(kind: str, compiled: bool) -> Call:
+    from torch_finetune import step
+
+    one = step(kind, compiled, BATCH, "cuda" if GPU else "cpu")
+    return lambda: np.array(one())
+
+
+def finetune_sides(kind: str) -> dict[str, Callable[[], Call]]:
+    return {
+        "ours": lambda: finetune_ours(kind),
+        "torch": lambda: finetune_torch(kind, compiled=False),
+        "torch.compile": lambda: finetune_torch(kind, compiled=True),
+    }
+
+
+GPU = shutil.which("nvidia-smi") is not None
+BATCH, DTYPE = (32, "bfloat16") if GPU else (4, "float32")
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
 CASES: dict[str, dict[str, Callable[[], Call]]] = {
     "fbank 32 x 10 s": {
@@ -170,6 +196,8 @@ CASES: dict[str, dict[str, Callable[[], Call]]] = {
         "kaldi-native-fbank": fbank_kaldi_native_fbank,
     },
     "BEATs-base forward, 8 x 10 s, float32": {"ours": beats_ours, "torch": beats_torch},
+    f"BEATs-base LoRA step, {BATCH} x 10 s, {DTYPE}": finetune_sides("lora"),
+    f"BEATs-base full step, {BATCH} x 10 s, {DTYPE}": finetune_sides("full"),
     "kNN 7 x 200 x 1,000 x 768": {
         "ours": lambda: knn_ours(*SMALL),
         "scikit-learn": lambda: knn_scikit_learn(*SMALL),
@@ -193,6 +221,18 @@ def describe() -> dict:
     return described
 
 
+def peak_memory() -> int:
+    """Return the most bytes held so far on the GPU, else (on Linux) by this process.
+
+    A process of PyTorch that takes its weights from ours holds jax as well.
+    """
+    if GPU and "torch" in sys.modules:
+        return sys.modules["torch"].cuda.max_memory_allocated()
+    if GPU and "jax" in sys.modules:
+        return sys.modules["jax"].devices()[0].memory_stats()["peak_bytes_in_use"]
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main(case: str, side: str, output: str) -> None:
     call = CASES[case][side]()
     start = time.perf_counter()
@@ -201,7 +241,8 @@ def main(case: str, side: str, output: str) -> None:
     for _ in sys.stdin:
         start = time.perf_counter()
         call()
-        print(time.perf_counter() - start, flush=True)
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "peak_bytes": peak_memory()}), flush=True)
 
 
 if __name__ == "__main__":

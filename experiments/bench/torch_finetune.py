@@ -2,7 +2,7 @@
 
 Written as a careful user of PyTorch would: modules, fused attention with the gated bias as its
 mask, fused AdamW, adapters beside frozen weights without gradients, nothing computed twice. It
-starts from the weights of `asdjax.models.system.initialize`, so both sides have the same losses.
+starts from the weights of `finetune.initial`, so both sides have the same losses.
 No dropout. float32; on a CUDA device the backbone's products are bfloat16 (autocast).
 
 On a CPU PyTorch has no fused attention whose mask gets a gradient, and falls back to its own
@@ -12,28 +12,20 @@ unfused one; on CUDA it takes the memory-efficient kernel.
 from __future__ import annotations
 
 import math
-import resource
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from finetune import ADAPTER, CLASSES, LOSS, Kind, config_of, initial, inputs
 from torch import nn
 
 from asdjax.frontend.fbank import BEATS, BEATS_MEAN, BEATS_STD, LOG_FLOOR, mel_bank, window
-from asdjax.losses.margin import Margin
-from asdjax.models import backbone, system
 from asdjax.models.beats import BeatsConfig, relative_bucket
-from asdjax.models.lora import Lora
-from asdjax.models.system import FineTuned
 
-Kind = Literal["lora", "full"]
-Source = Literal["mel", "wave"]
 FRAMES = 998  # of 10 s
-CLASSES, LEARNING_RATE, DECAY = 172, 1e-4, 0.01
-LOSS, ADAPTER = Margin(), Lora()
+LEARNING_RATE, DECAY = 1e-4, 0.01
 norm = partial(nn.LayerNorm, eps=1e-5)
 
 
@@ -42,7 +34,6 @@ def step(
     compiled: bool,
     batch: int,
     device: str,
-    source: Source = "mel",
     structure: BeatsConfig | None = None,
 ) -> Callable[[], float]:
     """Return a function that does one training step on the same batch and returns its loss.
@@ -52,12 +43,11 @@ def step(
         compiled: through `torch.compile` (not the filter bank: it generates no complex numbers).
         batch: clips of 10 s, at least 2 (batch norm).
         device: "cpu" or "cuda".
-        source: start from the log-mel, or from waves.
         structure: of the backbone; None is base size.
     """
     model = load(kind, structure or BeatsConfig.base()).to(device)
     fbank = Fbank().to(device)
-    sound, label = (torch.from_numpy(x).to(device) for x in inputs(source, batch))
+    sound, label = (torch.from_numpy(x).to(device) for x in inputs(batch))
     optimizer = adamw(model)
 
     def loss(mel: torch.Tensor) -> torch.Tensor:
@@ -69,36 +59,12 @@ def step(
 
     def one() -> float:
         optimizer.zero_grad()
-        value = forward(fbank(sound) if source == "wave" else sound)
+        value = forward(fbank(sound))
         value.backward()
         optimizer.step()
         return value.item()
 
     return one
-
-
-def initial(kind: Kind, structure: BeatsConfig) -> tuple[dict, dict, dict]:
-    """Return statistics, trainable and frozen weights by our names: where both sides start."""
-    config = FineTuned(adapter=ADAPTER if kind == "lora" else None, dropout=False)
-    heads = [(LOSS, np.ones(CLASSES, int))]
-    return system.initialize(config, structure, heads, backbone.initialize(structure), seed=0)
-
-
-def inputs(source: Source, batch: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return a log-mel `[B, 998, 128]` or an int16 wave `[B, 160000]`, and labels `[B]`."""
-    rng = np.random.default_rng(0)
-    label = rng.integers(CLASSES, size=batch)
-    if source == "mel":
-        return 0.5 * rng.standard_normal((batch, FRAMES, 128), np.float32), label
-    wave = 0.1 * rng.standard_normal((batch, 160_000))
-    return np.round(32_767 * wave.clip(-1, 1)).astype(np.int16), label
-
-
-def peak_memory() -> int:
-    """Return the most bytes that tensors held on the CUDA device, else the process (on Linux)."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def load(kind: Kind, structure: BeatsConfig) -> nn.Module:
@@ -158,7 +124,7 @@ class Fbank(nn.Module):
 class System(nn.Module):
     def __init__(self, kind: Kind, structure: BeatsConfig):
         super().__init__()
-        config = FineTuned()
+        config = config_of(kind)
         width = structure.encoder_embed_dim
         self.backbone = Beats(structure, LoraLinear if kind == "lora" else nn.Linear)
         self.pool = AttentiveStatistics(width)

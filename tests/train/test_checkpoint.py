@@ -1,7 +1,6 @@
 """Checkpoints survive what happens to a run: donation, kills, damage, other commands."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
@@ -93,8 +92,6 @@ def test_an_empty_folder_has_nothing(tmp_path):
     with Checkpoints(tmp_path / "new" / "folder", DESCRIBED) as checkpoints:
         assert checkpoints.latest() is None
         assert checkpoints.best() is None
-        with pytest.raises(InputError, match="got none"):
-            checkpoints.restore(abstract(make_state()))
 
 
 def test_relative_folders_are_fine(tmp_path, monkeypatch):
@@ -218,64 +215,36 @@ def damage(path):
         path.write_bytes(b"")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's own reads
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
 @pytest.mark.parametrize(
     "part", ["", "record", "state/_METADATA", "state/manifest.ocdbt", "state/d"]
 )
-def test_a_damaged_checkpoint_is_passed_over(tmp_path, caplog, capfd, part):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_there(tmp_path, part):
     write(tmp_path, 1, 2, 3, keep=3)
     damage(tmp_path / "step_3" / part)
-    notes, state = [], make_state(2)
-    with Checkpoints(tmp_path, DESCRIBED, keep=1, note=notes.append) as checkpoints:
+    state = make_state(2)
+    with (
+        Checkpoints(tmp_path, DESCRIBED, keep=3) as checkpoints,
+        pytest.raises(InputError, match=r"step_3, got: (.|\n)*remove that folder"),
+    ):
+        checkpoints.restore(abstract(state))
+    shutil.rmtree(tmp_path / "step_3")
+    with Checkpoints(tmp_path, DESCRIBED, keep=3) as checkpoints:
         got, step = checkpoints.restore(abstract(state))
-        assert step == checkpoints.latest() == 2
-        assert_equal(got, state)
-        checkpoints.save(3, make_state(3))  # training comes by again
-        assert_equal(checkpoints.restore(abstract(state))[0], make_state(3))
-    assert len(notes) == 1
-    assert "step_3 cannot be read" in notes[0]
-    assert "from step 2" in notes[0]
-    assert "\n" not in notes[0]
-    assert not [r for r in caplog.records if r.levelname != "INFO"]  # orbax's pages of traces
-    assert capfd.readouterr().err == ""
-
-
-def test_damage_everywhere_is_reported_and_nothing_removed(tmp_path):
-    write(tmp_path, 1, 2)
-    damage(tmp_path / "step_1" / "state" / "_METADATA")
-    shutil.rmtree(tmp_path / "step_2" / "state")
-    with Checkpoints(tmp_path, DESCRIBED) as checkpoints:
-        with pytest.raises(InputError, match=r"can be read in (.|\n)*step_2: (.|\n)*step_1: "):
-            checkpoints.restore(abstract(make_state()))
-        assert checkpoints.latest() == 2
+    assert step == 2
+    assert_equal(got, state)
 
 
 def test_a_state_of_another_shape_is_not_taken_for_the_saved_one(tmp_path):
     write(tmp_path, 1)
     state = make_state()
     with Checkpoints(tmp_path, DESCRIBED) as checkpoints:
-        with pytest.raises(InputError, match=r"step_1: .*structures do not match"):
+        with pytest.raises(InputError, match=r"step_1, got: .*structures do not match"):
             checkpoints.restore(abstract(state._replace(average={})))
         larger = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=COPIED)
-        with pytest.raises(InputError, match="step_1: "):
+        with pytest.raises(InputError, match="step_1, got: "):
             checkpoints.restore(abstract(state)._replace(step=larger))
-
-
-def test_warnings_of_a_read_that_succeeds_are_shown(tmp_path, caplog, monkeypatch):
-    """Only the log of a failing read is dropped."""
-    from orbax.checkpoint import v1 as ocp
-
-    write(tmp_path, 1)
-    load = ocp.load_checkpointables
-
-    def warn(*arguments):
-        logging.getLogger("absl").warning("worth knowing")
-        return load(*arguments)
-
-    monkeypatch.setattr(ocp, "load_checkpointables", warn)
-    with Checkpoints(tmp_path, DESCRIBED) as checkpoints:
-        caplog.clear()
-        checkpoints.restore(abstract(make_state()))
-    assert "worth knowing" in [record.message for record in caplog.records]
 
 
 def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):

@@ -146,6 +146,7 @@ def training_of(run: Run) -> dict:
     kept = {name: system[name] for name in ("embedder", "audio", "train")}
     for name in ("log_every", "source"):  # what changes nothing in the result
         del kept["train"][name]
+    del kept["embedder"]["weights"]  # where they lie; their SHA-256 says what they are
     clips = [(*c.group, c.name, c.domain, c.attributes) for c in run.clips if c.split == "train"]
     return kept | {"data_sha256": digest(clips), "weights_sha256": run.weights_sha256}
 

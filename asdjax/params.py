@@ -88,7 +88,7 @@ def listing(title: str, lines: Iterable[str]) -> str:
 
 
 def save(path: Path | str, params: Mapping[str, jax.Array], header: Header) -> None:
-    """Write the arrays and the header as one safetensors file, atomically."""
+    """Write the arrays and the header as one safetensors file, atomically; equal ones alike."""
     import safetensors.numpy
 
     metadata = {
@@ -100,9 +100,14 @@ def save(path: Path | str, params: Mapping[str, jax.Array], header: Header) -> N
         "labels": json.dumps(header.labels),
     }
     arrays = {name: np.asarray(value, order="C") for name, value in params.items()}
-    data = safetensors.numpy.save(arrays, metadata)
-    with atomic(path) as temporary:
-        temporary.write_bytes(data)
+    data = memoryview(safetensors.numpy.save(arrays, metadata))
+    size = 8 + int.from_bytes(data[:8], "little")
+    # safetensors writes the metadata in random order
+    text = json.dumps(json.loads(bytes(data[8:size])), sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(data[size:])
 
 
 def load(path: Path | str) -> tuple[dict[str, np.ndarray], Header]:

@@ -5,7 +5,9 @@ They meet only in the files of a run's folder (`asdjax.runs`), so each can be re
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,9 @@ from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import AudioInfo
+from asdjax.devices import agree, leads
 from asdjax.embedding import load_embedder, load_trained, make_embed, prepare, training_of
-from asdjax.files import write_csv, write_json
+from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
 from asdjax.report import console, figures
@@ -80,8 +83,10 @@ def train(
     """
     if config.train is None:
         raise InputError("this system has nothing to train; use `run`")
-    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
-    _train(made, infos, Path(out), force, reported)
+    # Several processes check the same files and say the same: the first is heard, errors of all.
+    with nullcontext() if leads() else redirect_stderr(io.StringIO()):
+        made, infos = _prepare(config, data, year, ground_truth, skip_bad)
+        _train(made, infos, Path(out), force, reported)
 
 
 def embed(
@@ -108,15 +113,15 @@ def _prepare(config, data, year, ground_truth, skip_bad) -> tuple[runs.Run, Info
 
 def _train(made: runs.Run, infos: Infos, out: Path, force: bool, reported: str) -> None:
     """Train the system of a run, unless `out` already holds what the training would give."""
-    if not force and load_trained(made, out) is not None:
+    trained = not force and load_trained(made, out) is not None
+    agree({"--out": str(trained)})
+    if trained:
         console.note(f"already trained: {out / runs.MODEL}")
         return
     clips = [clip for clip in made.clips if clip.split == "train"]
     plan = make_plan(made.system.train, clips)
     for line in plan.notes:
         console.note(line)
-    if force:
-        runs.clear(out, "checkpoints")
     fit(
         made.system.embedder,
         made.system.train,
@@ -129,8 +134,8 @@ def _train(made: runs.Run, infos: Infos, out: Path, force: bool, reported: str) 
         out / runs.MODEL,
         training_of(made),
         reported,
+        anew=force,
     )
-    write_json(out / "labels.json", plan.described)
 
 
 def _embed(made: runs.Run, infos: Infos, out: Path, force: bool) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -31,6 +31,22 @@ def preview(names: Iterable[object], most: int = 200) -> str:
     names = list(map(str, names))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def check_choices(config: object) -> None:
+    """Refuse words that a field of a configuration does not have.
+
+    Raises:
+      InputError: every field of a `Literal` type with another value.
+    """
+    hints = get_type_hints(type(config))
+    wrong = [
+        f"{name} {' or '.join(map(repr, get_args(kind)))}, got {getattr(config, name)!r}"
+        for name, kind in hints.items()
+        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind)
+    ]
+    if wrong:
+        raise InputError(f"{type(config).__name__}: expected " + "; expected ".join(wrong))
 
 
 @dataclass(frozen=True)

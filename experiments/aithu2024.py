@@ -20,14 +20,16 @@ from asdjax.report import console
 def main() -> None:
     given, fields = repeated.options(__doc__.splitlines()[0], list(PUBLISHED))
     results = repeated.run_all(given, fields)
-    machines = repeated.machines_of(next(iter(results.values()))[0:1])
+    machines = repeated.machines_of(next(iter(results.values())))
     rows = []
     for system, runs in results.items():
         published = dict(zip((*MACHINES, "all"), PUBLISHED[system], strict=True))
         columns = (*machines, "all")
         ours = [repeated.spread([mean(run, name, machines) for run in runs]) for name in columns]
         rows.append([f"{system}, {len(runs)} runs", *ours])
-        rows.append(["  published", *(published.get(name, "-") for name in columns)])
+        rows.append(
+            ["  published", *(f"{published[n]:.2f}" if n in published else "-" for n in columns)]
+        )
     console.table(["harmonic mean", *machines, "all"], rows, str(given.data))
 
 

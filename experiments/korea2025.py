@@ -24,7 +24,7 @@ def main() -> None:
     runs = repeated.run_all(given, fields)[SYSTEM]
     rows = []
     for machine in repeated.machines_of(runs):
-        published = PUBLISHED.get(machine, ["-"] * len(repeated.MEASURED))
+        published = [f"{x:.2f}" for x in PUBLISHED.get(machine, ())] or ["-"] * 3
         for name, theirs in zip(repeated.MEASURED, published, strict=True):
             rows.append(
                 [machine, name, repeated.spread([run[machine, name] for run in runs]), theirs]

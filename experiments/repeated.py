@@ -1,6 +1,7 @@
 """Run recipes several times from other random starts, and collect their official numbers.
 
-    results = run_all(["aithu2024/beats-lora"], options, ["--train.steps", "1000"])
+    given, fields = options("Table 1", ["aithu2024/beats-lora"])  # of the command line
+    results = run_all(given, fields)
 
 A run that is finished is kept, one that was stopped goes on.
 """

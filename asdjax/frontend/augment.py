@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from asdjax.frontend.fbank import to_float
-from asdjax.types import InputError
+from asdjax.types import InputError, check_choices
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Augment:
       mask: SpecAugment: the largest width of the two masks of a clip, one over frames and one over
         mel bands; 0 for none.
       mask_probability: of each of the two masks, per clip.
-      mixup: probability, per clip, of being mixed with another clip of the batch.
+      mixup: probability, per clip, that its log-mel is mixed with that of another clip.
       crop: which part of a clip longer than audio.seconds is taken.
       shift: move each clip in time by a random amount; what leaves at the end enters at the start.
     """
@@ -36,6 +36,7 @@ class Augment:
     shift: bool = False
 
     def __post_init__(self):
+        check_choices(self)
         if self.mask < 0:
             raise InputError(f"expected a mask of 0 (none) or more frames and bands: {self.mask}")
         for name in ("mask_probability", "mixup"):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from asdjax.models.dropout import dropout
+from asdjax.models.dropout import kept, scale_of
 
 
 def attention(
@@ -45,57 +45,112 @@ def attention(
     """
     if gate is not None and bias is None:
         raise ValueError("attention: gate multiplies bias, but no bias was given")
+    compute = partial(_compute, heads=heads, dropped=dropped)
     return lax.platform_dependent(
-        q,
-        k,
-        v,
-        bias,
-        gate,
-        padding,
-        key,
-        cpu=partial(_head_by_head, heads, dropped=dropped),
-        default=partial(_all_heads, heads, dropped=dropped),
+        *(q, k, v, bias, gate, padding, key),
+        cpu=partial(compute, at_once=False),
+        default=partial(compute, at_once=True),
     )
 
 
-def _head_by_head(heads, q, k, v, bias, gate, padding, key=None, dropped=0.0):
-    width = q.shape[-1] // heads
-
-    def one(head):
-        q_head, k_head, v_head = (
-            lax.dynamic_slice_in_dim(x, head * width, width, 2) for x in (q, k, v)
-        )
-        term = None if bias is None else lax.dynamic_index_in_dim(bias, head, 0)  # [1, L, L]
-        if gate is not None:
-            term = lax.dynamic_index_in_dim(gate, head, 1, keepdims=False)[..., None] * term
-        mask = None if padding is None else padding[:, None]
-        own_key = None if key is None else jax.random.fold_in(key, head)
-        return _attend(q_head, k_head, v_head, term, mask, dropped, own_key)
-
-    out = lax.map(one, jnp.arange(heads))  # [H, B, L, d]
-    return out.transpose(1, 2, 0, 3).reshape(v.shape)
+def _compute(q, k, v, bias, gate, padding, key=None, *, heads, dropped=0.0, at_once):
+    scale = (q.shape[-1] // heads) ** -0.5
+    by_head = None if gate is None else gate.swapaxes(0, 1)
+    keys = None if key is None else jax.random.split(key, heads)
+    return _attend(heads, dropped, at_once, q * scale, k, v, bias, by_head, padding, keys)
 
 
-def _all_heads(heads, q, k, v, bias, gate, padding, key=None, dropped=0.0):
-    q, k, v = (x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2) for x in (q, k, v))
-    term = None if bias is None else bias[None]
-    if gate is not None:
-        term = gate[..., None] * term
-    mask = None if padding is None else padding[:, None, None]
-    out = _attend(q, k, v, term, mask, dropped, key)
-    return out.swapaxes(1, 2).reshape(out.shape[0], out.shape[2], -1)
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _attend(heads, dropped, at_once, q, k, v, bias, gate, padding, keys):
+    """Attend with heads at once or one after the other.
+
+    The gradient is written out: it needs fewer passes over the scores than the derived one, keeps
+    one array of their size, in the dtype of `v`, and multiplies in that dtype.
+
+    Args:
+        q, k, v, padding: as in `attention`, q scaled.
+        bias, gate, keys: `[H, L, L]`, `[H, B, L]`, `[H]`; or None.
+    """
+    one = partial(_forward, dropped, padding)
+    return _joined(_each(lambda *x: one(*x)[0], heads, at_once, (q, k, v), (bias, gate, keys)))
 
 
-def _attend(q, k, v, term, padding, dropped, key):
-    """Attend over the last two axes; `term` and `padding` broadcast to the scores `[..., L, L]`."""
-    scores = jnp.einsum(
-        "...id,...jd->...ij", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32
+def _attend_forward(heads, dropped, at_once, q, k, v, bias, gate, padding, keys):
+    one = partial(_forward, dropped, padding)
+    out, weight, keep = _each(one, heads, at_once, (q, k, v), (bias, gate, keys))
+    out = _joined(out)
+    return out, (padding, (q, k, v, out), (bias, gate, weight, keep))
+
+
+def _attend_backward(heads, dropped, at_once, saved, slope):
+    padding, wide, tall = saved
+    one = partial(_backward, dropped, padding)
+    *to_qkv, to_bias, to_gate = _each(one, heads, at_once, (*wide, slope), tall)
+    return *map(_joined, to_qkv), to_bias, to_gate, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _each(function, heads, at_once, wide, tall):
+    """Return what `function` gives for each head, stacked.
+
+    Args:
+        wide: arrays `[B, L, D]`, of which a head sees `[B, L, d]`.
+        tall: arrays whose first axis is the head; or None.
+    """
+
+    def cut(x, head):
+        width = x.shape[-1] // heads
+        return lax.dynamic_slice_in_dim(x, head * width, width, 2)
+
+    if at_once:
+        parts = [x.reshape(*x.shape[:2], heads, -1).transpose(2, 0, 1, 3) for x in wide]
+        return jax.vmap(function)(*parts, *tall)
+    return lax.map(
+        lambda part: function(*(cut(x, part[0]) for x in wide), *part[1]),
+        (jnp.arange(heads), tall),
     )
-    if term is not None:
-        scores = scores + term
+
+
+def _joined(x):
+    """Return `[B, L, D]` from `[H, B, L, d]`."""
+    return x.transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1)
+
+
+def _forward(dropped, padding, q, k, v, bias, gate, key):
+    """Return the output of a head `[B, L, d]`, its weights `[B, L, L]` and which are kept.
+
+    q, k and v are `[B, L, d]`, `bias [L, L]`, `gate [B, L]`, `padding [B, L]`.
+    """
+    scores = jnp.einsum("bid,bjd->bij", q, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        scores = scores + (bias[None] if gate is None else gate[..., None] * bias[None])
     if padding is not None:
-        scores = jnp.where(padding, jnp.finfo(jnp.float32).min, scores)
+        scores = jnp.where(padding[:, None], jnp.finfo(jnp.float32).min, scores)
     weight = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    if key is not None:
-        weight = dropout(weight, dropped, key)
-    return jnp.matmul(weight, v)
+    keep = None if key is None else kept(weight.shape, dropped, key)
+    return jnp.matmul(_dropped(weight, keep, dropped), v), weight, keep
+
+
+def _backward(dropped, padding, q, k, v, out, slope, bias, gate, weight, keep):
+    """Return the gradients of q, k, v, bias and gate of a head from that of its output."""
+    to_v = jnp.einsum("bij,bid->bjd", _dropped(weight, keep, dropped), slope)
+    to_weight = jnp.einsum("bid,bjd->bij", slope, v, preferred_element_type=jnp.float32)
+    # The sum over j of weight * to_weight is the sum over channels of slope * out.
+    mean = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    to_scores = weight * (_dropped(to_weight, keep, dropped) - mean)
+    if padding is not None:
+        to_scores = jnp.where(padding[:, None], 0.0, to_scores)
+    to_bias = to_gate = None
+    if bias is not None:
+        to_bias = (to_scores if gate is None else gate[..., None] * to_scores).sum(0)
+        to_gate = None if gate is None else (to_scores * bias[None]).sum(-1)
+    to_scores = to_scores.astype(q.dtype)
+    to_q = jnp.matmul(to_scores, k)
+    to_k = jnp.einsum("bij,bid->bjd", to_scores, q)
+    return to_q, to_k, to_v, to_bias, to_gate
+
+
+def _dropped(x, keep, rate):
+    return x if keep is None else jnp.where(keep, x * scale_of(rate), 0.0).astype(x.dtype)

@@ -361,14 +361,18 @@ class Attention(nnx.Module):
 
 def for_use(config: BeatsConfig) -> BeatsConfig:
     """Return the configuration without what only training does."""
+    return replace(without_dropout(config), layer_wise_gradient_decay_ratio=1.0)
+
+
+def without_dropout(config: BeatsConfig) -> BeatsConfig:
+    """Return the configuration with every rate of dropping values and layers at 0."""
     rates = "dropout", "attention_dropout", "activation_dropout", "dropout_input"
-    off = {**dict.fromkeys(rates, 0.0), "encoder_layerdrop": 0.0}
-    return replace(config, layer_wise_gradient_decay_ratio=1.0, **off)
+    return replace(config, encoder_layerdrop=0.0, **dict.fromkeys(rates, 0.0))
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
     """Return `x`; the gradient that flows back through it is multiplied by `factor`."""
-    return x if factor == 1 else x * factor + lax.stop_gradient(x * (1 - factor))
+    return x if factor == 1 else x * factor + lax.stop_gradient(x - x * factor)
 
 
 def cut_patches(mel: jax.Array, patch: int) -> jax.Array:

@@ -18,13 +18,13 @@ from flax import nnx
 
 from asdjax import params as weights
 from asdjax.losses.adacos import AdaCos, adacos_loss, initial_scale, next_scale
-from asdjax.losses.margin import Margin, class_cosines, margin_loss
-from asdjax.models.beats import Beats, BeatsConfig
+from asdjax.losses.margin import Margin, class_cosines, cosines, margin_loss
+from asdjax.models.beats import Beats, BeatsConfig, without_dropout
 from asdjax.models.dropout import Key
 from asdjax.models.lora import Lora, adapt, is_adapter
 from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.params import Params
-from asdjax.types import InputError
+from asdjax.types import InputError, check_choices
 
 BACKBONE = "backbone."  # what the names of its weights begin with
 
@@ -38,7 +38,8 @@ class FineTuned:
       adapter: LoRA; None trains every weight of the backbone.
       pooling: from tokens to one vector: their mean, the class token, or attentive statistics.
       embedding: width of the embedding.
-      dropout: drop values and layers in training at the rates that the checkpoint carries.
+      dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
+        decay of gradients from layer to layer, 1 in the pre-trained files, holds either way.)
       dtype: of the matrix products; parameters, norms, pooling, margins stay float32.
       remat: compute each layer again in the backward pass instead of keeping its values: less
         memory, about a third more time.
@@ -53,6 +54,7 @@ class FineTuned:
     remat: bool = False
 
     def __post_init__(self):
+        check_choices(self)
         if self.embedding < 2:
             raise InputError(f"expected an embedding of at least 2 numbers, got {self.embedding}")
 
@@ -109,7 +111,7 @@ class Head(nnx.Module):
             return margin_loss(embedding, self.centers[...], label, weight, **constants)
         arguments = embedding, self.centers[...], label, weight
         if self.train and self.loss.dynamic:
-            _, cosine = adacos_loss(*arguments, scale=self.scale[...], counts=counts)
+            cosine = cosines(embedding, self.centers[...])
             self.scale[...] = next_scale(cosine, label, weight, self.scale[...], counts=counts)
         loss, cosine = adacos_loss(*arguments, scale=self.scale[...], counts=counts)
         return loss, class_cosines(cosine, counts)
@@ -127,10 +129,17 @@ class System(nnx.Module):
         train: bool,
         rngs: nnx.Rngs,
     ):
+        if config.pooling == "cls":
+            raise InputError('pooling "cls": BEATs has no class token; use "mean" or "statistics"')
         width = structure.encoder_embed_dim
-        dropping, remat = train and config.dropout, train and config.remat
-        dtype = jnp.dtype(config.dtype)
-        self.backbone = Beats(structure, dtype=dtype, train=dropping, remat=remat, rngs=rngs)
+        structure = structure if config.dropout else without_dropout(structure)
+        self.backbone = Beats(
+            structure,
+            dtype=jnp.dtype(config.dtype),
+            train=train,
+            remat=train and config.remat,
+            rngs=rngs,
+        )
         if config.adapter is not None:
             adapt(self.backbone, config.adapter, train=train, rngs=rngs)
         self.pool = make_pool(config.pooling, width, train=train, rngs=rngs)

@@ -95,21 +95,21 @@ def training_progress(
 
     bar = Progress(
         TextColumn("training"),
-        BarColumn(),
+        BarColumn(bar_width=10),
         MofNCompleteColumn(),
         TextColumn("{task.fields[values]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=Console(stderr=True, width=None if sys.stderr.isatty() else 120),
         disable=not visible,
     )
     with bar:
         task = bar.add_task("training", total=total, completed=done, values="compiling")
 
         def show(step: int, values: Mapping[str, float]) -> None:
-            text = (
-                f"loss {values['loss']:.3f}, accuracy {_percent(values['accuracy'])}, "
-                f"{values['clips_per_second']:.1f} clips/s, {_percent(values['waiting'])} waiting"
-            )
+            text = f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.0%}"
+            if "waiting" in values:
+                rate, waiting = values["clips_per_second"], values["waiting"]
+                text += f", {rate:.1f} clips/s, {waiting:.1%} waiting"
             bar.update(task, completed=step, values=text)
 
         yield show

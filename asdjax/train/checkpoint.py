@@ -133,12 +133,24 @@ class Checkpoints:
         Raises:
             InputError: made by another command (each field that differs is named), or damaged.
         """
+        self.refuse_others()
         step = self.latest() if step is None else step
+        with self._named(step) as path:
+            return _load(path, "state", abstract), step
+
+    def refuse_others(self) -> None:
+        """Raise InputError, with each field that differs, where another command made the newest."""
+        step = self.latest()
+        if step is not None:
+            with self._named(step) as path:
+                self._compare(_load(path, "record")["described"])
+
+    @contextlib.contextmanager
+    def _named(self, step: int) -> Iterator[Path]:
+        """Yield the path of a checkpoint; an error while it is read becomes one of the user's."""
         path = self._path(step)
         try:
-            stored = _load(path, "record")["described"]
-            self._compare(stored)
-            return _load(path, "state", abstract), step
+            yield path
         except (InputError, MemoryError, jax.errors.JaxRuntimeError):
             raise  # says nothing against the checkpoint
         except Exception as error:  # orbax and tensorstore have no common one for damage

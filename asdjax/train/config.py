@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,7 +11,7 @@ from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
 from asdjax.train.optimizer import Optimizer
-from asdjax.types import InputError
+from asdjax.types import InputError, check_choices
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class HeadConfig:
     labels: LabelKind = "attributes"
     weight: float = 1.0
 
+    def __post_init__(self):
+        check_choices(self)
+        if not 0 < self.weight < math.inf:
+            raise InputError(f"expected a positive weight of a head, got {self.weight}")
+
 
 @dataclass(frozen=True)
 class Train:
@@ -41,8 +47,8 @@ class Train:
       heads: what is told apart.
       optimizer: Adam or AdamW and the learning rate.
       augment: what is done to the clips at each step, on the device.
-      ema: decay of a moving average of the weights, per update; 0 for none. If there is one, it is
-        what embeds.
+      ema: decay of a moving average of weights and statistics, per update n at most n / (9 + n), so
+        that the start is soon forgotten; 0 for none. If there is one, it is what embeds.
       held_out: part of the normal training clips kept for validation, from classes of at least ten.
       select: which weights embed: the last, or the best on the held-out clips.
       source: keep all clips on the devices, or stream them from the files; both train alike. "auto"
@@ -68,6 +74,7 @@ class Train:
     seed: int = 0
 
     def __post_init__(self):
+        check_choices(self)
         counts = ("steps", "batch", "accumulate", "log_every", "save_every")
         wrong = [f"{n} >= 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
         wrong += [
@@ -75,6 +82,8 @@ class Train:
             for name in ("ema", "held_out")
             if not 0 <= getattr(self, name) < 1
         ]
+        if self.seed < 0:
+            wrong.append(f"seed >= 0, got {self.seed}")
         if not self.heads:
             wrong.append("at least one head, got none")
         if self.passes < self.accumulate:

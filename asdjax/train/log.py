@@ -23,7 +23,7 @@ class Log:
         with atomic(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a")
-        self._board = _tensorboard(path.parent / "tensorboard", step)
+        self._board = _tensorboard(path.parent / "tensorboard")
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}) + "\n")
@@ -46,7 +46,7 @@ def _lines(path: Path) -> list[str]:
     return [line.rstrip("\n") for line in lines if line.endswith("\n")]
 
 
-def _tensorboard(folder: Path, step: int):
+def _tensorboard(folder: Path):
     """Return a writer, or None where TensorBoard is not installed."""
     try:
         from tensorboard.summary import Writer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +18,8 @@ import numpy as np
 from asdjax import params as weights
 from asdjax.data.audio import AudioInfo
 from asdjax.data.loader import Audio
-from asdjax.devices import copied, data_mesh
+from asdjax.devices import agree, data_mesh, leads, own_share, put_copies
+from asdjax.files import write_json
 from asdjax.models.backbone import Backbone
 from asdjax.models.lora import summary
 from asdjax.models.system import FineTuned, initialize, take_apart, without_predictor
@@ -32,6 +35,7 @@ from asdjax.train.source import Source
 from asdjax.train.step import TrainState, make_hear, make_step, make_validate
 from asdjax.types import Clip, InputError
 
+STEPS = 2**31  # of the random stream of the passes, beside that of the initial weights
 IN_FLIGHT = 2  # passes given to the device: one it computes, one that waits
 
 
@@ -47,6 +51,7 @@ def train(
     model: Path,
     described: dict,
     reported: str = "",
+    anew: bool = False,
 ) -> None:
     """Train and write what was trained; go on where an earlier call was stopped.
 
@@ -56,17 +61,19 @@ def train(
       plan: of these clips (`make_plan`).
       clips, infos: normal training clips and what is known of their files.
       audio: how a file becomes a wave.
-      out: the run's folder; gets `checkpoints/` and `log.jsonl`.
+      out: the run's folder; gets `checkpoints/`, `log.jsonl` and `labels.json`.
       model: the file for what was trained, with its statistics.
       described: what the result depends on, stored with each checkpoint and compared on resuming.
       reported: parameter counts of the report, to be printed beside ours.
+      anew: do not go on; remove what an earlier training left.
 
     Raises:
       InputError: an adapter that does not fit, a checkpoint of another run, a loss that is not
         finite. SystemExit(0) after SIGTERM, when the state is saved.
     """
-    lead = jax.process_index() == 0
+    lead = leads()
     note = console.note if lead else _ignore
+    agree({"recipe, settings, recordings and weights": f"{described} {how}"})
 
     # The system, and what of it trains.
     structure, base = without_predictor(backbone.config, backbone.params)
@@ -77,12 +84,18 @@ def train(
         console.training_table(summary(parts.frozen, parts.trainable), _counts(parts), reported)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
     rate = learning_rate(how.optimizer.schedule, how.steps, how.unit)
+    if anew and lead:  # not before it is known that the system can be built
+        _remove(out / "checkpoints", model)
+    agree({"--force": str(anew)})  # nobody looks for checkpoints earlier
 
-    # The state: of the last checkpoint, else the start.
-    statistics, trainable, frozen = initialize(*building, base, how.seed)
-    state = start(statistics, trainable, optimizer, how)
-    state, frozen = jax.device_put((state, frozen), copied(mesh))
     with Checkpoints(out / "checkpoints", described) as checkpoints:
+        agree({"--out": str(checkpoints.latest())})
+        checkpoints.refuse_others()
+
+        # The state: of the last checkpoint, else the start.
+        *begun, frozen = initialize(*building, base, how.seed)
+        state, frozen = put_copies((start(*begun, optimizer, how), frozen), mesh)
+        del begun, base  # all weights once more, when all train
         first = 0
         if checkpoints.latest() is not None:
             state, first = checkpoints.restore(jax.tree.map(_abstract, state))
@@ -93,9 +106,10 @@ def train(
         training, samples, padded = make(np.flatnonzero(~plan.held_out), shuffled=True)
         hear = make_hear(backbone, mesh, padded)
         step = make_step(parts, hear, training.take, how, optimizer, samples)
-        validate = _ignore
+        validate = _nothing_held_out
         if plan.held_out.any():
-            held, *_ = make(np.flatnonzero(plan.held_out), shuffled=False)
+            held, _, padded = make(np.flatnonzero(plan.held_out), shuffled=False)
+            hear = make_hear(backbone, mesh, padded)
             right = make_validate(used, hear, held.take, how, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
 
@@ -103,8 +117,9 @@ def train(
         log = Log(out / "log.jsonl", first) if lead else None
         looked_at, waited = first, 0.0
         pending: deque[dict] = deque()
-        batches = training.batches(first)
         with (
+            closing(log) if log else nullcontext(),
+            closing(training.batches(first)) as batches,
             interrupt.caught() as stop,
             console.training_progress(how.passes, first, lead) as show,
         ):
@@ -115,45 +130,44 @@ def train(
                 waited += time.perf_counter() - asked
                 state, metrics = step(state, frozen, training.store, batch)
                 pending.append(metrics)
-                jax.block_until_ready(pending[max(len(pending) - 1 - IN_FLIGHT, 0)])
+                if len(pending) > IN_FLIGHT:
+                    jax.block_until_ready(pending[-1 - IN_FLIGHT])
                 if done == first + 1:
                     jax.block_until_ready(metrics)
-                    note(f"compiled in {time.perf_counter() - began:.0f} s")
+                    note(f"first pass, with compilation: {time.perf_counter() - began:.0f} s")
                     began, waited, looked_at = time.perf_counter(), 0.0, done
                 logging = done % how.log_every == 0 or done == how.passes
                 stopping = stop.asked(agree=logging)
-                saving = done % how.save_every == 0 or done == how.passes or stopping
-                if not (logging or saving):
+                planned = done % how.save_every == 0 or done == how.passes
+                if not (logging or planned or stopping):
                     continue
                 values = _collect(pending, done, checkpoints)
-                elapsed = time.perf_counter() - began
                 values["learning_rate"] = float(rate((done - 1) // how.accumulate))
-                values["clips_per_second"] = (done - looked_at) * how.batch / elapsed
-                values["waiting"] = waited / elapsed
-                checked = validate(state, frozen) if saving else None
-                if lead:
-                    log.write(done, values | (checked or {}))
+                if done > looked_at:  # not at the first pass, which compiles
+                    elapsed = time.perf_counter() - began
+                    values["clips_per_second"] = (done - looked_at) * how.batch / elapsed
+                    values["waiting"] = waited / elapsed
+                # Not where a signal came: such a step would compete for the best.
+                checked = validate(state, frozen) if planned else {}
+                if log:
+                    log.write(done, values | checked)
                     show(done, values)
-                if saving:
-                    metric = checked["held_out_accuracy"] if checked else None
-                    checkpoints.save(done, state, metric)
+                if planned or stopping:
+                    checkpoints.save(done, state, checked.get("held_out_accuracy"))
                 began, waited, looked_at = time.perf_counter(), 0.0, done
                 if stopping:
                     break
-            batches.close()
             checkpoints.wait()
-            if lead:
-                log.close()
             stop.leave()
 
         # What was trained.
         if how.select == "best":
             state, chosen = checkpoints.restore(jax.tree.map(_abstract, state), checkpoints.best())
             note(f"best on held-out clips: step {chosen}")
-    result = state.average if how.ema else state.trainable
     if lead:
+        write_json(out / "labels.json", plan.described)  # before the model, which ends the training
         header = Header("finetuned", described, source_sha256=backbone.sha256)
-        weights.save(model, result | state.statistics, header)
+        weights.save(model, state.average or state.trainable | state.statistics, header)
 
 
 def start(statistics: Params, trainable: Params, optimizer, how: Train) -> TrainState:
@@ -162,11 +176,17 @@ def start(statistics: Params, trainable: Params, optimizer, how: Train) -> Train
         trainable=trainable,
         statistics=statistics,
         optimizer=optimizer.init(trainable),
-        average=trainable if how.ema else {},
-        key=jax.random.key(how.seed),
+        average=trainable | statistics if how.ema else {},
+        key=jax.random.fold_in(jax.random.key(how.seed), STEPS),
         step=jnp.zeros((), jnp.int32),
     )
     return jax.tree.map(jnp.copy, state)
+
+
+def _remove(checkpoints: Path, model: Path) -> None:
+    model.unlink(missing_ok=True)
+    if checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
 
 
 def _source(
@@ -180,7 +200,8 @@ def _source(
     asked = turn(len(rows), how.batch, how.seed)
     resident = how.source == "resident" or (how.source == "auto" and source.fits(listed.nbytes))
     if resident:
-        with console.progress("reading", len(rows), visible=lead) as advance:
+        own = len(rows[own_share(len(rows), mesh)])
+        with console.progress("reading", own, visible=lead) as advance:
             made = source.resident(listed, asked, mesh, advance)
     else:
         made = source.streaming(listed, asked, mesh)
@@ -195,9 +216,10 @@ def _validate(right, held: Source, count: int, batch: int, state: TrainState, fr
     """
     found = []
     batches = held.batches(0)
-    trained = state.average or state.trainable
+    average = state.average or state.trainable | state.statistics
+    trained, statistics = ({n: average[n] for n in part} for part in state[:2])
     for _ in range(-(-count // batch)):
-        found.append(right(trained, state.statistics, frozen, held.store, next(batches)))
+        found.append(right(trained, statistics, frozen, held.store, next(batches)))
     batches.close()
     right_ones, unit = zip(*found, strict=True)
     accuracy, unit = (np.concatenate(list(map(_whole, x)))[:count] for x in (right_ones, unit))
@@ -247,5 +269,9 @@ def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
-def _ignore(*args: object) -> None:
-    """Do nothing: for the processes that do not lead, and where nothing is held out."""
+def _ignore(text: str) -> None:
+    """Say nothing: for the processes that do not lead."""
+
+
+def _nothing_held_out(state: TrainState, frozen: Params) -> dict:
+    return {}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asdjax.types import InputError
+from asdjax.types import InputError, check_choices
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Schedule:
     cycle: int | None = None
 
     def __post_init__(self):
+        check_choices(self)
         wrong = []
         if not 0 < self.peak < np.inf:
             wrong.append(f"peak > 0, got {self.peak}")
@@ -89,6 +90,7 @@ class Optimizer:
     layer_decay: float = 1.0
 
     def __post_init__(self):
+        check_choices(self)
         wrong = []
         if not 0 <= self.weight_decay < np.inf:
             wrong.append(f"weight_decay >= 0, got {self.weight_decay}")

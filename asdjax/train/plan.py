@@ -39,7 +39,8 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
 
     Raises:
       InputError: no two classes, one name for two machines, a machine of one clip, a batch that is
-        larger than the set or does not divide over the devices, a warm-up longer than the run.
+        larger than the set or does not divide over the devices, a warm-up longer than the run,
+        nothing held out to choose the best weights by.
     """
     optimizer.check(config.optimizer, config.steps)
     classes, labels, heads, notes = [], [], [], []
@@ -51,7 +52,12 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         classes.append(names)
         labels.append(label)
         heads.append((head.loss, _counts(head, clips, names)))
-    held_out = hold_out(labels[0], config.held_out, config.seed)
+    held_out = hold_out(_together(labels), config.held_out, config.seed)
+    if config.select == "best" and not held_out.any():
+        raise InputError(
+            'expected clips to hold out with train.select "best", got none: no class has 10 '
+            "training clips or held_out is too small; set --train.select last"
+        )
     _check_batch(config.batch, int((~held_out).sum()))
     return Plan(
         tuple(classes), tuple(heads), np.stack(labels, 1), held_out, tuple(filter(None, notes))
@@ -66,6 +72,11 @@ def _counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> np
     fewer = loss.subcenters if loss.bare_subcenters is None else loss.bare_subcenters
     counts = np.where(bare(clips, names, head.labels), fewer, loss.subcenters)
     return subcenter_counts(counts, len(names))
+
+
+def _together(labels: Sequence[np.ndarray]) -> np.ndarray:
+    """Return `[n]`: one class for each combination of the heads' classes."""
+    return np.unique(np.stack(labels, 1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _check_batch(batch: int, clips: int) -> None:

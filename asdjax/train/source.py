@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 
 from asdjax.data.audio import AudioInfo, read_batch
 from asdjax.data.loader import Audio, padded_samples, stays_int16
-from asdjax.devices import copied, split
+from asdjax.devices import copied, own_share, put_copies, split
 from asdjax.train.step import Batch
 from asdjax.types import SAMPLE_RATE_HZ, Clip
 
@@ -117,10 +118,10 @@ def resident(
       advance: told how many clips were read.
     """
     count = len(clips.clips)
-    share = -(-count // mesh.size) * len(mesh.local_devices)
-    mine = np.arange(share) + share * jax.process_index()
-    wave = np.zeros((share, clips.samples), clips.dtype)
-    lengths = np.zeros(share, np.int32)
+    own = own_share(count, mesh)
+    mine = np.arange(own.start, own.stop)  # beyond the last clip there is none to read
+    wave = np.zeros((len(mine), clips.samples), clips.dtype)
+    lengths = np.zeros(len(mine), np.int32)
     real = int((mine < count).sum())
     for start in range(0, real, READ_AT_ONCE):
         part = slice(start, min(start + READ_AT_ONCE, real))
@@ -128,7 +129,7 @@ def resident(
         advance(part.stop - part.start)
     everywhere = jax.jit(lambda *x: x, out_shardings=copied(mesh))
     spread = [jax.make_array_from_process_local_data(split(mesh), x) for x in (wave, lengths)]
-    label = jax.device_put(clips.label, copied(mesh))
+    label = put_copies(clips.label, mesh)
     store = (*everywhere(*spread), label)
 
     def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
@@ -158,7 +159,7 @@ def streaming(clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.shardin
 
         def __getitem__(self, number: int):
             asked = rows(self.first + number)
-            mine = np.array_split(asked, jax.process_count())[jax.process_index()]
+            mine = asked[own_share(len(asked), mesh)]
             return *clips.read(mine), clips.label[mine]
 
     def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
@@ -180,12 +181,26 @@ def to_devices(rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
 
 
 def fits(nbytes: int) -> bool:
-    """Tell whether a set of this size may stay on each device."""
+    """Tell whether a set of this size may stay on each device, here and in the other processes."""
     device = jax.local_devices()[0]
     memory = device.memory_stats() if device.platform != "cpu" else None
     if memory and "bytes_limit" in memory:
         free = memory["bytes_limit"] - memory["bytes_in_use"]
     else:  # each of a host's devices keeps its own copy
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = free_memory()
         nbytes = nbytes * len(jax.local_devices())
-    return nbytes <= FREE_SHARE * free
+    enough = nbytes <= FREE_SHARE * min(free, free_memory())  # it passes through the host
+    if jax.process_count() > 1:  # one path for all, or they would wait for each other for ever
+        from jax.experimental.multihost_utils import process_allgather
+
+        enough = process_allgather(np.array(enough)).all()
+    return bool(enough)
+
+
+def free_memory() -> int:
+    """Return the bytes that this host can still give; half of all where that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
     trainable: Params
     statistics: Params
     optimizer: optax.OptState
-    average: Params  # moving average of `trainable`; {} without one
+    average: Params  # moving averages of both; {} without
     key: jax.Array  # constant: each step derives its own from it
     step: jax.Array  # [] int32, passes done; also where the order of clips stands
 
@@ -102,11 +102,12 @@ def make_step(
         trainable = optax.apply_updates(state.trainable, change)
         average = state.average
         if config.ema:
-            updated = updates_done(tuned) > updates_done(state.optimizer)
-            share = jnp.where(updated, 1.0 - config.ema, 0.0)
-            average = optax.incremental_update(trainable, average, share)
-        after = TrainState(trainable, statistics, tuned, average, state.key, state.step + 1)
-        return after, metrics
+            before, after = updates_done(state.optimizer), updates_done(tuned)
+            decay = jnp.minimum(config.ema, after / (9.0 + after))  # the start is soon forgotten
+            share = jnp.where(after > before, 1.0 - decay, 0.0)
+            average = optax.incremental_update(trainable | statistics, average, share)
+        step = state.step + 1
+        return TrainState(trainable, statistics, tuned, average, state.key, step), metrics
 
     return step
 

@@ -61,6 +61,7 @@ def step(kind: Kind, batch: int, dtype: str) -> Callable[[], float]:
     one_step = make_step(parts, hear, lambda _, sent: Batch(*sent), how, optimizer, SAMPLES)
     wave, label = inputs(batch)
     sent = wave, np.full(batch, SAMPLES, np.int32), label[:, None].astype(np.int32)
+    sent = jax.device_put(sent)  # as PyTorch's, which lie on the device as well
 
     def one() -> float:
         nonlocal state

@@ -1,0 +1,151 @@
+"""What is decided before anything is compiled: classes, centers, who validates, what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from asdjax.losses.adacos import AdaCos
+from asdjax.losses.margin import Margin
+from asdjax.train.config import HeadConfig, Train
+from asdjax.train.optimizer import Optimizer, Schedule
+from asdjax.train.plan import make_plan
+from asdjax.types import Clip, InputError
+
+MACHINE, ATTRIBUTES = HeadConfig(labels="machine"), HeadConfig(labels="attributes")
+
+
+def clip(machine, index=0, attributes=""):
+    path = Path(f"{machine}/train/section_00_{index}.wav")
+    return Clip(path, machine, "section_00", "train", "source", 0, attributes)
+
+
+CLIPS = (
+    *(clip("valve", i) for i in range(3)),  # without attributes
+    *(clip("fan", i, "n_A") for i in range(3)),
+    *(clip("fan", 3 + i, "n_B") for i in range(2)),
+)
+
+
+def plan(clips=CLIPS, **train):
+    return make_plan(Train(**{"batch": 2} | train), clips)
+
+
+def test_each_head_has_labels_of_its_own():
+    made = plan(heads=(MACHINE, ATTRIBUTES))
+    fan, valve = "fan section_00", "valve section_00"
+    assert made.classes == ((fan, valve), (f"{fan} n_A", f"{fan} n_B", valve))
+    assert made.label.dtype == np.int32
+    np.testing.assert_array_equal(
+        made.label.T, [[1, 1, 1, 0, 0, 0, 0, 0], [2, 2, 2, 0, 0, 0, 1, 1]]
+    )
+    assert made.described == {"0": [fan, valve], "1": [f"{fan} n_A", f"{fan} n_B", valve]}
+
+
+@pytest.mark.parametrize(
+    ("loss", "labels", "counts"),
+    [
+        (Margin(), "attributes", [1, 1, 1]),
+        (Margin(subcenters=3), "attributes", [3, 3, 3]),
+        (Margin(subcenters=2, bare_subcenters=16), "attributes", [2, 2, 16]),
+        (Margin(subcenters=16, bare_subcenters=1), "machine", [16, 1]),
+        (AdaCos(subclusters=4), "machine", [4, 4]),
+    ],
+)
+def test_classes_without_attributes_have_a_number_of_centers_of_their_own(loss, labels, counts):
+    ((given, found),) = plan(heads=(HeadConfig(loss, labels),)).heads
+    assert given is loss
+    np.testing.assert_array_equal(found, counts)
+
+
+def test_a_machine_with_some_described_clips_is_not_bare():
+    clips = (*CLIPS, clip("valve", 9, "v_1"))
+    heads = (HeadConfig(Margin(subcenters=2, bare_subcenters=5), "machine"),)
+    np.testing.assert_array_equal(plan(clips, heads=heads).heads[0][1], [2, 2])
+
+
+def test_classes_of_one_clip_are_noted_once_for_each_head_that_has_them():
+    clips = (*CLIPS, clip("fan", 9, "n_C"))
+    assert plan().notes == ()
+    (note,) = plan(clips, heads=(MACHINE, ATTRIBUTES)).notes
+    assert note == "1 of 4 classes have a single training clip: fan section_00 n_C"
+
+
+def test_clips_are_held_out_of_every_large_class_and_only_there():
+    clips = [clip(m, i) for m, count in (("fan", 20), ("valve", 9)) for i in range(count)]
+    made = plan(clips, heads=(MACHINE,), held_out=0.2)
+    assert made.held_out.dtype == bool
+    assert made.held_out[:20].sum() == 4
+    assert not made.held_out[20:].any()
+    again, other = (plan(clips, held_out=0.2, seed=seed).held_out for seed in (0, 1))
+    np.testing.assert_array_equal(made.held_out, again)
+    assert (made.held_out != other).any()
+    assert not plan(clips).held_out.any()
+
+
+def test_a_clip_is_held_out_of_classes_that_are_large_in_every_head():
+    """Twelve fans are many, but of each attribute there are four."""
+    clips = [clip("fan", i, f"n_{i % 3}") for i in range(12)] + [
+        clip("valve", i) for i in range(12)
+    ]
+    assert plan(clips, heads=(MACHINE,), held_out=0.5).held_out[:12].sum() == 6
+    for heads in ((MACHINE, ATTRIBUTES), (ATTRIBUTES, MACHINE)):
+        held_out = plan(clips, heads=heads, held_out=0.5).held_out
+        assert (held_out[:12].sum(), held_out[12:].sum()) == (0, 6)
+
+
+# What is refused
+
+
+def test_held_out_clips_do_not_fill_a_batch():
+    clips = [clip(m, i) for m in ("fan", "valve") for i in range(10)]
+    assert plan(clips, batch=16, held_out=0.2)
+    with pytest.raises(InputError, match=r"at most 16 clips, .* got 18; set --train\.batch"):
+        plan(clips, batch=18, held_out=0.2)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ({"batch": 10}, r"a batch of at most 8 clips, .* got 10; set --train\.batch"),
+        ({"batch": 3}, r"a batch that divides over 2 devices, got 3; set --train\.batch"),
+        (
+            {"steps": 5, "optimizer": Optimizer(schedule=Schedule(warmup=6))},
+            "a warm-up within the run's 5 steps, got 6",
+        ),
+        (
+            {"held_out": 0.2, "select": "best"},
+            r"clips to hold out .* got none: .* set --train\.select last",
+        ),
+        ({"held_out": 0.7}, "a fraction held out of 0 to 0.5, got 0.7"),
+    ],
+)
+def test_settings_that_do_not_fit_the_clips_are_refused(train, message):
+    with pytest.raises(InputError, match=message):
+        plan(**train)
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([*CLIPS, clip("Fan", 0), clip("Fan", 1)], "two machines with the same label: 'Fan' and"),
+        ([*CLIPS, clip("pump")], "at least 2 training clips of every machine, got 1 of pump/sect"),
+        (CLIPS[:3], "at least 2 classes to tell apart, got 1 .*valve section_00.*; add machines"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["machine", "attributes"])
+def test_clips_that_cannot_be_classified_are_refused(clips, message, kind):
+    with pytest.raises(InputError, match=message):
+        plan(clips, heads=(HeadConfig(labels=kind),))
+
+
+def test_one_head_of_one_class_is_enough_to_refuse():
+    """By their attributes these fans are two classes, by their machine one: the message says so."""
+    with pytest.raises(InputError, match=r'got 1 by .*use the labels "attributes" \(2 classes\)'):
+        plan(CLIPS[3:], heads=(ATTRIBUTES, MACHINE))
+
+
+def test_every_row_has_a_class_that_exists():
+    made = plan(heads=(MACHINE, ATTRIBUTES))
+    for column, (_, counts) in zip(made.label.T, made.heads, strict=True):
+        assert set(column) == set(range(len(counts)))

@@ -1,0 +1,520 @@
+"""One training step: its numbers against a naive composition, and what may change what.
+
+The model is as small as BEATs gets and its weights are large, so that everything has an effect.
+`test_parity.py` compares the gradients of the whole step with PyTorch.
+"""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from trainings import quick_compiles
+
+from asdjax.devices import copied, data_mesh, split
+from asdjax.frontend.augment import Augment
+from asdjax.losses.adacos import AdaCos, adacos_loss, next_scale
+from asdjax.losses.margin import Margin, cosines, margin_loss
+from asdjax.models.backbone import Backbone, abstract
+from asdjax.models.beats import BeatsConfig
+from asdjax.models.lora import Lora
+from asdjax.models.system import FineTuned, Head, Parts, initialize, take_apart
+from asdjax.params import merge
+from asdjax.train.config import HeadConfig, Train
+from asdjax.train.loop import start
+from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
+from asdjax.train.step import Batch, Heard, _hear_augmented, classify, make_hear, make_step
+from asdjax.train.step import make_validate as validator
+
+STRUCTURE = BeatsConfig(
+    input_patch_size=16,
+    embed_dim=16,
+    encoder_layers=1,
+    encoder_embed_dim=32,
+    encoder_ffn_embed_dim=48,
+    encoder_attention_heads=2,
+    deep_norm=True,
+    relative_position_embedding=True,
+    num_buckets=32,
+    max_distance=80,
+    gru_rel_pos=True,
+    conv_pos=8,
+    conv_pos_groups=2,
+    dropout_input=0.1,
+    encoder_layerdrop=0.1,
+)
+LONG, SAMPLES = 8000, 5600  # of a row and of a training clip: 33 frames, two patches of time
+EVERYWHERE = Lora(rank=2, alpha=2.0, targets=("q", "k", "v", "out", "fc1", "fc2"))
+PLAIN = FineTuned("", EVERYWHERE, "mean", embedding=8, dropout=False)
+ARCFACE = HeadConfig(Margin("arcface", 0.3, 12.0, subcenters=2), "machine")
+CLASSES = 3
+TRAIN = Train(
+    steps=10, batch=4, heads=(ARCFACE,), optimizer=Optimizer(schedule=Schedule(peak=0.01))
+)
+RANDOM = Augment(mask=40, mask_probability=0.8, mixup=0.7, crop="random", shift=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(tmp_path_factory):
+    with quick_compiles(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    draw = np.random.default_rng(0).standard_normal
+    shapes = abstract(STRUCTURE)[1]
+    weight = {n: jnp.asarray(0.3 * draw(value.shape), jnp.float32) for n, value in shapes.items()}
+    return Backbone(STRUCTURE, weight)
+
+
+def batch(rows=4, heads=1):
+    """Return clips of noise of their own loudness, the second half of them short."""
+    rng = np.random.default_rng(1)
+    wave = rng.standard_normal((rows, LONG)) * np.linspace(500, 3000, rows)[:, None]
+    lengths = np.array([LONG] * (rows // 2) + [3000] * (rows - rows // 2), np.int32)
+    wave *= np.arange(LONG)[None] < lengths[:, None]
+    label = rng.integers(0, CLASSES, (rows, heads)).astype(np.int32)
+    return Batch(*jax.device_put((wave.astype(np.int16), lengths, label), split(data_mesh())))
+
+
+class Built(NamedTuple):
+    parts: Parts
+    step: object
+    begin: object  # () -> a new state
+    frozen: dict
+
+
+def build(backbone, config, how, optimizer=None, seed=0):
+    heads = [
+        (h.loss, np.full(CLASSES, getattr(h.loss, "subcenters", None) or h.loss.subclusters))
+        for h in how.heads
+    ]
+    building = config, STRUCTURE, heads
+    parts = take_apart(*building, train=True)
+    if optimizer is None:
+        optimizer = recording(make_optimizer(how.optimizer, parts.trainable, how.steps))
+    statistics, trainable, frozen = initialize(*building, backbone.params, seed)
+    hear = make_hear(backbone, data_mesh(), padded=True)
+    step = make_step(parts, hear, lambda store, sent: Batch(*sent), how, optimizer, SAMPLES)
+
+    def begin(seed=how.seed):
+        state = start(statistics, trainable, optimizer, replace(how, seed=seed))
+        return jax.device_put(state, everywhere)
+
+    everywhere = copied(data_mesh())
+    return Built(parts, step, begin, jax.device_put(frozen, everywhere))
+
+
+def recording(optimizer):
+    """Return the optimizer with the last gradient in its state as well."""
+
+    def update(gradient, state, trainable):
+        change, inner = optimizer.update(gradient, state[0], trainable)
+        return change, (inner, gradient)
+
+    return optax.GradientTransformation(lambda p: (optimizer.init(p), p), update)
+
+
+def first(built, seed=0, step=0):
+    """Return the host's copy of the state after one step, and its metrics."""
+    state = built.begin(seed)._replace(step=jnp.int32(step))
+    return jax.device_get(built.step(state, built.frozen, (), tuple(batch())))
+
+
+# The numbers of a plain step
+
+
+@pytest.fixture(scope="module")
+def plain(backbone):
+    return build(backbone, PLAIN, TRAIN)
+
+
+@pytest.fixture(scope="module")
+def stepped(plain):
+    return first(plain)
+
+
+def naive_embedding(backbone, weight, batch):
+    """Return `[B, E]`: the mean of the backbone's real tokens through the dense layer.
+
+    Adapters do nothing yet: their second factors start at 0.
+    """
+    lengths = np.minimum(batch.lengths, SAMPLES)
+    tokens = np.float64(backbone(batch.wave[:, :SAMPLES], lengths))
+    padding = np.asarray(backbone.token_padding(SAMPLES, lengths))
+    means = [row[~hidden].mean(0) for row, hidden in zip(tokens, padding, strict=True)]
+    return np.stack(means) @ np.float64(weight["project.kernel"]) + np.float64(
+        weight["project.bias"]
+    )
+
+
+def naive_arcface(embedding, centers, label):
+    """Return the mean loss and the class cosines: the angle of the true class grows by 0.3."""
+    e, c = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (embedding, np.float64(centers)))
+    cosine = np.einsum("be,cke->bck", e, c).max(2)
+    total = 0.0
+    for row, true in zip(cosine, label, strict=True):
+        logits = 12.0 * row
+        logits[true] = 12.0 * np.cos(np.arccos(row[true]) + 0.3)
+        total += np.log(np.exp(logits).sum()) - logits[true]
+    return total / len(label), cosine
+
+
+def test_loss_accuracy_and_norms_are_those_of_the_parts(backbone, plain, stepped):
+    _, metrics = stepped
+    weight, given = plain.begin().trainable, batch()
+    embedding = naive_embedding(backbone, weight, given)
+    label = np.asarray(given.label)[:, 0]
+    loss, cosine = naive_arcface(embedding, weight["heads.0.centers"], label)
+    assert metrics.keys() == {"loss", "accuracy", "embedding_norm", "gradient_norm"}
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)  # float32, scale 12
+    np.testing.assert_allclose(
+        metrics["embedding_norm"], np.linalg.norm(embedding, axis=1).mean(), rtol=1e-5
+    )
+    assert metrics["accuracy"] == (cosine.argmax(1) == label).mean()
+    assert {value.dtype for value in metrics.values()} == {np.dtype("float32")}
+
+
+def test_the_gradient_is_the_slope_of_the_naive_loss(backbone, plain, stepped):
+    gradient, given = stepped[0].optimizer[1], batch()
+    label = np.asarray(given.label)[:, 0]
+    weight = {n: np.float64(v) for n, v in plain.begin().trainable.items() if "backbone" not in n}
+    size = 1e-5  # of the step to both sides: the error of the slope is its square
+
+    def loss(name, place, change):
+        moved = {**weight, name: weight[name].copy()}
+        moved[name][place] += change
+        embedding = naive_embedding(backbone, moved, given)
+        return naive_arcface(embedding, moved["heads.0.centers"], label)[0]
+
+    for name, place in (("project.kernel", (3, 1)), ("project.bias", (2,))):
+        slope = (loss(name, place, size) - loss(name, place, -size)) / (2 * size)
+        largest = np.abs(gradient[name]).max()
+        np.testing.assert_allclose(gradient[name][place], slope, rtol=0, atol=1e-4 * largest)
+    norms = [np.linalg.norm(g) for g in gradient.values()]
+    np.testing.assert_allclose(stepped[1]["gradient_norm"], np.linalg.norm(norms), rtol=1e-5)
+
+
+def test_a_step_counts_and_keeps_its_key(plain, stepped):
+    begun, (state, _) = plain.begin(), stepped
+    assert state.step == 1
+    key, same = (jax.random.key_data(x.key) for x in (begun, state))
+    np.testing.assert_array_equal(key, same)
+    for name, value in begun.trainable.items():
+        assert state.trainable[name].dtype == np.float32
+        assert (value != state.trainable[name]).any(), name
+    assert state.average == {}
+
+
+# Precision and memory
+
+
+def cosine_of(one, other):
+    """Return the cosine between two gradients over all weights."""
+    a, b = (np.concatenate([np.ravel(g[n]) for n in sorted(one)]) for g in (one, other))
+    return a @ b / (np.linalg.norm(a) * np.linalg.norm(b))
+
+
+def test_bfloat16_is_float32_with_noise(backbone, stepped):
+    built = build(backbone, replace(PLAIN, dtype="bfloat16"), TRAIN)
+    state, metrics = first(built)
+    expected, plain_metrics = stepped
+    assert metrics["loss"] != plain_metrics["loss"]
+    # bfloat16 has 8 bits: products of a few layers come out within some per cent
+    np.testing.assert_allclose(metrics["loss"], plain_metrics["loss"], rtol=0.05)
+    assert cosine_of(state.optimizer[1], expected.optimizer[1]) > 0.99
+    kept = (state.trainable, state.optimizer)
+    assert {x.dtype for x in jax.tree.leaves(kept) if x.ndim} == {np.dtype("float32")}
+
+
+# Randomness
+
+DROPPING = replace(PLAIN, dropout=True)
+
+
+@pytest.fixture(scope="module")
+def dropping(backbone):
+    return build(backbone, DROPPING, TRAIN)
+
+
+@pytest.fixture(scope="module")
+def dropped(dropping):
+    return first(dropping)
+
+
+def same(one, other):
+    return all((a == b).all() for a, b in zip(*map(jax.tree.leaves, (one, other)), strict=True))
+
+
+def losses(built):
+    """Return the loss of the first step, of the same again, of another seed and another step."""
+    return [float(first(built, *other)[1]["loss"]) for other in ((0, 0), (0, 0), (1, 0), (0, 1))]
+
+
+def test_dropout_is_a_function_of_seed_and_step(dropping, dropped, stepped):
+    once, again, of_seed, of_step = losses(dropping)
+    assert once == again
+    assert len({once, of_seed, of_step, float(stepped[1]["loss"])}) == 4
+    assert same(first(dropping)[0].trainable, dropped[0].trainable)
+
+
+def test_what_is_done_to_clips_is_a_function_of_seed_and_step(backbone, stepped):
+    once, again, of_seed, of_step = losses(build(backbone, PLAIN, replace(TRAIN, augment=RANDOM)))
+    assert once == again
+    assert len({once, of_seed, of_step, float(stepped[1]["loss"])}) == 4
+
+
+def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
+    """The second time a layer is computed it drops the same values."""
+    state, metrics = first(build(backbone, replace(DROPPING, remat=True), TRAIN))
+    np.testing.assert_allclose(metrics["loss"], dropped[1]["loss"], rtol=1e-5)  # float32
+    ours, expected = state.optimizer[1], dropped[0].optimizer[1]
+    largest = max(np.abs(gradient).max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        # float32 rounding of sums compiled in another order, some of which cancel
+        atol = 1e-4 * np.abs(gradient).max() + 1e-6 * largest
+        np.testing.assert_allclose(ours[name], gradient, rtol=0, atol=atol, err_msg=name)
+
+
+def test_validation_draws_nothing(backbone, plain):
+    """Its numbers are the naive ones, whatever training does to clips and values."""
+    weight, given = plain.begin().trainable, batch()
+    used = take_apart(DROPPING, STRUCTURE, HEAD, train=False)
+    how, hear = replace(TRAIN, augment=RANDOM), make_hear(backbone, data_mesh(), padded=True)
+    validate = validator(used, hear, lambda store, sent: Batch(*sent), how, SAMPLES)
+    right, unit = validate(weight, {}, plain.frozen, (), tuple(given))
+    embedding = naive_embedding(backbone, weight, given)
+    _, cosine = naive_arcface(embedding, weight["heads.0.centers"], np.zeros(4, int))
+    np.testing.assert_array_equal(right, cosine.argmax(1) == np.asarray(given.label)[:, 0])
+    expected = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    np.testing.assert_allclose(unit, expected, rtol=0, atol=1e-5)  # float32
+
+
+HEAD = [(ARCFACE.loss, np.full(CLASSES, 2))]
+
+
+# Accumulation and the moving average
+
+
+@pytest.fixture(scope="module")
+def halves(backbone):
+    """Return the states before and after four passes of half a batch: two updates of -g / 10."""
+    how = replace(TRAIN, batch=2, accumulate=2, ema=0.15)
+    optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    built = build(backbone, PLAIN, how, optimizer)
+    states, state = [], built.begin()
+    parts = [tuple(np.asarray(x)[rows] for x in batch()) for rows in (slice(0, 2), slice(2, 4))]
+    for part in jax.device_put(parts * 2, split(data_mesh())):
+        states.append(jax.device_get(state))
+        state, _ = built.step(state, built.frozen, (), part)
+    return [*states, jax.device_get(state)]
+
+
+def test_two_halves_are_one_batch(halves, stepped):
+    gradient = stepped[0].optimizer[1]
+    assert same(halves[0].trainable, halves[1].trainable)
+    for name, before in halves[0].trainable.items():
+        expected = -0.1 * gradient[name]
+        # float32 rounding of the gradient (see test_parity) and of the weights it is taken from
+        atol = 1e-4 * np.abs(expected).max() + 1e-6
+        moved = halves[2].trainable[name] - before
+        np.testing.assert_allclose(moved, expected, rtol=0, atol=atol, err_msg=name)
+
+
+def averaged(before, after, decay):
+    """Return the averages that follow, of weights and statistics."""
+    values = after.trainable | after.statistics
+    return {n: decay * value + (1 - decay) * values[n] for n, value in before.average.items()}
+
+
+def test_the_average_follows_updates_not_passes(halves):
+    """Update n keeps n / (9 + n) of the average, but no more than `ema`."""
+    begun, waited, updated, waiting, again = halves
+    assert same(begun.average, begun.trainable)
+    assert same(waited.average, begun.average)
+    assert same(waiting.average, updated.average)
+    for before, after, decay in ((begun, updated, 0.1), (waiting, again, 0.15)):
+        assert not same(after.trainable, before.trainable)
+        for name, expected in averaged(before, after, decay).items():
+            np.testing.assert_allclose(
+                after.average[name], expected, rtol=1e-5, atol=1e-7
+            )  # float32
+
+
+# Heads, statistics, frozen weights
+
+HEADS = (
+    replace(ARCFACE, weight=0.5),
+    HeadConfig(AdaCos(2), "attributes", 2.0),
+    HeadConfig(AdaCos(2, dynamic=False, trained=False), "machine", 1.0),
+)
+
+
+@jax.jit
+def classified(centers, scale, embedding, label, weight):
+    """Return loss and accuracy of three heads, and the scale of the second after it."""
+    shapes = nnx.eval_shape(lambda: nnx.List([head(how.loss) for how in HEADS]))
+    graph, _ = nnx.split(shapes)
+    values = {f"{i}.centers": centers[i] for i in range(3)}
+    system = SimpleNamespace(heads=merge(graph, values | {"1.scale": scale, "2.scale": scale}))
+    heard = Heard(None, None, label, weight)
+    loss, accuracy = classify(system, embedding, heard, Train(heads=HEADS))
+    return loss, accuracy, system.heads[1].scale[...]
+
+
+@jax.jit
+def one_by_one(centers, scale, embedding, label, weight):
+    """Return the weighted sum of the losses, the scale that follows, and the cosines to centers."""
+    cosine = [cosines(embedding, each) for each in centers]
+    followed = next_scale(cosine[1], label[:, 1], weight, scale)
+    constants = {"kind": "arcface", "margin": 0.3, "scale": 12.0}
+    one, _ = margin_loss(embedding, centers[0], label[:, 0], weight, **constants)
+    two, _ = adacos_loss(embedding, centers[1], label[:, 1], weight, scale=followed)
+    three, _ = adacos_loss(embedding, centers[2], label[:, 2], weight, scale=scale)
+    return 0.5 * one.mean() + 2.0 * two.mean() + 1.0 * three.mean(), followed, cosine
+
+
+def head(loss):
+    return Head(loss, np.full(CLASSES, 2), 8, train=True, rngs=nnx.Rngs(0))
+
+
+def test_the_loss_is_the_weighted_sum_over_heads():
+    rng = np.random.default_rng(0)
+    centers, embedding = rng.standard_normal((3, CLASSES, 2, 8)), rng.standard_normal((4, 8))
+    label = rng.integers(0, CLASSES, (4, 3, 2))
+    weight = np.array([[1.0, 0.0], [0.25, 0.75], [0.5, 0.5], [0.9, 0.1]])
+    given = *map(np.float32, (centers, 3.0, embedding)), label, np.float32(weight)
+    loss, accuracy, scale = classified(*given)
+    expected, followed, cosine = one_by_one(*given)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)  # float32
+    np.testing.assert_allclose(scale, followed, rtol=1e-5)
+    assert abs(scale - 3.0) > 0.1
+    asked = np.take_along_axis(label, weight.argmax(1)[:, None, None], 2)[..., 0]
+    right = [np.asarray(c).max(2).argmax(1) == asked[:, i] for i, c in enumerate(cosine)]
+    np.testing.assert_allclose(accuracy, np.mean(right), rtol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def three_heads(backbone):
+    """Return LoRA with three heads: the states of two steps, frozen weights now and before."""
+    adapter = Lora(rank=2, alpha=2.0, targets=("q",))
+    config = replace(PLAIN, adapter=adapter, pooling="statistics")
+    how = replace(TRAIN, heads=HEADS, ema=0.15)
+    parts = take_apart(config, STRUCTURE, [(h.loss, np.full(3, 2)) for h in HEADS], train=True)
+    optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)
+    built = build(backbone, config, how, optimizer, seed=3)  # some units of the pooling are not 0
+    states, frozen = [built.begin()], jax.tree.map(np.array, built.frozen)
+    for _ in range(2):  # in the first the second factor of an adapter is 0, and with it a gradient
+        states.append(jax.device_get(states[-1]))
+        state, metrics = built.step(states.pop(0), built.frozen, (), tuple(batch(heads=3)))
+        states.insert(0, state)
+    assert np.isfinite(metrics["loss"])
+    return [*states[1:], jax.device_get(state)], built.frozen, frozen
+
+
+def test_adapters_pooling_and_heads_train_and_the_rest_stays(three_heads):
+    (before, _, after), frozen, as_it_was = three_heads
+    assert {n.split(".")[0] for n in after.trainable} == {"backbone", "pool", "project", "heads"}
+    assert [n for n in after.trainable if "backbone" in n] == [
+        "backbone.layers.0.attn.q.lora_a",
+        "backbone.layers.0.attn.q.lora_b",
+    ]
+    for name, value in after.trainable.items():
+        assert (value != before.trainable[name]).any(), name
+    assert same(frozen, as_it_was)
+
+
+def test_statistics_move_and_fixed_centers_never_do(three_heads):
+    (before, _, after), *_ = three_heads
+    moved = {n for n, value in after.statistics.items() if (value != before.statistics[n]).any()}
+    norms = {f"pool.{n}.{v}" for n in ("hidden_norm", "norm") for v in ("mean", "var")}
+    assert moved == norms | {"heads.1.scale"}
+    assert after.statistics.keys() - moved == {"heads.2.scale", "heads.2.centers"}
+    assert "heads.1.centers" in after.trainable
+
+
+# What is done to the clips, seen through a front end that does nothing
+
+WAVE = np.random.default_rng(2).integers(1, 1000, (4, 64)).astype(np.int16)
+LENGTHS = np.array([64, 64, 40, 16], np.int32)
+CLIPS = np.where(np.arange(64)[None] < LENGTHS[:, None], WAVE, 0)
+LABELS = np.array([[0, 1], [1, 2], [2, 0], [0, 0]], np.int32)
+
+
+def hear(wave, lengths):
+    """Return the wave as a mel of 4 bands, and which of its frames are padding."""
+    mel = wave.reshape(len(wave), -1, 4)
+    return mel, jnp.arange(mel.shape[1])[None] >= lengths[:, None] // 4
+
+
+def heard(how, samples=32, wave=CLIPS, seed=0):
+    given = Batch(*map(jnp.asarray, (wave, LENGTHS, LABELS)))
+    return jax.device_get(_hear_augmented(given, hear, how, samples, jax.random.key(seed)))
+
+
+def test_by_default_clips_are_only_cut():
+    got = heard(Augment())
+    assert got.mel.dtype == np.int16  # the front end does the conversion
+    np.testing.assert_array_equal(got.mel.reshape(4, 32), CLIPS[:, :32])
+    np.testing.assert_array_equal(got.padding.sum(1), [0, 0, 0, 4])
+    np.testing.assert_array_equal(got.label, LABELS[..., None])
+    np.testing.assert_array_equal(got.weight, np.ones((4, 1)))
+
+
+def windows(clip):
+    """Return every stretch of 32 samples of a clip."""
+    return [tuple(clip[i : i + 32]) for i in range(len(clip) - 31)]
+
+
+def test_random_crops_are_stretches_of_the_clips():
+    rows = heard(Augment(crop="random")).mel.reshape(4, 32)
+    starts = [windows(CLIPS[i, : LENGTHS[i]]).index(tuple(rows[i])) for i in range(3)]
+    assert len(set(starts)) > 1
+    np.testing.assert_array_equal(rows[3], CLIPS[3, :32])  # shorter: all of it, with its padding
+
+
+def test_shifts_turn_the_crop_inside_its_own_length():
+    rows = heard(Augment(shift=True)).mel.reshape(4, 32)
+    turns = []
+    for row, clip, length in zip(rows, CLIPS, np.minimum(LENGTHS, 32), strict=True):
+        turned = [tuple(np.roll(clip[:length], -n)) for n in range(length)]
+        turns.append(turned.index(tuple(row[:length])))
+        assert not row[length:].any()
+    assert len(set(turns)) > 1
+
+
+def test_masks_hide_stretches_of_the_mel():
+    got = heard(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).mel
+    hidden = got == 0
+    np.testing.assert_array_equal(got[~hidden], WAVE.reshape(4, 16, 4)[~hidden])
+    assert 0 < hidden.mean() < 1
+
+
+def test_mixed_clips_are_as_long_as_the_longer_of_the_two():
+    got = heard(Augment(mixup=0.5), samples=64)
+    own = got.weight[:, 0, None]
+    mixed = own[:, 0] < 1
+    assert 0 < mixed.sum() < 4
+    both = own * (CLIPS / 32768) + (1 - own) * (CLIPS[::-1] / 32768)
+    np.testing.assert_allclose(got.mel.reshape(4, 64), both, rtol=0, atol=1e-8)
+    np.testing.assert_array_equal(got.label, np.stack([LABELS, LABELS[::-1]], -1))
+    np.testing.assert_allclose(got.weight.sum(1), 1)
+    longer = np.where(mixed, np.maximum(LENGTHS, LENGTHS[::-1]), LENGTHS)
+    np.testing.assert_array_equal((~got.padding).sum(1), longer // 4)
+
+
+def test_clips_are_masked_before_they_are_mixed():
+    """Half a mixed clip shows through the mask of the other half."""
+    how = Augment(mask=16, mask_probability=1.0, mixup=1.0)
+    got = heard(how, samples=64, wave=np.ones((4, 64), np.float32))
+    own = np.broadcast_to(got.weight[:, :1, None], got.mel.shape)
+    alone = np.isclose(got.mel, own, atol=1e-6), np.isclose(got.mel, 1 - own, atol=1e-6)
+    assert all(part.any() for part in alone)
+    nothing, whole = np.isclose(got.mel, 0), np.isclose(got.mel, 1)
+    assert (alone[0] | alone[1] | nothing | whole).all()

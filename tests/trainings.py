@@ -1,0 +1,100 @@
+"""What tests of training share: machines that can be told apart, a small system, quick compiles."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import numpy as np
+import soundfile
+from jax.experimental.compilation_cache import compilation_cache
+
+from asdjax.config import SystemConfig
+from asdjax.data.loader import Audio
+from asdjax.losses.margin import Margin
+from asdjax.models.lora import Lora
+from asdjax.models.system import FineTuned
+from asdjax.scoring.score import Knn
+from asdjax.train.config import HeadConfig, Train
+from asdjax.train.optimizer import Optimizer, Schedule
+
+SAMPLES = 8000
+TIMES = {"clips_per_second", "waiting"}  # of a line in the log: they differ from run to run
+
+
+@contextmanager
+def quick_compiles(folder: Path) -> Iterator[None]:
+    """Leave most optimizations out and compile equal programs once.
+
+    Each call of `train` builds its step anew; without this a resumed run would compile it again.
+    """
+    settings = {
+        "jax_disable_most_optimizations": True,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: jax.config.values[name] for name in settings}
+    try:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # forget that there was none
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def hum_machine(root: Path, machine: str, hz: float, seed: int) -> None:
+    """Write `root/machine` in the 2023 layout: 10 + 2 training clips, 2 test clips a cell.
+
+    A machine is told by the pitch of its hum; an anomaly hums an octave higher, and louder.
+    """
+    rng = np.random.default_rng(seed)
+    seconds = np.arange(SAMPLES) / 16000
+    for split, domain, label, count in [
+        ("train", "source", "normal", 10),
+        ("train", "target", "normal", 2),
+        *(("test", d, label, 2) for d in ("source", "target") for label in ("normal", "anomaly")),
+    ]:
+        for index in range(count):
+            odd = label == "anomaly"
+            hum = (0.5 if odd else 0.1) * np.sin(2 * np.pi * hz * (1 + odd) * seconds)
+            wave = hum + 0.02 * rng.standard_normal(SAMPLES)
+            name = f"section_00_{domain}_{split}_{label}_{index:04d}_spd_{index % 2}.wav"
+            path = root / machine / split / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, wave, 16000, "PCM_16")
+
+
+def two_machines(root: Path) -> Path:
+    hum_machine(root, "fan", 500.0, seed=1)
+    hum_machine(root, "pump", 2000.0, seed=2)
+    return root
+
+
+def small_system(weights: Path, **train: object) -> SystemConfig:
+    """Return LoRA on a tiny backbone that tells machines apart, with fields of `Train` changed."""
+    given = {
+        "steps": 6,
+        "batch": 4,
+        "heads": (HeadConfig(Margin("arcface", 0.2, 10.0), labels="machine"),),
+        "optimizer": Optimizer("adam", Schedule(peak=1e-2)),
+        "source": "resident",
+    }
+    adapter = Lora(rank=2, alpha=2.0, targets=("q",))
+    return SystemConfig(
+        FineTuned(str(weights), adapter, "mean", embedding=8),
+        Knn(),
+        Audio(seconds=0.4),
+        Train(**given | train),
+        batch=8,
+    )
+
+
+def lines(out: Path) -> list[dict]:
+    """Return the lines of a run's log, without what differs from run to run."""
+    read = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    return [{name: line[name] for name in line if name not in TIMES} for line in read]

@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from machines import tiny_backbone
@@ -152,8 +153,8 @@ def test_embeddings_are_those_of_what_was_trained(ran):
     clips = run.groups["pump", "section_00"]
     rows = runs.load_embeddings(ran, run, ("pump", "section_00")).values
     wave = np.stack([read(clip.path, 0)[:6400] for clip in clips])
-    expected = embedder.apply(embedder.params, wave, np.full(len(wave), 6400))
-    # 1e-5 of the largest: float32 in batches of another size, not optimized and optimized
+    expected = jax.jit(embedder.apply)(embedder.params, wave, np.full(len(wave), 6400))
+    # 1e-5 of the largest: float32, in batches of another size
     np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 

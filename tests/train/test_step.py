@@ -272,7 +272,11 @@ def test_what_is_done_to_clips_is_a_function_of_seed_and_step(backbone, stepped)
 
 def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
     """The second time a layer is computed it drops the same values."""
-    state, metrics = first(build(backbone, replace(DROPPING, remat=True), TRAIN))
+    built = build(backbone, replace(DROPPING, remat=True), TRAIN)
+    assert "checkpoint" in str(
+        built.step.trace(built.begin(), built.frozen, (), tuple(batch())).jaxpr
+    )
+    state, metrics = first(built)
     np.testing.assert_allclose(metrics["loss"], dropped[1]["loss"], rtol=1e-5)  # float32
     ours, expected = state.optimizer[1], dropped[0].optimizer[1]
     largest = max(np.abs(gradient).max() for gradient in expected.values())
@@ -437,6 +441,16 @@ def test_statistics_move_and_fixed_centers_never_do(three_heads):
     assert moved == norms | {"heads.1.scale"}
     assert after.statistics.keys() - moved == {"heads.2.scale", "heads.2.centers"}
     assert "heads.1.centers" in after.trainable
+
+
+def test_the_average_holds_statistics_too(three_heads):
+    (begun, updated, again), *_ = three_heads
+    assert begun.average.keys() == begun.trainable.keys() | begun.statistics.keys()
+    for before, after, decay in ((begun, updated, 0.1), (updated, again, 0.15)):
+        for name, expected in averaged(before, after, decay).items():
+            np.testing.assert_allclose(
+                after.average[name], expected, rtol=1e-5, atol=1e-6
+            )  # float32
 
 
 # What is done to the clips, seen through a front end that does nothing

@@ -198,7 +198,7 @@ def test_another_training_is_refused_and_nothing_is_lost(
     copied, system, data, field, value, monkeypatch
 ):
     before, now = contents(copied), float(value.rpartition(" ")[2])
-    monkeypatch.setattr(loop, "make_step", stop)  # it does not come to that
+    monkeypatch.setattr(loop, "initialize", stop)  # it does not come to that
     with pytest.raises(InputError, match=f"train.{field}: {value}"):
         pipeline.train(with_train(system, **{field: int(now) if now == 1 else now}), data, copied)
     assert contents(copied) == before

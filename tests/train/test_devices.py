@@ -1,0 +1,340 @@
+"""One training is the same on any number of devices, in one process or two.
+
+Run as a script, this file is one process of a training: `test_devices.py NOTES STOP asdjax WORDS`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental import multihost_utils
+from machines import tiny_backbone, tone_machine
+
+from asdjax import devices, params
+from asdjax.config import SystemConfig
+from asdjax.data import dcase
+from asdjax.data.loader import Audio
+from asdjax.frontend.augment import Augment
+from asdjax.losses.adacos import AdaCos
+from asdjax.models.lora import Lora
+from asdjax.models.system import FineTuned
+from asdjax.train import interrupt, source
+from asdjax.train.config import HeadConfig, Train
+from asdjax.train.optimizer import Optimizer, Schedule
+from asdjax.train.plan import make_plan
+from asdjax.types import InputError
+
+PASSES, BATCH = 12, 8
+STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
+SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
+    FineTuned("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16),
+    audio=Audio(seconds=0.3),
+    train=Train(
+        steps=PASSES,
+        batch=BATCH,
+        heads=(HeadConfig(AdaCos(subclusters=2)),),
+        optimizer=Optimizer("adamw", Schedule("constant", peak=1e-3)),
+        augment=Augment(mask=20, mixup=0.5, crop="random", shift=True),
+        ema=0.9,
+        held_out=0.3,
+        log_every=2,
+        save_every=4,
+    ),
+)
+INHERITED = {n: v for n, v in os.environ.items() if not n.startswith(("JAX", "XLA"))}
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, the same mathematics
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+
+
+def work(notes: str, stop: str, *words: str) -> None:
+    """Train; note which clips are read and what of OUT is written; send itself a SIGTERM."""
+    from asdjax import __main__ as command_line
+    from asdjax.recipes import RECIPES
+    from asdjax.recipes.recipe import Recipe
+
+    devices.WAIT_S = int(os.environ.get("WAIT_S", devices.WAIT_S))
+    RECIPES["test"] = Recipe("", SYSTEM, "", "", "")
+    out = Path(words[words.index("--out") + 1])
+    read, written, passes = [], set(), itertools.count(1)
+    read_batch, asked = source.read_batch, interrupt.Stop.asked
+
+    def reading(paths, *rest):
+        read.append([str(path) for path in paths])
+        return read_batch(paths, *rest)
+
+    def asking(self, agree):
+        if next(passes) == int(stop):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return asked(self, agree)
+
+    def opened(event, arguments):
+        if event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+"):
+            path = Path(str(arguments[0]))
+            if path.is_relative_to(out):
+                written.add(path.relative_to(out).parts[0])
+
+    source.read_batch, interrupt.Stop.asked = reading, asking
+    sys.addaudithook(opened)
+    sys.argv = list(words)
+    try:
+        command_line.main()
+    finally:
+        Path(notes).write_text(json.dumps({"read": read, "written": sorted(written)}))
+
+
+class Training(NamedTuple):
+    """A call, of one or two processes."""
+
+    out: Path
+    processes: list[subprocess.Popen]
+
+    def wait(self) -> Training:
+        for process in self.processes:
+            process.wait(timeout=600)
+        return self
+
+    @property
+    def codes(self) -> list[int]:
+        return [process.returncode for process in self.processes]
+
+    def told(self, number: int = 0) -> str:
+        """Return what a process printed, without what Gloo says of connecting CPUs."""
+        lines = Path(f"{self.out}.{number}.log").read_text().splitlines()
+        return "\n".join(line for line in lines if "Gloo" not in line and "peer ranks" not in line)
+
+    def noted(self, number: int) -> dict:
+        return json.loads(Path(f"{self.out}.{number}.json").read_text())
+
+    def log(self) -> list[dict]:
+        """Return the lines of `log.jsonl` without what depends on the machine's speed."""
+        lines = map(json.loads, (self.out / "log.jsonl").read_text().splitlines())
+        timing = "clips_per_second", "waiting"
+        return [{n: v for n, v in line.items() if n not in timing} for line in lines]
+
+    def checkpoints(self) -> set[str]:
+        return {path.name for path in (self.out / "checkpoints").iterdir()}
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        return params.load(self.out / "model.safetensors")[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("devices")
+    more = "section_00_{domain}_{split}_{label}_1{index:03d}_spd_{speed}.wav"
+    for machine in ("fan", "pump"):  # 12 + 6 training clips each
+        tone_machine(root / "data", machine)
+        tone_machine(root / "data", machine, 1, more)
+    tiny_backbone(root / "tiny.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    def start(name, source, devices=1, processes=1, stop=0, changes=(), environment=None):
+        """Start a training.
+
+        Args:
+          name: of its run; one that is there is gone on with.
+          devices: of each process.
+          stop: the pass in which the last process gets a SIGTERM.
+          changes: words that only the last process is given.
+          environment: of the last process.
+        """
+        given = "--data", folder / "data", "--out", folder / name
+        given += "--weights", folder / "tiny.safetensors", "--train.source", source
+        port, started = free_port(), []
+        for number in range(processes):
+            own = {"JAX_COMPILATION_CACHE_DIR": folder / "cache", "JAX_NUM_CPU_DEVICES": devices}
+            if processes > 1:
+                own |= address(port, number)
+            last = number == processes - 1
+            words = [stop if last else 0, "asdjax", "train", "test", *given]
+            words += ["--distributed"] * ("JAX_PROCESS_ID" in own) + [*changes] * last
+            started.append(call(folder / f"{name}.{number}", own | (environment or {}), words))
+        return Training(folder / name, started)
+
+    return start
+
+
+def call(notes: Path, environment: dict, words: list) -> subprocess.Popen:
+    command = list(map(str, [sys.executable, __file__, f"{notes}.json", *words]))
+    given = INHERITED | ENVIRONMENT | {name: str(value) for name, value in environment.items()}
+    with Path(f"{notes}.log").open("w") as log:
+        return subprocess.Popen(command, env=given, stdout=log, stderr=log)
+
+
+def address(port: int, number: int) -> dict:
+    where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    return where | {"JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": number}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def ran(start) -> dict[str, Training]:
+    """Return trainings of one process on 1, 2 and 8 devices."""
+    one, two = start("one", "resident"), start("two", "streaming", 2)
+    ran = {"one": one.wait(), "two": two.wait(), "eight": start("eight", "resident", 8).wait()}
+    for training in ran.values():
+        assert training.codes == [0], training.told()
+    return ran
+
+
+class Stopped(NamedTuple):
+    """What a call of two processes left, of which one got a SIGTERM."""
+
+    codes: list[int]
+    told: list[str]
+    noted: list[dict]
+    checkpoints: set[str]
+    steps: list[int]
+    model: bool
+
+
+@pytest.fixture(scope="module")
+def stopped(start) -> tuple[list[Stopped], Training]:
+    """Return a training that is stopped twice, and its end.
+
+    Two processes keep the clips; two go on and stream them; one with two devices goes on.
+    """
+    found = []
+    for path, told in (("resident", STOPS[0][0]), ("streaming", STOPS[1][0] - STOPS[0][1])):
+        call = start("stopped", path, processes=2, stop=told).wait()
+        found.append(
+            Stopped(
+                call.codes,
+                [call.told(number) for number in range(2)],
+                [call.noted(number) for number in range(2)],
+                call.checkpoints(),
+                [line["step"] for line in call.log()],
+                (call.out / "model.safetensors").exists(),
+            )
+        )
+    end = start("stopped", "streaming", devices=2).wait()
+    assert end.codes == [0], end.told()
+    return found, end
+
+
+def test_number_of_devices_does_not_matter(ran):
+    # Sums over the batch in another order, 1e-7, which 12 updates let grow about tenfold. A batch
+    # norm or a scale that sees one device's clips, or other random numbers, would change 1e-2.
+    one, *others = ran.values()
+    assert [line["step"] for line in one.log()] == list(range(2, PASSES + 1, 2))
+    statistics = {"pool.norm.mean", "pool.norm.var", "heads.0.scale"}
+    assert statistics <= one.arrays().keys()
+    for other in others:
+        for ours, theirs in zip(one.log(), other.log(), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)
+        for name in statistics:
+            ours, theirs = one.arrays()[name], other.arrays()[name]
+            np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5 * np.abs(ours).max())
+
+
+def test_two_processes_train_as_one_with_two_devices(stopped, ran):
+    # Equal bits: a sum of two numbers is rounded once, whichever comes first.
+    _, end = stopped
+    ours, theirs = end.arrays(), ran["two"].arrays()
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        np.testing.assert_array_equal(ours[name], array, err_msg=name)
+    for mine, line in zip(end.log(), ran["two"].log(), strict=True):
+        assert {name: mine[name] for name in line} == line  # also has the validations at the stops
+
+
+def test_a_signal_to_one_process_stops_both_after_the_same_pass(stopped):
+    calls, end = stopped
+    for call, (_, heard) in zip(calls, STOPS, strict=True):
+        assert call.codes == [0, 0], call.told
+        assert call.steps == list(range(2, heard + 1, 2))
+        assert f"step_{heard}" in call.checkpoints
+        assert not call.model
+    assert f"going on after step {STOPS[0][1]} of {PASSES}" in calls[1].told[0]
+    assert f"going on after step {STOPS[1][1]} of {PASSES}" in end.told()
+    assert f"step_{PASSES}" in end.checkpoints()
+
+
+def test_each_process_reads_its_share_of_the_files(stopped, folder):
+    clips = [clip for clip in dcase.scan(folder / "data").clips if clip.split == "train"]
+    plan = make_plan(SYSTEM.train, clips)
+    paths = np.array([str(clip.path) for clip in clips])
+    trained, held = paths[~plan.held_out], paths[plan.held_out]
+    resident, streaming = (
+        [[tuple(paths) for paths in noted["read"]] for noted in call.noted] for call in stopped[0]
+    )
+    halves = [np.array_split(paths, 2) for paths in (trained, held)]
+    assert resident == [[tuple(half[number]) for half in halves] for number in range(2)]
+    rows = source.order(len(trained), BATCH, SYSTEM.train.seed)
+    turns = source.in_turn(len(held), BATCH, SYSTEM.train.seed)
+    first, last = STOPS[0][1], STOPS[1][1]
+    for read, share in zip(streaming, (slice(BATCH // 2), slice(BATCH // 2, BATCH)), strict=True):
+        asked = [tuple(trained[rows(step)[share]]) for step in range(first, last + PASSES)]
+        again = [tuple(held[turns(step)[share]]) for step in range(PASSES)]
+        assert {*asked[: last - first], *again[:2]} <= set(read) <= {*asked, *again}  # reads ahead
+
+
+def test_only_the_first_process_writes_and_tells(stopped):
+    for call in stopped[0]:
+        assert {"checkpoints", "log.jsonl"} <= set(call.noted[0]["written"])
+        assert set(call.noted[1]["written"]) <= {"checkpoints"}
+        assert "parameters" in call.told[0]
+        assert call.told[1] == ""
+
+
+def test_a_process_that_does_not_find_the_others_says_so(start):
+    where = address(free_port(), 1)
+    call = start("lost", "resident", changes=["--distributed"], environment={**where, "WAIT_S": 2})
+    assert call.wait().codes == [1]
+    assert "expected all 2 to be there within 2 s" in call.told()
+
+
+def test_processes_that_were_told_different_things_are_refused(monkeypatch):
+    def gathered(other):
+        hashes = [[hashlib.sha256(v.encode()).digest() for v in ("a", x)] for x in ("b", other)]
+        return np.frombuffer(b"".join(itertools.chain(*hashes)), np.uint8).reshape(2, 2, -1)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: gathered("b"))
+    devices.agree({"data": "a", "settings": "b"})
+    monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: gathered("c"))
+    with pytest.raises(InputError, match="expected the same settings on every host"):
+        devices.agree({"data": "a", "settings": "b"})
+
+
+def test_rows_lie_on_the_devices_in_order():
+    mesh = devices.data_mesh(jax.devices()[::-1])
+    assert list(mesh.devices) == jax.devices()
+    assert devices.own_share(5, mesh) == slice(0, 6)
+
+
+def test_copies_are_whole_on_every_device_and_keys_stay_keys():
+    key = jax.random.key(3)
+    array, copy = devices.put_copies((np.arange(3), key), devices.data_mesh())
+    assert [shard.data.shape for shard in array.addressable_shards] == [(3,), (3,)]
+    assert copy.dtype == key.dtype
+    assert copy.is_fully_replicated
+    np.testing.assert_array_equal(jax.random.key_data(copy), jax.random.key_data(key))
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -1,0 +1,177 @@
+"""A run that is killed again and again, wherever it is, ends as one that never was.
+
+Run as a script, this file is one call of a run: `test_kill.py COUNT PART asdjax WORDS`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from machines import tiny_backbone, tone_machine
+
+from asdjax import params
+
+PASSES = 24
+SETTINGS = (
+    *("--audio.seconds", 0.3, "--train.augment.crop", "random", "--train.augment.shift"),
+    *("--embedder.adapter.rank", 2, "--embedder.embedding", 16, "--train.ema", 0.9),
+    *("--train.steps", PASSES, "--train.batch", 4, "--train.optimizer.schedule.warmup", 2),
+    *("--train.log-every", 1, "--train.save-every", 2),
+)
+INHERITED = {n: v for n, v in os.environ.items() if not n.startswith(("JAX", "XLA"))}
+ENVIRONMENT = {
+    "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
+    "JAX_PLATFORMS": "cpu",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, the same mathematics
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+}
+TOUCHES = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.link"}
+
+
+def work(count: str, part: str, *words: str) -> None:
+    """Run; SIGKILL itself at the `count`th touch of a file of OUT whose name has `part`."""
+    from asdjax import __main__ as command_line
+
+    out, touched = words[words.index("--out") + 1] + os.sep, 0
+
+    def touch(event, arguments):  # told before it is done
+        nonlocal touched
+        if event in TOUCHES and part in (path := str(arguments[0])) and path.startswith(out):
+            touched += 1
+            if touched == int(count):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(touch)
+    sys.argv = list(words)
+    command_line.main()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("kill")
+    for seed, machine in enumerate(("fan", "pump")):
+        tone_machine(root / "data", machine, seed)
+    tiny_backbone(root / "tiny.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    def start(name: str, count: int = 0, part: str = "") -> subprocess.Popen:
+        given = "--data", folder / "data", "--weights", folder / "tiny.safetensors"
+        words = count, part, "asdjax", "run", "korea2025/system1", "--out", folder / name, *given
+        command = list(map(str, [sys.executable, __file__, *words, *SETTINGS]))
+        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
+        with (folder / f"{name}.log").open("a") as log:
+            return subprocess.Popen(
+                command, env=INHERITED | ENVIRONMENT | cache, stdout=log, stderr=log
+            )
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def killed(folder, start):
+    """Return two runs, killed until they were through, beside a third that was never killed.
+
+    Both draw when: one kills itself while it touches files, the other is killed from outside.
+    """
+    assert start("whole").wait() == 0, (folder / "whole.log").read_text()  # fills the cache
+    inside, outside = killing_itself(start), killing(folder / "outside", start)
+    while any([next(inside, None), next(outside, None)]):
+        time.sleep(0.001)
+    return folder / "inside", folder / "outside"
+
+
+def killing_itself(start):
+    """Let a run kill itself, each time elsewhere; yield while it goes on."""
+    draw = np.random.default_rng(0).integers
+    moments = (
+        (draw(10, 100), ""),  # of about 300; a checkpoint has 25
+        (draw(30, 120), "orbax-checkpoint-tmp"),  # while a checkpoint is written
+        (draw(1, 3), "model.safetensors."),  # before it is written, or before it has its name
+    )
+    for moment in moments:
+        call = start("inside", *moment)
+        while call.poll() is None:
+            yield call
+        assert call.returncode == -signal.SIGKILL, moment
+    call = start("inside")
+    while call.poll() is None:
+        yield call
+    assert call.returncode == 0
+
+
+def killing(out: Path, start):
+    """Kill a run from outside, each time further on; yield while it goes on."""
+    reached = np.random.default_rng(1).integers(6, 18)
+    moments = (
+        (out / "checkpoints").is_dir,  # it reads or compiles
+        lambda: logged(out) >= reached and any(out.glob("checkpoints/*-tmp*")),
+    )
+    for come in moments:
+        call = start("outside")
+        while call.poll() is None and not come():
+            yield call
+        call.kill()
+        call.wait()
+    call = start("outside")
+    while call.poll() is None:
+        yield call
+    assert call.returncode == 0
+
+
+def logged(out: Path) -> int:
+    log = out / "log.jsonl"
+    return log.read_text().count("\n") if log.exists() else 0
+
+
+def test_log_has_each_pass_once(killed, folder):
+    timing = "clips_per_second", "waiting"
+
+    def lines(out):
+        read = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return [{n: v for n, v in line.items() if n not in timing} for line in read]
+
+    assert [line["step"] for line in lines(folder / "whole")] == list(range(1, PASSES + 1))
+    for out in killed:
+        assert lines(out) == lines(folder / "whole")
+
+
+def test_weights_are_the_same_in_every_bit(killed, folder):
+    theirs, header = params.load(folder / "whole" / "model.safetensors")
+    for out in killed:
+        ours, described = params.load(out / "model.safetensors")
+        assert described == header
+        assert ours.keys() == theirs.keys()
+        for name, array in theirs.items():
+            assert ours[name].tobytes() == array.tobytes(), name
+
+
+def test_scores_are_the_same_in_every_bit(killed, folder):
+    whole = folder / "whole"
+    files = [whole / "results.csv", *sorted(whole.glob("scores/**/*.csv"))]
+    assert len(files) == 1 + 2 * 2  # scores and decisions of two machines
+    for out in killed:
+        assert {f.name for f in out.glob("scores/**/*.csv")} == {f.name for f in files[1:]}
+        for file in files:
+            assert (out / file.relative_to(whole)).read_bytes() == file.read_bytes()
+
+
+def test_killed_runs_did_go_on(killed, folder):
+    for out in killed:
+        told = (folder / f"{out.name}.log").read_text()
+        assert re.search(r"going on after step [1-9]", told)
+
+
+if __name__ == "__main__":
+    work(*sys.argv[1:])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,11 +15,16 @@ import tyro
 from tyro.conf import Positional
 
 from asdjax import devices, embedding, pipeline, weights
-from asdjax.config import SystemConfig
-from asdjax.data import archives, audio, dcase, download, fetch, inspect, synthetic
-from asdjax.models.embedder import LogMel
+from asdjax.config import EnsembleConfig, SystemConfig
+from asdjax.data import archives, audio, dcase, decode, download, fetch, inspect, synthetic
+from asdjax.ensemble import ensemble as combine
+from asdjax.pseudo import cluster_run
 from asdjax.recipes import RECIPES
 from asdjax.report import console
+from asdjax.runs import MODEL
+from asdjax.scoring.ensemble import Ensemble
+from asdjax.scoring.pseudo import Pseudo
+from asdjax.train import source
 from asdjax.types import InputError
 from asdjax.version import __version__
 
@@ -33,18 +38,53 @@ class RunArguments:
         <machine>/test.
       out: the run's folder.
       system: the recipe; every field can be changed.
-      weights: a backbone's name or converted file, in place of the recipe's.
+      weights: names or converted files of the backbones, in place of the recipe's and in their
+        order.
       year: the edition whose rules apply, where the data do not tell.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
       skip_bad: leave broken files out and list them, instead of stopping.
       force: train and embed again what is already there.
+      reuse: folders of other runs, whose training or embeddings are taken where they are exactly
+        those needed here.
+      pseudo_labels: labels.csv of `asdjax pseudo` or of another run, for training clips without
+        attributes.
     """
 
     data: Path
     out: Path
     recipe: tyro.conf.Suppress[str]
     system: Annotated[SystemConfig, tyro.conf.arg(name="")]
-    weights: str | None = None
+    weights: tuple[str, ...] = ()
+    year: int | None = None
+    ground_truth: Path | None = None
+    skip_bad: bool = False
+    force: bool = False
+    reuse: tuple[Path, ...] = ()
+    pseudo_labels: Path | None = None
+
+
+@dataclass(frozen=True)
+class EnsembleArguments:
+    """An ensemble of recipes, where the recordings are and where the results go.
+
+    Args:
+      data: as for a single recipe.
+      out: the ensemble's folder.
+      config: the members and how they are combined.
+      weights: names or converted files of all members' backbones, in place of the recipes' and in
+        their order.
+      members: gets a folder for each member; what is finished there is kept. None: OUT/members.
+      year: the edition whose rules apply, where the data do not tell.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+      skip_bad: leave broken files out and list them, instead of stopping.
+      force: train, embed and combine again what is already there.
+    """
+
+    data: Path
+    out: Path
+    config: Annotated[EnsembleConfig, tyro.conf.arg(name="")]
+    weights: tuple[str, ...] = ()
+    members: Path | None = None
     year: int | None = None
     ground_truth: Path | None = None
     skip_bad: bool = False
@@ -75,33 +115,63 @@ def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
     pipeline.run(RECIPES["frozen/logmel"].config, data, out / "run")
 
 
-def run(given: RunArguments) -> None:
+def run(given: RunArguments | EnsembleArguments) -> None:
     """Recordings in; scores, official numbers and figures out; trains first what has to be."""
-    reported = RECIPES[given.recipe].parameters
-    pipeline.run(*_stage(given), reported=reported)
+    if isinstance(given, EnsembleArguments):
+        run_ensemble(given)
+    else:
+        pipeline.run(*_stage(given), **_options(given))
+
+
+def run_ensemble(given: EnsembleArguments) -> None:
+    """Run every member that is not finished, then combine them."""
+    systems = {name: RECIPES[name].config for name in given.config.members}
+    folder = given.members or given.out / "members"
+    backbones = _backbones(systems.values(), given.weights)
+    told = ("year", "ground_truth", "skip_bad", "force")
+    options = {name: getattr(given, name) for name in told}
+    with decode.kept_in_memory(source.free_memory() // 3):
+        for name, system in systems.items():
+            console.note(f"member {name}")
+            system, out = system.with_backbones(backbones), folder / name
+            others = tuple(path.parent for path in folder.rglob(MODEL) if path.parent != out)
+            reported = RECIPES[name].parameters
+            pipeline.run(system, given.data, out, reuse=others, reported=reported, **options)
+    runs = [folder / name for name in systems]
+    combine(runs, given.config.ensemble, given.out, given.force)
 
 
 def train(given: TrainArguments) -> None:
     """The stage of `run` before `embed`: adapt a backbone to the machines; goes on if stopped."""
     if given.distributed:
         devices.join_processes()
-    pipeline.train(*_stage(given), reported=RECIPES[given.recipe].parameters)
+    pipeline.train(*_stage(given), **_options(given))
 
 
 def embed(given: RunArguments) -> None:
     """The stage of `run` before `score`: one file of embeddings per machine."""
-    pipeline.embed(*_stage(given))
+    pipeline.embed(*_stage(given), **_options(given))
 
 
 def _stage(given: RunArguments) -> tuple:
-    """Return the arguments that all stages take, with the weights asked for."""
-    system = given.system
-    if given.weights is not None:
-        if isinstance(system.embedder, LogMel):
-            raise InputError("--weights: this recipe's embedder has no weights")
-        system = replace(system, embedder=replace(system.embedder, weights=given.weights))
-    where = given.data, given.out, given.year, given.ground_truth
-    return system, *where, given.skip_bad, given.force
+    """Return the system with the weights asked for, its recordings and its folder."""
+    system = given.system.with_backbones(_backbones([given.system], given.weights))
+    return system, given.data, given.out
+
+
+def _options(given: RunArguments) -> dict:
+    names = {f.name for f in fields(pipeline.Options)} - {"reported"}
+    told = {name: getattr(given, name) for name in names}
+    return told | {"reported": RECIPES[given.recipe].parameters}
+
+
+def _backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[str, str]:
+    """Return what stands in place of the weights that systems name, in order of first mention."""
+    named = dict.fromkeys(name for system in systems for name in system.backbones)
+    if weights and len(weights) != len(named):
+        wanted = ", ".join(named) or "nothing: this system has no weights"
+        raise InputError(f"--weights: expected a file in place of {wanted}; got {len(weights)}")
+    return dict(zip(named, weights, strict=False))
 
 
 def score(
@@ -125,6 +195,38 @@ def score(
 def report(run: Positional[Path]) -> None:
     """The last stage: table, results.csv and figures from a run's scores."""
     pipeline.report(run)
+
+
+def ensemble(
+    runs: Positional[tuple[Path, ...]],
+    out: Path,
+    config: Annotated[Ensemble, tyro.conf.arg(name="")],
+    force: bool = False,
+) -> None:
+    """Score files, table and results.csv from the scores of several runs.
+
+    Args:
+      runs: folders of finished runs on the same recordings.
+      out: the ensemble's own folder.
+      config: how to combine.
+      force: combine again what is already there.
+    """
+    combine(runs, config, out, force)
+
+
+def pseudo(
+    run: Positional[Path],
+    config: Annotated[Pseudo, tyro.conf.arg(name="")],
+    out: Path | None = None,
+) -> None:
+    """Labels of training clips without attributes: clusters of a run's embeddings, and figures.
+
+    Args:
+      run: a run's folder.
+      config: the method and the numbers of clusters.
+      out: gets labels.csv and a figure per machine; None: RUN/pseudo.
+    """
+    cluster_run(run, config, out)
 
 
 def evaluate(
@@ -241,6 +343,8 @@ COMMANDS: dict[str, Callable] = {
     "embed": embed,
     "score": score,
     "report": report,
+    "ensemble": ensemble,
+    "pseudo": pseudo,
     "evaluate": evaluate,
     "recipes": recipes,
     "data list": data_list,
@@ -285,7 +389,7 @@ def dispatch(args: list[str]) -> None:
         tyro.cli(command, prog=f"asdjax {name}", args=rest)
 
 
-def _recipe_arguments(name: str, args: list[str]) -> RunArguments:
+def _recipe_arguments(name: str, args: list[str]) -> RunArguments | EnsembleArguments:
     recipe = RECIPES.get(args[0]) if args else None
     if recipe is None:
         asked = args[:1] in (["-h"], ["--help"])
@@ -293,10 +397,14 @@ def _recipe_arguments(name: str, args: list[str]) -> RunArguments:
         usage = f"{unknown}usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:"
         console.note("\n  ".join([usage, *RECIPES]))
         sys.exit(0 if asked else 2)
-    kind = TrainArguments if name == "train" else RunArguments
+    kind, own = (TrainArguments if name == "train" else RunArguments), (args[0], recipe.config)
+    if isinstance(recipe.config, EnsembleConfig):
+        if name != "run":
+            raise InputError(f"{args[0]} is an ensemble; `{name}` takes one of its members")
+        kind, own = EnsembleArguments, (recipe.config,)
     return tyro.cli(
         kind,
-        default=kind(tyro.MISSING, tyro.MISSING, args[0], recipe.config),
+        default=kind(tyro.MISSING, tyro.MISSING, *own),
         prog=f"asdjax {name} {args[0]}",
         args=args[1:],
         config=(tyro.conf.AvoidSubcommands,),

@@ -4,7 +4,8 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -62,6 +63,11 @@ def own_share(rows: int, mesh: jax.sharding.Mesh) -> slice:
     return slice(share * jax.process_index(), share * (jax.process_index() + 1))
 
 
+def alone() -> bool:
+    """Return whether there are no other processes."""
+    return jax.process_count() == 1
+
+
 def leads() -> bool:
     """Tell whether this is the process that writes files and tells of progress."""
     return jax.process_index() == 0
@@ -100,6 +106,7 @@ def join_processes() -> None:
             f"expected as many devices in every process, got {list(counts.values())}; hide some "
             "from JAX, for GPUs with CUDA_VISIBLE_DEVICES"
         )
+    agree({"version of jax": jax.__version__})  # Gloo (CPUs) gives the first talk only 30 s
 
 
 def _join(failed: list[Exception]) -> None:
@@ -137,5 +144,20 @@ def agree(values: dict[str, str]) -> None:
     if names := [name for name, other in zip(values, differ, strict=True) if other]:
         raise InputError(
             f"several processes: expected the same {', '.join(names)} on every host, got others; "
-            "give the same command everywhere, with --out on a disk that all hosts share"
+            "give the same command everywhere, with --data and --out on disks that all hosts share"
         )
+
+
+@contextmanager
+def together(what: str) -> Iterator[None]:
+    """Do something that fails in all processes when it fails in one.
+
+    Otherwise the others would wait for it, and it for them to leave.
+    """
+    try:
+        yield
+    except Exception:
+        with suppress(InputError):  # its own error says more
+            agree({what: "failed"})
+        raise
+    agree({what: "done"})

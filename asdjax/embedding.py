@@ -1,18 +1,18 @@
-"""What `train` and `embed` need: recordings that are known to be good, and a jitted embedder."""
+"""Recordings that are known to be good, and their embeddings: the stage `embed`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from asdjax import params
-from asdjax.config import SystemConfig, digest, to_json
+from asdjax import runs
+from asdjax.config import SystemConfig, digest
 from asdjax.data import audio, dcase
 from asdjax.data.audio import AudioInfo
 from asdjax.data.loader import Audio, load_batches, plan_batches
@@ -27,10 +27,10 @@ from asdjax.models.embedder import (
     logmel_embedder,
 )
 from asdjax.models.system import FineTuned
-from asdjax.params import Params
 from asdjax.report import console
-from asdjax.runs import MODEL, Run
-from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
+from asdjax.runs import MODEL, Group, Run
+from asdjax.training import load_backbones, load_trained
+from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, Embeddings, InputError
 from asdjax.weights import find, load_backbone
 
 IN_FLIGHT = 2  # batches given to the device: one it computes, one that waits
@@ -109,8 +109,12 @@ def check_complete(run: Run) -> None:
 
 
 def weights_of(config: LogMel | Pretrained | FineTuned) -> str:
-    """Return the SHA-256 of the backbone's weight file; "" where there is none to have."""
-    return "" if isinstance(config, LogMel) else sha256_file(find(config.weights))
+    """Return the SHA-256 of the backbone's weight file, or of those of several; "" for none."""
+    if isinstance(config, LogMel):
+        return ""
+    branches = [config] if isinstance(config, Pretrained) else config.branches
+    found = [sha256_file(find(branch.weights)) for branch in branches]
+    return found[0] if len(found) == 1 else digest(found)
 
 
 def load_embedder(run: Run, out: Path) -> tuple[Embedder, str]:
@@ -122,33 +126,14 @@ def load_embedder(run: Run, out: Path) -> tuple[Embedder, str]:
     config = run.system.embedder
     if isinstance(config, LogMel):
         return logmel_embedder(), ""
-    backbone = load_backbone(config.weights, config.dtype)
     if isinstance(config, Pretrained):
-        return backbone_embedder(backbone, config.layer), run.weights_sha256
+        backbone = load_backbone(config.weights, config.dtype)
+        return backbone_embedder(backbone, config), run.weights_sha256
     trained = load_trained(run, out)
     if trained is None:
         raise InputError(f"{out} holds no model of this system and data; train it with `run`")
     sha256 = digest(run.weights_sha256, sha256_file(out / MODEL))
-    return finetuned_embedder(backbone, config, trained), sha256
-
-
-def load_trained(run: Run, out: Path) -> Params | None:
-    """Return what training left in `out`; None if nothing, or of another system or data."""
-    if not (out / MODEL).is_file():
-        return None
-    trained, header = params.load(out / MODEL)
-    return trained if header.config == training_of(run) else None
-
-
-def training_of(run: Run) -> dict:
-    """Return, as plain values, everything that the trained weights of a run depend on."""
-    system = to_json(run.system)
-    kept = {name: system[name] for name in ("embedder", "audio", "train")}
-    for name in ("log_every", "source"):  # what changes nothing in the result
-        del kept["train"][name]
-    del kept["embedder"]["weights"]  # where they lie; their SHA-256 says what they are
-    clips = [(*c.group, c.name, c.domain, c.attributes) for c in run.clips if c.split == "train"]
-    return kept | {"data_sha256": digest(clips), "weights_sha256": run.weights_sha256}
+    return finetuned_embedder(load_backbones(config), config, trained), sha256
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
@@ -194,6 +179,40 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
         return values
 
     return embed
+
+
+def embed_groups(
+    run: Run,
+    embedder: Embedder,
+    infos: Mapping[Path, AudioInfo],
+    out: Path,
+    groups: Collection[Group],
+    *,
+    force: bool = False,
+    reuse: Sequence[Path] = (),
+) -> None:
+    """Write the embeddings of some machines and sections that `out` does not have yet.
+
+    Args:
+      run: with its keys.
+      force: compute again what is there.
+      reuse: folders of other runs; what they have of the same clips, system and weights is copied.
+    """
+    pending = {}
+    for group in groups:
+        folders = () if force else (out, *reuse)
+        read = ((folder, runs.load_embeddings(folder, run, group)) for folder in folders)
+        folder, found = next((one for one in read if one[1] is not None), (None, None))
+        if found is None:
+            pending[group] = run.groups[group]
+        elif folder != out:
+            runs.save_embeddings(out, run, found)
+    console.note(f"{len(groups) - len(pending)} of {len(groups)} machines are already embedded")
+    with console.progress("embedding", sum(map(len, pending.values()))) as advance:
+        compute = make_embed(embedder, run.system, max(map(len, run.groups.values())))
+        for clips in pending.values():
+            values = compute(clips, [infos[clip.path] for clip in clips], advance)
+            runs.save_embeddings(out, run, Embeddings(clips, values))
 
 
 def _wait(computing: jax.Array) -> np.ndarray:

@@ -8,154 +8,161 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from asdjax import runs
+from asdjax import pseudo, runs
 from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import AudioInfo
-from asdjax.devices import agree, leads
-from asdjax.embedding import load_embedder, load_trained, make_embed, prepare, training_of
+from asdjax.devices import alone, leads, together
+from asdjax.embedding import embed_groups, load_embedder, prepare
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
 from asdjax.report import console, figures
 from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
-from asdjax.train.loop import train as fit
-from asdjax.train.plan import make_plan
+from asdjax.training import load_trained, train_run
 from asdjax.types import Clip, Embeddings, InputError, Scores
-from asdjax.weights import load_backbone
 
 Infos = dict[Path, AudioInfo]
 RESULTS = ("results.csv", "skipped.csv", "figures")  # what `report` writes
 
 
-def run(
-    config: SystemConfig,
-    data: Path,
-    out: Path,
-    year: int | None = None,
-    ground_truth: Path | None = None,
-    skip_bad: bool = False,
-    force: bool = False,
-    reported: str = "",
-) -> list[Metric]:
+@dataclass(frozen=True)
+class Options:
+    """What `run`, `train` and `embed` can be told beside system, recordings and folder.
+
+    Args:
+      year: the edition whose rules apply; None takes it from the data.
+      ground_truth: labels of an evaluation set, as the official evaluators publish them.
+      skip_bad: leave broken files out (listed in the results) instead of stopping.
+      force: train and embed again what an earlier call did.
+      reported: parameter counts of the system's report, to be printed beside ours.
+      reuse: folders of other runs, whose training or embeddings are taken where they are exactly
+        those that this run needs.
+      pseudo_labels: a csv of `asdjax.pseudo`: labels of training clips without attributes.
+    """
+
+    year: int | None = None
+    ground_truth: Path | None = None
+    skip_bad: bool = False
+    force: bool = False
+    reported: str = ""
+    reuse: tuple[Path, ...] = ()
+    pseudo_labels: Path | None = None
+
+
+def run(config: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
     """Run every stage; return the official numbers, an empty list where labels are missing.
 
     Args:
       config: the system.
       data: a directory as `asdjax.data.dcase.scan` takes it.
       out: the run's folder; made if absent.
-      year: the edition whose rules apply; None takes it from the data.
-      ground_truth: labels of an evaluation set, as the official evaluators publish them.
-      skip_bad: leave broken files out (listed in the results) instead of stopping.
-      force: train and embed again what an earlier call did.
-      reported: parameter counts of the system's report, to be printed beside ours.
+      options: fields of `Options`.
     """
-    out = Path(out)
-    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
+    out, told = Path(out), Options(**options)
+    made, infos = _prepare(config, data, told)
+    made = _with_labels(made, infos, out, told)
     if config.train is not None:
-        _train(made, infos, out, force, reported)
-    _embed(made, infos, out, force)
+        train_run(made, infos, out, force=told.force, reported=told.reported)
+    _embed(made, infos, out, told)
     score(out)
     return report(out)
 
 
-def train(
-    config: SystemConfig,
-    data: Path,
-    out: Path,
-    year: int | None = None,
-    ground_truth: Path | None = None,
-    skip_bad: bool = False,
-    force: bool = False,
-    reported: str = "",
-) -> None:
+def train(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write `model.safetensors`; see `run` for the arguments.
 
     A training that was stopped goes on from its last checkpoint, one that is finished is kept.
     """
     if config.train is None:
         raise InputError("this system has nothing to train; use `run`")
+    out, told = Path(out), Options(**options)
+    if config.pseudo is not None and told.pseudo_labels is None and not alone():
+        raise InputError(
+            "pseudo labels are made by one process; give this training the labels of another with "
+            "--pseudo-labels"
+        )
     # Several processes check the same files and say the same: the first is heard, errors of all.
     with nullcontext() if leads() else redirect_stderr(io.StringIO()):
-        made, infos = _prepare(config, data, year, ground_truth, skip_bad)
-        _train(made, infos, Path(out), force, reported)
+        with together("recordings"):
+            made, infos = _prepare(config, data, told)
+            made = _with_labels(made, infos, out, told)
+        train_run(made, infos, out, force=told.force, reported=told.reported)
 
 
-def embed(
-    config: SystemConfig,
-    data: Path,
-    out: Path,
-    year: int | None = None,
-    ground_truth: Path | None = None,
-    skip_bad: bool = False,
-    force: bool = False,
-) -> None:
+def embed(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments.
 
     A file that was made from the same clips by the same system and weights is kept.
     """
-    made, infos = _prepare(config, data, year, ground_truth, skip_bad)
-    _embed(made, infos, Path(out), force)
+    out, told = Path(out), Options(**options)
+    made, infos = _prepare(config, data, told)
+    if config.pseudo is not None and told.pseudo_labels is None:
+        told = replace(told, pseudo_labels=out / pseudo.LABELS)  # of the training
+    _embed(_with_labels(made, infos, out, told), infos, out, told)
 
 
-def _prepare(config, data, year, ground_truth, skip_bad) -> tuple[runs.Run, Infos]:
-    official.check_year(year)
-    return prepare(config, data, year, ground_truth, skip_bad)
+def _prepare(config: SystemConfig, data: Path, told: Options) -> tuple[runs.Run, Infos]:
+    official.check_year(told.year)
+    return prepare(config, data, told.year, told.ground_truth, told.skip_bad)
 
 
-def _train(made: runs.Run, infos: Infos, out: Path, force: bool, reported: str) -> None:
-    """Train the system of a run, unless `out` already holds what the training would give."""
-    trained = not force and load_trained(made, out) is not None
-    agree({"--out": str(trained)})
-    if trained:
-        console.note(f"already trained: {out / runs.MODEL}")
-        return
-    clips = [clip for clip in made.clips if clip.split == "train"]
-    plan = make_plan(made.system.train, clips)
-    for line in plan.notes:
-        console.note(line)
-    fit(
-        made.system.embedder,
-        made.system.train,
-        load_backbone(made.system.embedder.weights, made.system.embedder.dtype),
-        plan,
-        clips,
-        [infos[clip.path] for clip in clips],
-        made.system.audio,
-        out,
-        out / runs.MODEL,
-        training_of(made),
-        reported,
-        anew=force,
-    )
+def _with_labels(made: runs.Run, infos: Infos, out: Path, told: Options) -> runs.Run:
+    """Return the run with pseudo labels: those given, or those of a first training without them.
+
+    The first training is that of the same system without pseudo labels, in another run's folder
+    where there is such a one, else in `out`/first-stage.
+    """
+    config, bare = made.system.pseudo, pseudo.bare_machines(made.clips)
+    if told.pseudo_labels is not None:
+        labels = pseudo.load(told.pseudo_labels, made.clips)
+        if leads():
+            pseudo.save(out / pseudo.LABELS, labels)
+    elif config is None:
+        return made
+    elif not bare:
+        console.note("all machines have attributes: no pseudo labels are made")
+        return made
+    else:
+        first, folder = _first_stage(made, infos, out, told)
+        machines = [_part(runs.load_embeddings(folder, first, group), "train") for group in bare]
+        labels = pseudo.write(out / pseudo.FOLDER, machines, config)
+    return replace(made, clips=pseudo.apply(made.clips, labels))
 
 
-def _embed(made: runs.Run, infos: Infos, out: Path, force: bool) -> None:
+def _first_stage(made: runs.Run, infos: Infos, out: Path, told: Options) -> tuple[runs.Run, Path]:
+    """Train without pseudo labels and embed the machines without attributes, or find both done."""
+    first = replace(made, system=replace(made.system, pseudo=None))
+    done = [folder for folder in told.reuse if load_trained(first, folder) is not None]
+    source, folder = done[0] if done and not told.force else None, out / "first-stage"
+    if source is None:
+        train_run(first, infos, folder, force=told.force, reported=told.reported)
+    else:
+        console.note(f"first stage: the training of {source}")
+    embedder, weights_sha256 = load_embedder(first, source or folder)
+    first = replace(first, weights_sha256=weights_sha256).with_keys()
+    runs.save(folder, first)
+    bare = pseudo.bare_machines(made.clips)
+    embed_groups(first, embedder, infos, folder, bare, force=told.force, reuse=told.reuse)
+    return first, folder
+
+
+def _embed(made: runs.Run, infos: Infos, out: Path, told: Options) -> None:
     embedder, weights_sha256 = load_embedder(made, out)
     made = replace(made, weights_sha256=weights_sha256).with_keys()
     _note_lacking(made)
     runs.clear(out, *RESULTS, "scores")
     runs.save(out, made)
-    pending = {
-        group: clips
-        for group, clips in made.groups.items()
-        if force or runs.load_embeddings(out, made, group) is None
-    }
-    kept = len(made.groups) - len(pending)
-    console.note(f"{kept} of {len(made.groups)} machines are already embedded")
-    with console.progress("embedding", sum(map(len, pending.values()))) as advance:
-        compute = make_embed(embedder, made.system, max(map(len, made.groups.values())))
-        for clips in pending.values():
-            values = compute(clips, [infos[clip.path] for clip in clips], advance)
-            runs.save_embeddings(out, made, Embeddings(clips, values))
+    embed_groups(made, embedder, infos, out, made.groups, force=told.force, reuse=told.reuse)
 
 
 def score(out: Path, **changes: object) -> None:
@@ -177,11 +184,26 @@ def score(out: Path, **changes: object) -> None:
     train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer, console.note)
     runs.clear(out, *RESULTS, "scores")
-    folder = out / "scores" / "knn"
-    for part, values, normal in zip(test, found, left_out, strict=True):
-        for scores in _score_files(part.clips, values, values > threshold(normal), made.year):
-            score_files.save(folder, scores)
-    console.note(f"scores: {folder}")
+    for i, (values, normal) in enumerate(zip(found, left_out, strict=True)):
+        write_scores(out / runs.SCORES, test[i].clips, values, threshold(normal), made.year)
+        runs.save_left_out(out, train[i].clips, normal)
+    console.note(f"scores: {out / runs.SCORES}")
+
+
+def write_scores(
+    folder: Path, clips: Sequence[Clip], values: np.ndarray, limit: float, year: int | None
+) -> None:
+    """Write the challenge's files of one machine and section.
+
+    Args:
+      folder: where the files go.
+      clips: its test clips.
+      values: `[n]`, their scores.
+      limit: above it the decision is "anomaly".
+      year: the edition whose files are written.
+    """
+    for scores in _score_files(clips, values, values > limit, year):
+        score_files.save(folder, scores)
 
 
 def report(out: Path) -> list[Metric]:
@@ -194,6 +216,11 @@ def report(out: Path) -> list[Metric]:
     write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
     if made.skipped:
         console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
+    return report_numbers(out, made, scores, f"{out}, no statistics of test clips used")
+
+
+def report_numbers(out: Path, made: runs.Run, scores: Sequence[Scores], title: str) -> list[Metric]:
+    """Write `results.csv` and print the table of the machines that can have official numbers."""
     lacking = _note_lacking(made)
     clips = [clip for clip in made.clips if clip.group not in lacking]
     if not clips:
@@ -201,7 +228,7 @@ def report(out: Path) -> list[Metric]:
     usable = [file for file in scores if (file.machine, file.section) not in lacking]
     metrics = official.evaluate(usable, clips, made.year)
     write_results(out / "results.csv", metrics)
-    console.results_table(metrics, f"{out}, no statistics of test clips used")
+    console.results_table(metrics, title)
     return metrics
 
 

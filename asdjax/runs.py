@@ -8,6 +8,7 @@ RUN/log.jsonl                            a line per logged step of the training
 RUN/model.safetensors                    what was trained: adapters, or all weights; pooling; heads
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n], key
 RUN/scores/knn/*.csv                     the challenge's anomaly score and decision files
+RUN/scores/knn/leave_one_out_*.csv       name,score of the normal training clips
 RUN/results.csv                          machine,metric,value
 RUN/skipped.csv                          broken files left out with --skip-bad, and why
 RUN/figures/*.png
@@ -27,11 +28,12 @@ import jax
 import numpy as np
 
 from asdjax.config import SystemConfig, digest, from_json, to_json
-from asdjax.files import atomic, write_json
-from asdjax.types import Clip, Embeddings, InputError
+from asdjax.files import atomic, read_csv, write_csv, write_json
+from asdjax.types import Clip, Embeddings, InputError, preview
 from asdjax.version import __version__
 
 MODEL = "model.safetensors"
+SCORES = "scores/knn"
 Group = tuple[str, str]  # machine and section
 
 
@@ -134,6 +136,40 @@ def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings | None:
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):
         return None
     return Embeddings(run.groups[group], values) if key == run.keys[name] else None
+
+
+def save_left_out(out: Path, clips: Sequence[Clip], values: np.ndarray) -> None:
+    """Write the leave-one-out scores `[n]` of the training clips of one machine and section."""
+    names = [clip.name for clip in clips]
+    write_csv(_left_out(out, clips[0].group), list(zip(names, values.tolist(), strict=True)))
+
+
+def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
+    """Read the leave-one-out scores of a machine and section, in the order of its training clips.
+
+    Returns:
+      `[n]` float64.
+    Raises:
+      InputError: the run was scored before they were kept, the file is damaged or of other clips,
+        or a score is not finite.
+    """
+    path, names = _left_out(out, group), [c.name for c in run.groups[group] if c.split == "train"]
+    again = f"give `asdjax score {out}` again"
+    if not path.is_file():
+        raise InputError(f"expected leave-one-out scores of training clips in {path}: {again}")
+    try:
+        rows = [(name, float(value)) for name, value in read_csv(path)]
+    except ValueError as error:
+        raise InputError(f"{path}: expected rows <file>.wav,<number> ({error}): {again}") from error
+    if [name for name, _ in rows] != names:
+        raise InputError(f"{path}: expected the {len(names)} training clips of the run: {again}")
+    if bad := [name for name, value in rows if not np.isfinite(value)]:
+        raise InputError(f"{path}: expected finite scores, got others of {preview(bad)}")
+    return np.array([value for _, value in rows])
+
+
+def _left_out(out: Path, group: Group) -> Path:
+    return out / SCORES / f"leave_one_out_{'_'.join(group)}_train.csv"
 
 
 def _name(group: Group) -> str:

@@ -14,8 +14,7 @@ from typing import Literal
 
 from asdjax import params
 from asdjax.files import sha256_file
-from asdjax.models.backbone import Backbone
-from asdjax.models.beats import BeatsConfig
+from asdjax.models.backbone import STRUCTURES, Backbone
 from asdjax.types import InputError
 
 README = "https://github.com/microsoft/unilm/tree/master/beats"
@@ -24,17 +23,26 @@ HUB = "https://huggingface.co"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A public checkpoint of BEATs (MIT licence).
+    """A public checkpoint of BEATs or EAT (both MIT licence).
 
-    Microsoft links it on OneDrive, which needs a browser. `url` is a copy that plain HTTP can
-    fetch; others made it, so it is trusted only if its SHA-256 is that of Microsoft's file.
+    Microsoft links BEATs on OneDrive, which needs a browser. `url` is then a copy that plain HTTP
+    can fetch; others made it, so it is trusted only if its SHA-256 is that of Microsoft's file.
+    EAT comes from its authors' own pages.
     """
 
     file: str
-    sha256: str
-    page: str  # Microsoft's link
+    sha256: str  # "" = not published: a download is checked by its format and tensors alone
+    page: str  # the authors' link
     url: str | None = None  # None: no copy is known to us
-    size: int = 361_499_833
+    size: int | None = 361_499_833  # None: not known to us
+    kind: Literal["beats", "eat"] = "beats"
+
+
+def _eat(repository: str, sha256: str = "") -> Checkpoint:
+    """Return a checkpoint of EAT's authors; its `config.json` lies beside the weights."""
+    page = f"{HUB}/worstchan/{repository}"
+    url = f"{page}/resolve/main/model.safetensors"
+    return Checkpoint(f"{repository}.safetensors", sha256, page, url, None, "eat")
 
 
 FINETUNED_BYTES = 363_145_291
@@ -83,6 +91,13 @@ CHECKPOINTS = {
         "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
         FINETUNED_BYTES,
     ),
+    "eat-base": _eat(
+        "EAT-base_epoch30_pretrain",
+        "8623072d09aac4f3ad1168b4fed3a24e4f68fe1da25b9fe733375efb237e5f48",  # a user's record
+    ),
+    "eat-base-finetuned": _eat("EAT-base_epoch30_finetune_AS2M"),
+    "eat-large": _eat("EAT-large_epoch20_pretrain"),
+    "eat-large-finetuned": _eat("EAT-large_epoch20_finetune_AS2M"),
 }
 
 
@@ -100,11 +115,12 @@ def load_backbone(
     """
     path = find(path_or_name)
     arrays, header = params.load(path)
-    if header.kind != "beats":
-        raise InputError(f"{path}: expected weights of kind 'beats', got '{header.kind}'")
+    if header.kind not in STRUCTURES:
+        kinds = " or ".join(f"'{kind}'" for kind in STRUCTURES)
+        raise InputError(f"{path}: expected weights of kind {kinds}, got '{header.kind}'")
     try:
         return Backbone(
-            BeatsConfig(**header.config),
+            STRUCTURES[header.kind](**header.config),
             arrays,
             dtype=dtype,
             labels=header.labels,
@@ -120,10 +136,9 @@ def find(path_or_name: Path | str) -> Path:
     if path.suffix == ".safetensors":
         return path
     if path.suffix in (".pt", ".pth", ".bin"):
-        raise InputError(
-            f"{path}: a PyTorch checkpoint has to be converted first: "
-            f"python -m weights_convert beats {path} {path.with_suffix('.safetensors').name}"
-        )
+        to = f"{path} {path.with_suffix('.safetensors').name}"
+        ways = " or ".join(f"python -m weights_convert {kind} {to}" for kind in _kinds_of(path))
+        raise InputError(f"{path}: a PyTorch checkpoint has to be converted first: {ways}")
     name = str(path_or_name)
     _known(name)
     if not cached(name).is_file():
@@ -153,38 +168,52 @@ def fetch(
 
     Args:
         name: a key of `CHECKPOINTS`.
-        from_file: the original .pt on disk, instead of a download. A file whose SHA-256 is not the
-            published one (fine-tuned by yourself, say) is converted all the same, with a note;
-            the converted header keeps its real SHA-256.
+        from_file: the original .pt, or EAT's model.safetensors with its config.json beside it, on
+            disk, instead of a download. A file whose SHA-256 is not the published one (fine-tuned
+            by yourself, say) is converted all the same, with a note; the converted header keeps
+            its real SHA-256.
         note: told each step and each oddity.
         progress: called with the bytes so far and in all while downloading.
     """
-    from weights_convert.beats import convert_file
-
     checkpoint, target = _known(name), cached(name)
-    if from_file is None:
-        if _is_made_from(checkpoint.sha256, target):
-            return target
-        source = target.with_name(checkpoint.file)
-        _download(name, checkpoint, source, note, progress)
-        convert_file(source, target)
-        source.unlink()
+    if from_file is not None:
+        source, header = from_file, _convert(checkpoint, Path(from_file), target)
+    elif _is_made_from(checkpoint, target):
         return target
-    header = convert_file(from_file, target)
-    if header.source_sha256 != checkpoint.sha256:
-        note(
-            f"note: {from_file} is not the published {checkpoint.file} (SHA-256 "
-            f"{header.source_sha256}, published {checkpoint.sha256}); it is '{name}' from now on"
-        )
+    else:
+        source, *config = _download(name, checkpoint, target.parent, note, progress)
+        header = _convert(checkpoint, source, target, *config)
+        for file in (source, *config):
+            file.unlink()
+    if problem := _unverified(checkpoint, header.source_sha256):
+        note(f"note: {source} {problem}; it is '{name}' from now on")
     return target
 
 
-def _is_made_from(sha256: str, path: Path) -> bool:
-    """Tell whether a readable weight file was converted from the file with this SHA-256."""
+def _convert(checkpoint: Checkpoint, source: Path, out: Path, *config: Path) -> params.Header:
+    from weights_convert import beats, eat
+
+    return (beats if checkpoint.kind == "beats" else eat).convert_file(source, out, *config)
+
+
+def _is_made_from(checkpoint: Checkpoint, path: Path) -> bool:
+    """Tell whether a readable weight file was converted from this checkpoint."""
     try:
-        return params.load(path)[1].source_sha256 == sha256
+        header = params.load(path)[1]
     except InputError:  # absent, damaged, or of an older format
         return False
+    return header.kind == checkpoint.kind and checkpoint.sha256 in ("", header.source_sha256)
+
+
+def _unverified(checkpoint: Checkpoint, sha256: str) -> str:
+    """Return what is to be told of a file with this SHA-256; "" if it is the published one."""
+    if sha256 == checkpoint.sha256:
+        return ""
+    if not checkpoint.sha256:
+        return f"has the SHA-256 {sha256}; none is published to compare with"
+    return (
+        f"is not the published {checkpoint.file} (SHA-256 {sha256}, published {checkpoint.sha256})"
+    )
 
 
 def _known(name: str) -> Checkpoint:
@@ -195,7 +224,16 @@ def _known(name: str) -> Checkpoint:
     return CHECKPOINTS[name]
 
 
-def _download(name: str, checkpoint: Checkpoint, path: Path, note, progress) -> None:
+def _kinds_of(path: Path) -> list[str]:
+    """Return which models a file may hold, by its name; all of them if the name does not tell."""
+    name = path.name.lower()
+    if "beats" in name:  # "eat" is in there too
+        return ["beats"]
+    return ["eat"] if "eat" in name else list(STRUCTURES)
+
+
+def _download(name: str, checkpoint: Checkpoint, folder: Path, note, progress) -> list[Path]:
+    """Return the downloaded file and, for EAT, the configuration that lies beside it."""
     from asdjax.data.download import download
 
     if checkpoint.url is None:
@@ -204,6 +242,12 @@ def _download(name: str, checkpoint: Checkpoint, path: Path, note, progress) -> 
             f"from {checkpoint.page} (linked at {README}), then run "
             f"`asdjax weights fetch {name} --from {checkpoint.file}`"
         )
-    note(f"downloading {checkpoint.url} ({checkpoint.size / 1e6:.0f} MB)")
-    checksum = f"sha256:{checkpoint.sha256}"
-    download(checkpoint.url, path, checksum=checksum, size=checkpoint.size, progress=progress)
+    size = f" ({checkpoint.size / 1e6:.0f} MB)" if checkpoint.size else ""
+    note(f"downloading {checkpoint.url}{size}")
+    url, path, config = checkpoint.url, folder / checkpoint.file, []
+    if checkpoint.kind == "eat":
+        address = url.replace("model.safetensors", "config.json")
+        config = [download(address, path.with_suffix(".json"))]
+    checksum = f"sha256:{checkpoint.sha256}" if checkpoint.sha256 else None
+    download(url, path, checksum=checksum, size=checkpoint.size, progress=progress)
+    return [path, *config]

@@ -28,6 +28,13 @@ def tone_machine(root: Path, machine: str, seed: int = 0, name=None) -> None:
             soundfile.write(path, wave, 16000, "PCM_16")
 
 
+def one_branch(*branch, embedding=128, **fields):
+    """Return a fine-tuned embedder of one branch, whose fields are those of `Branch`."""
+    from asdjax.models.system import Branch, FineTuned
+
+    return FineTuned((Branch(*branch, **fields),), embedding)
+
+
 def tiny_backbone(path: Path) -> Path:
     """Write random weights of the smallest BEATs that has every part, quick to compile."""
     from dataclasses import asdict

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from machines import one_branch
 
 from asdjax.config import CONFIG_CLASSES, SystemConfig, digest, from_json, to_json
 from asdjax.losses.adacos import AdaCos
@@ -17,9 +18,10 @@ from asdjax.types import InputError
 
 HEADS = HeadConfig(AdaCos(16, trained=False), "machine", 0.5), HeadConfig(Margin("am-softmax", 0.1))
 TWO_HEADS = SystemConfig(
-    FineTuned("x.safetensors", Lora(targets=("q", "layers.1*.v"))), train=Train(heads=HEADS)
+    one_branch("x.safetensors", Lora(targets=("q", "layers.1*.v"))), train=Train(heads=HEADS)
 )
-EVERY = {name: recipe.config for name, recipe in RECIPES.items()} | {"two heads": TWO_HEADS}
+SYSTEMS = {n: r.config for n, r in RECIPES.items() if isinstance(r.config, SystemConfig)}
+EVERY = SYSTEMS | {"two heads": TWO_HEADS}
 
 
 @pytest.mark.parametrize("config", EVERY.values(), ids=EVERY.keys())
@@ -46,11 +48,13 @@ def test_every_class_of_a_recipe_can_be_read_back():
             if isinstance(value, dict | list):
                 yield from classes(value)
 
-    used = {name for config in EVERY.values() for name in classes(to_json(config))}
+    used = {name for config in EVERY.values() for name in classes(to_json(config))} - {None}
     assert used <= {"SystemConfig", *CONFIG_CLASSES}
 
 
-@pytest.mark.parametrize("place", [[], ["train"], ["train", "optimizer"], ["embedder", "adapter"]])
+@pytest.mark.parametrize(
+    "place", [[], ["train"], ["train", "optimizer"], ["embedder", "branches", 0]]
+)
 def test_a_field_that_is_not_known_is_refused(place):
     plain = to_json(TWO_HEADS)
     inner = plain
@@ -112,8 +116,29 @@ def test_a_training_that_contradicts_itself_is_refused(fields, message):
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan"), float("inf")])
 def test_every_head_counts(weight):
-    with pytest.raises(InputError, match="a positive weight of a head"):
+    with pytest.raises(InputError, match="positive weights of a head"):
         HeadConfig(weight=weight)
+    with pytest.raises(InputError, match="positive weights of a head"):
+        HeadConfig(branch_weights=(1.0, weight))
+
+
+def test_losses_of_branches_are_for_all_of_them_or_none():
+    heads = (HeadConfig(branch_weights=(0.5, 0.5)),)
+    with pytest.raises(
+        InputError, match=r"branch_weights for 1 branches or none, got \[0.5, 0.5\]"
+    ):
+        SystemConfig(FineTuned(), train=Train(heads=heads))
+
+
+def test_backbones_are_named_once_each_and_replaced_by_name():
+    dual = SYSTEMS["aithu2024/dual"]
+    assert dual.backbones == ("beats-iter3", "eat-base")
+    changed = dual.with_backbones({"eat-base": "e.safetensors"})
+    assert changed.backbones == ("beats-iter3", "e.safetensors")
+    assert changed.with_backbones({"e.safetensors": "eat-base"}) == dual
+    frozen = SYSTEMS["frozen/beats"].with_backbones({"beats-iter3": "b.safetensors"})
+    assert frozen.embedder == Pretrained("b.safetensors")
+    assert SYSTEMS["frozen/logmel"].backbones == ()
 
 
 def test_steps_count_passes_or_updates():

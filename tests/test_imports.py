@@ -25,8 +25,11 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "report": EVERYWHERE | {"data", "frontend", "metrics"},
     "config": EVERYWHERE | {"data", "frontend", "losses", "models", "scoring", "train"},
     "runs": EVERYWHERE | {"config"},
+    "training": EVERYWHERE
+    | {"config", "data", "devices", "models", "params", "report", "runs", "train", "weights"},
     "embedding": EVERYWHERE
-    | {"config", "data", "devices", "models", "params", "report", "runs", "weights"},
+    | {"config", "data", "devices", "models", "report", "runs", "training", "weights"},
+    "pseudo": EVERYWHERE | {"report", "runs", "scoring"},
     "recipes": EVERYWHERE | {"config", "data", "frontend", "losses", "models", "scoring", "train"},
     "weights": EVERYWHERE | {"data", "models", "params"},
 }

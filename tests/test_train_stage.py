@@ -26,7 +26,7 @@ from asdjax.types import InputError
 
 RECIPE = "korea2025/system1"
 SMALL = [  # streaming: one compiled step serves sets of any size
-    *("--embedder.adapter.rank", 2, "--embedder.embedding", 8, "--audio.seconds", 0.4),
+    *("--embedder.branches.0.adapter.rank", 2, "--embedder.embedding", 8, "--audio.seconds", 0.4),
     *("--train.steps", 24, "--train.batch", 4, "--train.source", "streaming"),
     *("--train.log-every", 8, "--train.optimizer.schedule.warmup", 2),
     *("--train.optimizer.schedule.peak", 0.01, "--batch", 20),
@@ -129,10 +129,9 @@ def test_the_machines_are_learned(ran):
 
 def test_the_command_line_changes_any_field_of_the_recipe(ran, weights):
     system, recipe = runs.load(ran).system, RECIPES[RECIPE].config
-    expected = replace(
-        recipe.embedder, weights=str(weights), adapter=replace(recipe.embedder.adapter, rank=2)
-    )
-    assert system.embedder == replace(expected, embedding=8)
+    (branch,) = recipe.embedder.branches
+    branch = replace(branch, weights=str(weights), adapter=replace(branch.adapter, rank=2))
+    assert system.embedder == replace(recipe.embedder, branches=(branch,), embedding=8)
     schedule = replace(recipe.train.optimizer.schedule, warmup=2, peak=0.01)
     assert system.batch == 20
     assert system.train == replace(
@@ -148,8 +147,8 @@ def test_the_command_line_changes_any_field_of_the_recipe(ran, weights):
 def test_embeddings_are_those_of_what_was_trained(ran):
     run = runs.load(ran)
     trained, _ = params.load(ran / "model.safetensors")
-    backbone = asdjax.load_backbone(run.system.embedder.weights)
-    embedder = finetuned_embedder(backbone, run.system.embedder, trained)
+    backbone = asdjax.load_backbone(run.system.embedder.branches[0].weights)
+    embedder = finetuned_embedder([backbone], run.system.embedder, trained)
     clips = run.groups["pump", "section_00"]
     rows = runs.load_embeddings(ran, run, ("pump", "section_00")).values
     wave = np.stack([read(clip.path, 0)[:6400] for clip in clips])
@@ -204,11 +203,12 @@ def nothing_compiles(monkeypatch):
     monkeypatch.setattr(loop, "initialize", compiled)
 
 
+BRANCH = "--embedder.branches.0"
 MISTAKES = {
-    "matches nothing": (["--embedder.adapter.targets", "qq"], "targets that match no layer"),
-    "a norm": (["--embedder.adapter.targets", "q", "attn_norm"], "attn_norm: LayerNorm"),
-    "too wide": (["--embedder.adapter.rank", 33], "narrower than rank 33"),
-    "class token": (["--embedder.pooling", "cls"], "BEATs has no class token"),
+    "matches nothing": ([f"{BRANCH}.adapter.targets", "qq"], "targets that match no layer"),
+    "a norm": ([f"{BRANCH}.adapter.targets", "q", "attn_norm"], "attn_norm: LayerNorm"),
+    "too wide": ([f"{BRANCH}.adapter.rank", 33], "narrower than rank 33"),
+    "class token": ([f"{BRANCH}.pooling", "cls"], "BEATs has no class token"),
     "large batch": (["--train.batch", 26], "a batch of at most 24 clips"),
     "devices": (["--train.batch", 3], "divides over 2 devices"),
     "warm-up": (["--train.optimizer.schedule.warmup", 25], "a warm-up within the run's 24 steps"),

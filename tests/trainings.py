@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import soundfile
 from jax.experimental.compilation_cache import compilation_cache
+from machines import one_branch
 
 from asdjax.config import SystemConfig
 from asdjax.data.loader import Audio
 from asdjax.losses.margin import Margin
 from asdjax.models.lora import Lora
-from asdjax.models.system import FineTuned
 from asdjax.scoring.score import Knn
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
@@ -86,7 +86,7 @@ def small_system(weights: Path, **train: object) -> SystemConfig:
     }
     adapter = Lora(rank=2, alpha=2.0, targets=("q",))
     return SystemConfig(
-        FineTuned(str(weights), adapter, "mean", embedding=8),
+        one_branch(str(weights), adapter, "mean", embedding=8),
         Knn(),
         Audio(seconds=0.4),
         Train(**given | train),

@@ -7,12 +7,11 @@ Every tensor of the file must be used exactly once and every parameter of the mo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from asdjax import params
@@ -20,25 +19,7 @@ from asdjax.files import sha256_file
 from asdjax.models.backbone import abstract
 from asdjax.models.beats import BeatsConfig
 from asdjax.types import InputError
-from weights_convert import torch_file
-
-Arrays = dict[str, np.ndarray]
-
-
-def _same(x):
-    return x
-
-
-def _linear(x):  # (out, in) -> [in, out]
-    return x.T
-
-
-def _patch(x):  # (E, 1, time, mel) -> [time * mel, E]
-    return x.reshape(len(x), -1).T
-
-
-def _last(x):  # (1, 1, K) -> [K]
-    return x.reshape(x.shape[-1])
+from weights_convert import table, torch_file
 
 
 def _conv(x):  # (D, D / groups, K) -> [K, D / groups, D]
@@ -48,32 +29,32 @@ def _conv(x):  # (D, D / groups, K) -> [K, D / groups, D]
 LAYER = r"encoder\.layers\.(\d+)\."
 ATTN = LAYER + r"self_attn\."
 POS = r"encoder\.pos_conv\.0\."
-TABLE: list[tuple[str, str, Callable[[np.ndarray], np.ndarray]]] = [
-    (r"patch_embedding\.weight", "patch_embed.kernel", _patch),
-    (r"patch_embedding\.bias", "patch_embed.bias", _same),
-    (r"layer_norm\.weight", "patch_norm.scale", _same),
-    (r"layer_norm\.bias", "patch_norm.bias", _same),
-    (r"post_extract_proj\.weight", "proj.kernel", _linear),
-    (r"post_extract_proj\.bias", "proj.bias", _same),
-    (POS + r"(?:weight_g|parametrizations\.weight\.original0)", "pos_conv.gain", _last),
+TABLE: table.Table = [
+    (r"patch_embedding\.weight", "patch_embed.kernel", table.patch),
+    (r"patch_embedding\.bias", "patch_embed.bias", table.same),
+    (r"layer_norm\.weight", "patch_norm.scale", table.same),
+    (r"layer_norm\.bias", "patch_norm.bias", table.same),
+    (r"post_extract_proj\.weight", "proj.kernel", table.linear),
+    (r"post_extract_proj\.bias", "proj.bias", table.same),
+    (POS + r"(?:weight_g|parametrizations\.weight\.original0)", "pos_conv.gain", table.last),
     (POS + r"(?:weight_v|parametrizations\.weight\.original1)", "pos_conv.direction", _conv),
-    (POS + r"bias", "pos_conv.bias", _same),
-    (r"encoder\.layer_norm\.weight", "norm.scale", _same),
-    (r"encoder\.layer_norm\.bias", "norm.bias", _same),
-    (ATTN + r"(q|k|v|out)_proj\.weight", r"layers.\1.attn.\2.kernel", _linear),
-    (ATTN + r"(q|k|v|out)_proj\.bias", r"layers.\1.attn.\2.bias", _same),
-    (ATTN + r"grep_linear\.weight", r"layers.\1.attn.gate.kernel", _linear),
-    (ATTN + r"grep_linear\.bias", r"layers.\1.attn.gate.bias", _same),
+    (POS + r"bias", "pos_conv.bias", table.same),
+    (r"encoder\.layer_norm\.weight", "norm.scale", table.same),
+    (r"encoder\.layer_norm\.bias", "norm.bias", table.same),
+    (ATTN + r"(q|k|v|out)_proj\.weight", r"layers.\1.attn.\2.kernel", table.linear),
+    (ATTN + r"(q|k|v|out)_proj\.bias", r"layers.\1.attn.\2.bias", table.same),
+    (ATTN + r"grep_linear\.weight", r"layers.\1.attn.gate.kernel", table.linear),
+    (ATTN + r"grep_linear\.bias", r"layers.\1.attn.gate.bias", table.same),
     (ATTN + r"grep_a", r"layers.\1.attn.gate_scale", np.ravel),
-    (ATTN + r"relative_attention_bias\.weight", "relative_bias", _same),  # repeated in each layer
-    (LAYER + r"self_attn_layer_norm\.weight", r"layers.\1.attn_norm.scale", _same),
-    (LAYER + r"self_attn_layer_norm\.bias", r"layers.\1.attn_norm.bias", _same),
-    (LAYER + r"(fc1|fc2)(?:\.linear)?\.weight", r"layers.\1.\2.kernel", _linear),
-    (LAYER + r"(fc1|fc2)(?:\.linear)?\.bias", r"layers.\1.\2.bias", _same),
-    (LAYER + r"final_layer_norm\.weight", r"layers.\1.ffn_norm.scale", _same),
-    (LAYER + r"final_layer_norm\.bias", r"layers.\1.ffn_norm.bias", _same),
-    (r"predictor\.weight", "predictor.kernel", _linear),
-    (r"predictor\.bias", "predictor.bias", _same),
+    (ATTN + r"relative_attention_bias\.weight", "relative_bias", table.same),  # in every layer
+    (LAYER + r"self_attn_layer_norm\.weight", r"layers.\1.attn_norm.scale", table.same),
+    (LAYER + r"self_attn_layer_norm\.bias", r"layers.\1.attn_norm.bias", table.same),
+    (LAYER + r"(fc1|fc2)(?:\.linear)?\.weight", r"layers.\1.\2.kernel", table.linear),
+    (LAYER + r"(fc1|fc2)(?:\.linear)?\.bias", r"layers.\1.\2.bias", table.same),
+    (LAYER + r"final_layer_norm\.weight", r"layers.\1.ffn_norm.scale", table.same),
+    (LAYER + r"final_layer_norm\.bias", r"layers.\1.ffn_norm.bias", table.same),
+    (r"predictor\.weight", "predictor.kernel", table.linear),
+    (r"predictor\.bias", "predictor.bias", table.same),
 ]
 PREFIX = re.compile(r"((?:model\.|module\.|beats\.)*)patch_embedding\.weight")  # of some tools
 
@@ -108,41 +89,7 @@ def convert(state: Mapping[str, Any], config: BeatsConfig) -> dict[str, np.ndarr
     Only the relative bias table, which the format repeats in every layer, may come more than once,
     and only with equal values.
     """
-    expected = abstract(config)[1]
-    arrays: dict[str, np.ndarray] = {}
-    unknown, bad = [], []
-    for name, tensor in state.items():
-        target, layout = _target(name)
-        if target not in expected:
-            unknown.append(name)
-        elif (value := _lay_out(tensor, layout)) is None:
-            bad.append(f"{name}: expected finite floating-point numbers of the known layout")
-        elif target not in arrays:
-            arrays[target] = value
-        elif target != "relative_bias" or not np.array_equal(arrays[target], value):
-            bad.append(f"{name}: another value for {target}, which an earlier tensor filled")
-    problems = params.listing("in the file but not in the model", unknown)
-    problems += params.misfits(arrays, expected) + params.listing("unusable", bad)
-    if problems:
-        raise InputError(f"the tensors are not those of its BEATs configuration{problems}")
-    return arrays
-
-
-def _target(name: str) -> tuple[str | None, Callable[[np.ndarray], np.ndarray]]:
-    """Return our name of a checkpoint's tensor and how to lay it out; None for an unknown one."""
-    matches = ((re.fullmatch(pattern, name), *rest) for pattern, *rest in TABLE)
-    found = [(match.expand(target), layout) for match, target, layout in matches if match]
-    return found[0] if found else (None, _same)
-
-
-def _lay_out(tensor: Any, layout: Callable[[np.ndarray], np.ndarray]) -> np.ndarray | None:
-    if not isinstance(tensor, np.ndarray) or not jnp.issubdtype(tensor.dtype, jnp.floating):
-        return None
-    try:
-        value = np.asarray(layout(tensor), np.float32, order="C")
-    except (ValueError, IndexError):  # too few or too many axes
-        return None
-    return value if np.isfinite(value).all() else None
+    return table.convert(state, TABLE, abstract(config)[1], frozenset({"relative_bias"}))
 
 
 def _state(tree: Any) -> dict[str, Any]:
@@ -152,7 +99,8 @@ def _state(tree: Any) -> dict[str, Any]:
     state = {str(name): tensor for name, tensor in tensors.items()}
     prefixes = [match[1] for name in state if (match := PREFIX.fullmatch(name))]
     if not prefixes:
-        kind = "EAT" if any("modality_encoders" in name for name in state) else "another model"
+        eat = any("modality_encoders" in name for name in state)
+        kind = "EAT (convert it with `python -m weights_convert eat`)" if eat else "another model"
         raise InputError(
             f"not a BEATs checkpoint but {kind}: no tensor named patch_embedding.weight"
             + params.listing("its first tensors", list(state)[:5])

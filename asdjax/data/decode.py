@@ -42,11 +42,61 @@ def decode(path: Path) -> tuple[AudioInfo, np.ndarray]:
     Raises:
         InputError: the file is empty, no recording, or cut off.
     """
+    if _kept is not None and (found := _kept.find(path)) is not None:
+        return found
     with opened(path) as file:
         _check_size(path)
         info = header(file)
         data = file.read(dtype="int16" if info.subtype == "PCM_16" else "float32", always_2d=True)
+    if _kept is not None:
+        _kept.keep(path, info, data)
     return info, data
+
+
+class _Kept:
+    """Decoded files, each as it was when it was decoded."""
+
+    def __init__(self, nbytes: int):
+        self.free, self.files = nbytes, {}
+
+    def find(self, path: Path) -> tuple[AudioInfo, np.ndarray] | None:
+        state, *found = self.files.get(path, (None,))
+        return tuple(found) if state is not None and state == _state(path) else None
+
+    def keep(self, path: Path, info: AudioInfo, data: np.ndarray) -> None:
+        if path not in self.files and data.nbytes <= self.free:
+            data.flags.writeable = False
+            self.free -= data.nbytes
+            self.files[path] = _state(path), info, data
+
+
+_kept: _Kept | None = None
+
+
+@contextlib.contextmanager
+def kept_in_memory(nbytes: int) -> Iterator[None]:
+    """Decode a file once, for several systems on the same recordings; later reads get the same.
+
+    A file that has changed since is decoded again.
+
+    Args:
+        nbytes: of samples to keep at most; what goes beyond is decoded whenever it is needed.
+    """
+    global _kept
+    before, _kept = _kept, _Kept(nbytes)
+    try:
+        yield
+    finally:
+        _kept = before
+
+
+def _state(path: Path) -> tuple[int, int] | None:
+    """Return what differs when a file has changed; None if it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ PREEMPHASIS = 0.97
 LOG_FLOOR = 2.0**-23  # Kaldi: smallest mel energy before the logarithm (float32 epsilon)
 BEATS_MEAN, BEATS_STD = 15.41663, 6.55582  # AudioSet statistics published with BEATs
 EAT_MEAN, EAT_STD = -4.268, 4.569  # AudioSet statistics published with EAT
+EAT_FRAMES = 32  # their count is rounded up to a multiple
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,18 @@ def beats_frontend(wave):
     return (fbank(wave, BEATS) - BEATS_MEAN) / (2 * BEATS_STD)
 
 
+def eat_frames(samples):
+    """Return the frames that EAT sees of `samples` (int or integer array): 1024 of 10 s.
+
+    The frame count rounded up to a multiple of 32, which for 10 s is the published length.
+    """
+    return -(-frame_count(samples) // EAT_FRAMES) * EAT_FRAMES
+
+
 def eat_frontend(wave, frames: int, lengths=None):
     """Return the input of EAT: `[B, N]` -> `[B, frames, 128]`.
 
-    Clips are cut, or padded with zeros *before* the normalization, to `frames` (1024 for 10 s);
+    Clips are cut, or padded with zeros *before* the normalization, to `frames` (`eat_frames`);
     with `lengths [B]`, frames behind a clip's end are padding too.
 
     Source: Chen et al. 2024 (EAT), code `cwx-worst-one/EAT`: divides by twice the deviation.

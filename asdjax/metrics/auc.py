@@ -25,6 +25,38 @@ def pauc(label: np.ndarray, score: np.ndarray) -> float:
     return float(roc_auc_score(label, score, max_fpr=MAX_FPR))
 
 
+def aucs(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return `[W]`: `auc` of each row of `scores [W, n]`, all at once; `label [n]`."""
+    return _areas(label, scores, 1.0)
+
+
+def paucs(label: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return `[W]`: `pauc` of each row of `scores [W, n]`, all at once; `label [n]`."""
+    lowest = MAX_FPR**2 / 2
+    return 0.5 * (1 + (_areas(label, scores, MAX_FPR) - lowest) / (MAX_FPR - lowest))
+
+
+def _areas(label: np.ndarray, scores: np.ndarray, max_fpr: float) -> np.ndarray:
+    """Return `[W]`: the area below each row's ROC curve between FPR 0 and `max_fpr`.
+
+    The curve has a corner behind the last clip of each score, counted here in clips; at the clips
+    before it, `x` and `y` stay at the corner of the score above, so clips of equal scores make one
+    straight piece together.
+    """
+    order = np.argsort(-scores, axis=1)
+    ranked, anomaly = np.take_along_axis(scores, order, axis=1), label[order] == 1
+    corner = np.ones(scores.shape, dtype=bool)
+    corner[:, :-1] = ranked[:, 1:] != ranked[:, :-1]
+    x, y = (
+        np.maximum.accumulate(np.where(corner, np.cumsum(kind, axis=1), 0), axis=1)
+        for kind in (~anomaly, anomaly)
+    )
+    normals, anomalies = np.diff(x, axis=1, prepend=0), np.diff(y, axis=1, prepend=0)  # a piece's
+    width = np.clip(max_fpr * x[:, -1:] - (x - normals), 0, normals)
+    area = width * (y - anomalies) + anomalies * width**2 / (2 * np.maximum(normals, 1))
+    return area.sum(axis=1) / (x[:, -1] * y[:, -1])
+
+
 def replicate_half_width(label: np.ndarray, score: np.ndarray) -> float:
     """Return the `official score ci95` of the evaluators since 2022; arguments as `auc`.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +11,51 @@ import numpy as np
 from flax import nnx
 
 from asdjax import params as weights
-from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
-from asdjax.models.beats import MEL_BANDS, Beats, BeatsConfig, token_padding
+from asdjax.models.beats import BeatsConfig
+from asdjax.models.eat import EatConfig, patch_grid
 from asdjax.params import Params
 from asdjax.types import InputError
 
 
+class Structure(Protocol):
+    """What the configuration of every backbone offers, so that nobody asks which one it is."""
+
+    width: int  # D
+    layers_count: int
+    extra_tokens: int  # before the patches: 1 with a class token, else 0
+    shortest_samples: int  # of a wave
+    has_classes: bool  # has a class head
+
+    def build(self, **how) -> nnx.Module:
+        """Make the module, `(mel, padding, layer) -> tokens`; `how`: dtype, train, remat, ..."""
+
+    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Return the module's input `[B, T, F]` from waves `[B, N]`; pure."""
+
+    def token_count(self, samples: int) -> int:
+        """Return L, extra tokens included, of a row of `samples`."""
+
+    def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
+        """Return `[B, L]` bool, True = padding, for rows of `samples`; pure."""
+
+    def for_features(self, params: Params) -> tuple[Structure, Params]:
+        """Return structure and weights without the class head."""
+
+    def without_dropout(self) -> Structure:
+        """Return the structure with every rate of dropping values and layers at 0."""
+
+
+STRUCTURES: dict[str, type[Structure]] = {"beats": BeatsConfig, "eat": EatConfig}
+
+
 class Backbone:
-    """BEATs with its front end and weights.
+    """BEATs or EAT with its front end and weights.
 
     A wave is `[B, N]`, 16 kHz, float in [-1, 1] or int16. `lengths [B]` are the valid samples of
-    each clip, 1..N; the rest of its row should be zeros. As in the reference, lengths only decide
-    which tokens are padding: the front end sees the whole row, so a clip in a longer row gives
-    nearly, not exactly, its own tokens (the filter bank of zeros is not "nothing").
+    each clip, 1..N; the rest of its row should be zeros. A clip of EAT gives the tokens it gives
+    alone, whatever row it is in. For BEATs, as in the reference, lengths only decide which tokens
+    are padding: the front end sees the whole row, so a clip in a longer row gives nearly, not
+    exactly, its own tokens (the filter bank of zeros is not "nothing").
 
     Args:
         config: the structure.
@@ -37,11 +69,12 @@ class Backbone:
         backbone = asdjax.load_backbone("beats-iter3")
         tokens = backbone(wave)  # [B, L, D]
         embedding = tokens.mean(1)
+        patches = backbone.patches(tokens)  # [B, T, F, D], without EAT's class token tokens[:, 0]
     """
 
     def __init__(
         self,
-        config: BeatsConfig,
+        config: Structure,
         params: Mapping[str, jax.Array | np.ndarray],
         *,
         dtype: Literal["float32", "bfloat16"] = "float32",
@@ -57,14 +90,14 @@ class Backbone:
         self.params: Params = {
             name: jnp.asarray(value, jnp.float32) for name, value in params.items()
         }
-        self._frontend = jax.jit(beats_frontend)
+        self._frontend = jax.jit(config.frontend)
         self._tokens = jax.jit(self.apply, static_argnames="layer")
         self._classify = jax.jit(self._probabilities)
 
     def frontend(self, wave, lengths=None) -> jax.Array:
-        """Return the normalized log-mel `[B, T, 128]`; `lengths` changes nothing (see above)."""
+        """Return the normalized log-mel `[B, T, 128]` (`lengths` matters to EAT only)."""
         self._check(wave, lengths)
-        return self._frontend(wave)
+        return self._frontend(wave, _array(lengths))
 
     def __call__(self, wave, lengths=None, layer: int | None = None) -> jax.Array:
         """Return float32 tokens `[B, L, D]`, compiled once per shape.
@@ -77,33 +110,36 @@ class Backbone:
 
     def classify(self, wave, lengths=None) -> jax.Array:
         """Return class probabilities `[B, C]` of a fine-tuned model, in the order of `labels`."""
-        if not self.config.finetuned_model:
+        if not self.config.has_classes:
             raise InputError("this model has no class head; load a fine-tuned one")
         self._check(wave, lengths)
         return self._classify(self.params, wave, _array(lengths))
 
     def apply(self, params: Params, wave, lengths=None, layer: int | None = None) -> jax.Array:
         """Do the same as a call, purely, for use inside the caller's own jit; shapes unchecked."""
-        if layer is not None and not 0 <= layer <= self.config.encoder_layers:
-            raise InputError(f"expected layer 0..{self.config.encoder_layers}, got {layer}")
+        if layer is not None and not 0 <= layer <= self.config.layers_count:
+            raise InputError(f"expected layer 0..{self.config.layers_count}, got {layer}")
         self._check_samples(wave.shape[1])
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
-        return weights.merge(self._graph, params)(beats_frontend(wave), padding, layer)
+        mel = self.config.frontend(wave, lengths)
+        return weights.merge(self._graph, params)(mel, padding, layer)
 
     def token_padding(self, samples: int, lengths) -> jax.Array:
         """Return `[B, L]` bool, True = padding, for rows of `samples`; pure."""
-        frames = frame_count(samples)
-        return token_padding(lengths, samples, frames, self.token_count(samples))
+        return self.config.token_padding(samples, lengths)
 
     def token_count(self, samples: int) -> int:
-        """Return L, the tokens of a row of `samples`."""
-        patch = self.config.input_patch_size
-        return frame_count(samples) // patch * (MEL_BANDS // patch)
+        """Return L, the tokens of a row of `samples`, with the class token if there is one."""
+        return self.config.token_count(samples)
+
+    def patches(self, tokens: jax.Array) -> jax.Array:
+        """Return `[B, T, F, D]` from `[B, L, D]`: time and band of each patch, no class token."""
+        return patch_grid(tokens, self.config.extra_tokens)
 
     def _probabilities(self, params, wave, lengths):
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
         model = weights.merge(self._graph, params)
-        return model.classify(model(beats_frontend(wave), padding), padding)
+        return model.classify(model(self.config.frontend(wave, lengths), padding), padding)
 
     def _check(self, wave, lengths) -> None:
         """Refuse what cannot be computed; host work only, no device is waited for."""
@@ -117,11 +153,10 @@ class Backbone:
             raise InputError(f"expected lengths {shape[:1]}, got {np.shape(lengths)}")
 
     def _check_samples(self, samples: int) -> None:
-        shortest = FRAME_SAMPLES + HOP_SAMPLES * (self.config.input_patch_size - 1)
-        if samples < shortest:
+        if samples < self.config.shortest_samples:
             raise InputError(
-                f"expected at least {shortest} samples (one patch of "
-                f"{self.config.input_patch_size} frames), got {samples}; pad the clip"
+                f"expected at least {self.config.shortest_samples} samples (one patch of frames), "
+                f"got {samples}; pad the clip"
             )
 
 
@@ -129,11 +164,11 @@ def _array(lengths) -> jax.Array | None:
     return None if lengths is None else jnp.asarray(lengths)
 
 
-def abstract(config: BeatsConfig, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:
+def abstract(config: Structure, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:
     """Return the model's graph and the shape of each parameter, without making any."""
-    return weights.split(nnx.eval_shape(lambda: Beats(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    return weights.split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0))))
 
 
-def initialize(config: BeatsConfig, seed: int = 0) -> Params:
+def initialize(config: Structure, seed: int = 0) -> Params:
     """Return random weights, for training from scratch and for benchmarks without a checkpoint."""
-    return weights.split(Beats(config, rngs=nnx.Rngs(seed)))[1]
+    return weights.split(config.build(rngs=nnx.Rngs(seed)))[1]

@@ -20,8 +20,10 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from asdjax.models.attention import attention
+from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
+from asdjax.models.attention import Implementation, attention
 from asdjax.models.dropout import Dropout
+from asdjax.params import Params
 from asdjax.types import InputError
 
 MEL_BANDS = 128
@@ -127,6 +129,47 @@ class BeatsConfig:
         except (ValueError, OverflowError) as error:  # nan or inf for a whole number
             raise InputError(f"not a BEATs configuration: {error}") from error
 
+    # What every structure of a backbone has (`asdjax.models.backbone.Structure`).
+
+    extra_tokens = 0  # BEATs has no class token
+
+    @property
+    def width(self) -> int:
+        return self.encoder_embed_dim
+
+    @property
+    def layers_count(self) -> int:
+        return self.encoder_layers
+
+    @property
+    def has_classes(self) -> bool:
+        return self.finetuned_model
+
+    @property
+    def shortest_samples(self) -> int:
+        return FRAME_SAMPLES + HOP_SAMPLES * (self.input_patch_size - 1)
+
+    def build(self, **how: Any) -> Beats:
+        return Beats(self, **how)
+
+    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        return beats_frontend(wave)
+
+    def token_count(self, samples: int) -> int:
+        bands = MEL_BANDS // self.input_patch_size
+        return frame_count(samples) // self.input_patch_size * bands
+
+    def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
+        return token_padding(lengths, samples, frame_count(samples), self.token_count(samples))
+
+    def for_features(self, params: Params) -> tuple[BeatsConfig, Params]:
+        kept = {name: value for name, value in params.items() if not name.startswith("predictor.")}
+        return replace(self, finetuned_model=False), kept
+
+    def without_dropout(self) -> BeatsConfig:
+        rates = "dropout", "attention_dropout", "activation_dropout", "dropout_input"
+        return replace(self, encoder_layerdrop=0.0, **dict.fromkeys(rates, 0.0))
+
 
 class Beats(nnx.Module):
     """Normalized log-mel `[B, T, 128]` in, tokens `[B, L, D]` out, L = 8 floor(T / 16).
@@ -138,6 +181,7 @@ class Beats(nnx.Module):
         train: drop values and layers, from the random keys (`asdjax.models.dropout.Key`) that each
             step puts in.
         remat: keep only the input of each layer for the backward pass and compute the layer again.
+        attention: implementation of `asdjax.models.attention.attention`.
     """
 
     def __init__(
@@ -147,6 +191,7 @@ class Beats(nnx.Module):
         dtype: Any = jnp.float32,
         train: bool = False,
         remat: bool = False,
+        attention: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
         config = config if train else for_use(config)
@@ -165,9 +210,8 @@ class Beats(nnx.Module):
         if config.relative_position_embedding:
             shape = config.num_buckets, config.encoder_attention_heads
             self.relative_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        self.layers = nnx.List(
-            [Layer(config, dtype=dtype, rngs=rngs) for _ in range(config.encoder_layers)]
-        )
+        layer = partial(Layer, config, attention=attention, dtype=dtype, rngs=rngs)
+        self.layers = nnx.List([layer() for _ in range(config.encoder_layers)])
         if config.finetuned_model:
             self.predictor = linear(width, config.predictor_class)
 
@@ -193,12 +237,7 @@ class Beats(nnx.Module):
 
     def _through(self, block: Layer, x, bias, padding):
         x = scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
-        if not self.remat:
-            return block(x, bias, padding)
-        graph, state = nnx.split(block)
-        return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(
-            state, x, bias, padding
-        )
+        return recomputed(block, x, bias, padding) if self.remat else block(x, bias, padding)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, L, D]`: patches through their embedding, norm and projection."""
@@ -283,11 +322,18 @@ class PositionConv(nnx.Module):
 class Layer(nnx.Module):
     """Attention and feed-forward, each with a residual sum and a norm after (or before) it."""
 
-    def __init__(self, config: BeatsConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: BeatsConfig,
+        *,
+        attention: Implementation = "auto",
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
         linear = partial(_linear, gain=_deep_gain(config), dtype=dtype, rngs=rngs)
         self.config = config
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.attn = Attention(config, attention, dtype=dtype, rngs=rngs)
         self.attn_norm = _norm(width, rngs=rngs)
         self.fc1 = linear(width, hidden * (2 if config.activation_fn == "glu" else 1))
         self.fc2 = linear(hidden, width)
@@ -322,8 +368,16 @@ class Layer(nnx.Module):
 class Attention(nnx.Module):
     """Self-attention whose relative bias each query gates by itself."""
 
-    def __init__(self, config: BeatsConfig, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: BeatsConfig,
+        implementation: Implementation = "auto",
+        *,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         width, self.heads = config.encoder_embed_dim, config.encoder_attention_heads
+        self.implementation = implementation
         linear = partial(_linear, width, width, dtype=dtype, rngs=rngs)
         self.q = linear(gain=1.0 if config.deep_norm else None)
         self.k = linear(gain=1.0 if config.deep_norm else None)
@@ -348,6 +402,7 @@ class Attention(nnx.Module):
             padding=padding,
             dropped=self.dropout.rate,
             key=self.dropout.drawn(),
+            implementation=self.implementation,
         )
         return self.out(y)
 
@@ -361,13 +416,13 @@ class Attention(nnx.Module):
 
 def for_use(config: BeatsConfig) -> BeatsConfig:
     """Return the configuration without what only training does."""
-    return replace(without_dropout(config), layer_wise_gradient_decay_ratio=1.0)
+    return replace(config.without_dropout(), layer_wise_gradient_decay_ratio=1.0)
 
 
-def without_dropout(config: BeatsConfig) -> BeatsConfig:
-    """Return the configuration with every rate of dropping values and layers at 0."""
-    rates = "dropout", "attention_dropout", "activation_dropout", "dropout_input"
-    return replace(config, encoder_layerdrop=0.0, **dict.fromkeys(rates, 0.0))
+def recomputed(block: nnx.Module, *args: jax.Array | None) -> jax.Array:
+    """Return `block(*args)`, which the backward pass computes again instead of keeping values."""
+    graph, state = nnx.split(block)
+    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:

@@ -36,6 +36,13 @@ class Dropout(nnx.Module):
         """Return the key, for a function that drops by itself; None without dropout."""
         return None if self.key is None else self.key[...]
 
+    def per_clip(self, x: jax.Array) -> jax.Array:
+        """Return `x [B, ...]` with whole clips 0, the others scaled (drop path, Huang 2016)."""
+        if self.key is None:
+            return x
+        inside = kept((len(x), 1), self.rate, self.key[...]).reshape(-1, *[1] * (x.ndim - 1))
+        return jnp.where(inside, x * scale_of(self.rate), 0.0).astype(x.dtype)
+
     def choose(self, skipped: jax.Array, computed: jax.Array) -> jax.Array:
         """Return `skipped` as a whole with probability `rate`, else `computed` (layer drop)."""
         if self.key is None:

@@ -2,6 +2,7 @@
 
 asdjax run frozen/logmel --data DIR --out RUN
 asdjax run frozen/beats --data DIR --out RUN --weights beats-iter3
+asdjax run frozen/eat --data DIR --out RUN --weights eat-base
 """
 
 from asdjax.config import SystemConfig
@@ -23,5 +24,13 @@ RECIPES = {
         source="`raw_beats` of ASDKit (Fujimura et al. 2025)",
         published="raw_beats, official score dev/eval: 2023 60.11/62.40, 2024 56.11/57.62",
         chosen="BEATs iter3, last layer, mean over all tokens, no SMOTE",
+    ),
+    "frozen/eat": Recipe(
+        summary="mean EAT patch token, nearest normal clip by cosine distance",
+        config=SystemConfig(Pretrained("eat-base"), Knn(k=1)),
+        source="`raw_eat` of ASDKit (Fujimura et al. 2025)",
+        published="",
+        chosen="EAT base (30 epochs), last block, mean over the patches without the class token "
+        "(--embedder.pooling cls takes that), no SMOTE",
     ),
 }

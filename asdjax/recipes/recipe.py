@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from asdjax.config import SystemConfig
+from asdjax.config import EnsembleConfig, SystemConfig
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,7 @@ class Recipe:
 
     Args:
       summary: one line.
-      config: the system itself.
+      config: the system itself, or an ensemble of other recipes.
       source: the report, paper or table it follows.
       published: the numbers published for it, with edition and metric; "" where there are none.
       chosen: what we chose where the source is silent, or do otherwise.
@@ -20,7 +20,7 @@ class Recipe:
     """
 
     summary: str
-    config: SystemConfig
+    config: SystemConfig | EnsembleConfig
     source: str
     published: str
     chosen: str

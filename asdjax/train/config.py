@@ -22,16 +22,20 @@ class HeadConfig:
       loss: softmax, AM-softmax, (sub-center) ArcFace, or (sub-cluster) AdaCos.
       labels: classes: machines, or machines with each of their attribute strings.
       weight: of its loss in the sum over heads.
+      branch_weights: of the same loss, with centers of its own, on the embedding of each branch
+        alone; none for no such losses.
     """
 
     loss: Margin | AdaCos = field(default_factory=Margin)
     labels: LabelKind = "attributes"
     weight: float = 1.0
+    branch_weights: tuple[float, ...] = ()
 
     def __post_init__(self):
         check_choices(self)
-        if not 0 < self.weight < math.inf:
-            raise InputError(f"expected a positive weight of a head, got {self.weight}")
+        for weight in (self.weight, *self.branch_weights):
+            if not 0 < weight < math.inf:
+                raise InputError(f"expected positive weights of a head, got {weight}")
 
 
 @dataclass(frozen=True)

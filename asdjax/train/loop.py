@@ -22,7 +22,7 @@ from asdjax.devices import agree, data_mesh, leads, own_share, put_copies
 from asdjax.files import write_json
 from asdjax.models.backbone import Backbone
 from asdjax.models.lora import summary
-from asdjax.models.system import FineTuned, initialize, take_apart, without_predictor
+from asdjax.models.system import FineTuned, initialize, take_apart
 from asdjax.params import Header, Params
 from asdjax.report import console
 from asdjax.train import interrupt, source
@@ -42,7 +42,7 @@ IN_FLIGHT = 2  # passes given to the device: one it computes, one that waits
 def train(
     config: FineTuned,
     how: Train,
-    backbone: Backbone,
+    backbones: Sequence[Backbone],
     plan: Plan,
     clips: Sequence[Clip],
     infos: Sequence[AudioInfo],
@@ -57,7 +57,7 @@ def train(
 
     Args:
       config, how: the system and its training.
-      backbone: what `config.weights` names.
+      backbones: those that the branches' `weights` name.
       plan: of these clips (`make_plan`).
       clips, infos: normal training clips and what is known of their files.
       audio: how a file becomes a wave.
@@ -76,9 +76,10 @@ def train(
     agree({"recipe, settings, recordings and weights": f"{described} {how}"})
 
     # The system, and what of it trains.
-    structure, base = without_predictor(backbone.config, backbone.params)
+    each = [backbone.config.for_features(backbone.params) for backbone in backbones]
+    structures, bases = zip(*each, strict=True)
     mesh = data_mesh(jax.devices())
-    building = config, structure, plan.heads
+    building = config, structures, plan.tasks
     parts, used = take_apart(*building, train=True), take_apart(*building, train=False)
     if lead:
         console.training_table(summary(parts.frozen, parts.trainable), _counts(parts), reported)
@@ -93,9 +94,9 @@ def train(
         checkpoints.refuse_others()
 
         # The state: of the last checkpoint, else the start.
-        *begun, frozen = initialize(*building, base, how.seed)
+        *begun, frozen = initialize(*building, bases, how.seed)
         state, frozen = put_copies((start(*begun, optimizer, how), frozen), mesh)
-        del begun, base  # all weights once more, when all train
+        del begun, each, bases  # all weights once more, when all train
         first = 0
         if checkpoints.latest() is not None:
             state, first = checkpoints.restore(jax.tree.map(_abstract, state))
@@ -104,13 +105,13 @@ def train(
         # The data: the same order whether it is kept on the devices or streamed.
         make = partial(_source, clips, infos, plan, audio, how, mesh, lead=lead)
         training, samples, padded = make(np.flatnonzero(~plan.held_out), shuffled=True)
-        hear = make_hear(backbone, mesh, padded)
+        hear = make_hear(structures, mesh, padded)
         step = make_step(parts, hear, training.take, how, optimizer, samples)
         validate = _nothing_held_out
         if plan.held_out.any():
             held, _, padded = make(np.flatnonzero(plan.held_out), shuffled=False)
-            hear = make_hear(backbone, mesh, padded)
-            right = make_validate(used, hear, held.take, how, samples)
+            hear = make_hear(structures, mesh, padded)
+            right = make_validate(used, hear, held.take, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
 
         # The passes.
@@ -166,7 +167,7 @@ def train(
             note(f"best on held-out clips: step {chosen}")
     if lead:
         write_json(out / "labels.json", plan.described)  # before the model, which ends the training
-        header = Header("finetuned", described, source_sha256=backbone.sha256)
+        header = Header("finetuned", described, source_sha256=described["weights_sha256"])
         weights.save(model, state.average or state.trainable | state.statistics, header)
 
 

@@ -166,7 +166,7 @@ def make_optimizer(
     """Return clipping, Adam or AdamW, learning rate and layer-wise factors, in this order.
 
     Args:
-      trainable: dotted names to anything with a shape: `backbone.layers.3.attn.q.kernel`, ...
+      trainable: dotted names to anything with a shape: `branches.0.backbone.layers.3.fc1.bias`, ...
       steps, unit: as for `learning_rate`.
       accumulate: gradients averaged for one update; all but the last of them change nothing.
 
@@ -216,17 +216,20 @@ def decays(name: str, dimensions: int) -> bool:
 def layer_factors(names: Mapping[str, object] | list[str], decay: float) -> dict[str, float]:
     """Return the layer-wise factor of each weight, `decay` to the power of its depth from the top.
 
-    Depth is 0 for all that follows the backbone, 1 for the last of its n layers, n for the first,
-    and n + 1 for what lies outside of the layers (input, position, norm).
+    Depth is 0 for all that follows a branch's backbone, 1 for the last of its n layers, n for the
+    first, and n + 1 for what lies outside of the layers (input, position, norm).
     Source: Clark et al. 2020 (ELECTRA), Bao et al. 2022 (BEiT).
     """
-    layer_of = {name: re.match(r"backbone\.layers\.(\d+)\.", name) for name in names}
-    layers = 1 + max((int(found[1]) for found in layer_of.values() if found), default=-1)
+    inside = re.compile(r"(branches\.\d+)\.backbone\.(?:layers\.(\d+)\.)?")
+    found = {name: inside.match(name) for name in names}
+    last: dict[str, int] = {}  # layer of each branch
+    for match in filter(None, found.values()):
+        last[match[1]] = max(last.get(match[1], -1), int(match[2] or -1))
 
-    def depth(name: str) -> int:
-        if not name.startswith("backbone."):
+    def depth(match: re.Match | None) -> int:
+        if match is None:
             return 0
-        found = layer_of[name]
-        return layers - int(found[1]) if found else layers + 1
+        layers = last[match[1]] + 1
+        return layers - int(match[2]) if match[2] else layers + 1
 
-    return {name: decay ** depth(name) for name in names}
+    return {name: decay ** depth(match) for name, match in found.items()}

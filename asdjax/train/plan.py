@@ -10,18 +10,19 @@ import numpy as np
 
 from asdjax.data.labels import bare, check_classes, encode, hold_out, vocabulary
 from asdjax.losses.adacos import AdaCos
-from asdjax.losses.margin import Margin, check_labels, subcenter_counts
+from asdjax.losses.margin import check_labels, subcenter_counts
+from asdjax.models.system import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import Clip, InputError
 
 
 class Plan(NamedTuple):
-    """Classes of every head, and which clips train and which validate."""
+    """Classes, what every head does with them, and which clips train and which validate."""
 
-    classes: tuple[tuple[str, ...], ...]  # per head
-    heads: tuple[tuple[Margin | AdaCos, np.ndarray], ...]  # loss and centers of each class
-    label: np.ndarray  # [n, heads] int32
+    classes: tuple[tuple[str, ...], ...]  # per kind of labels: one for each of `Train.heads`
+    tasks: tuple[Task, ...]  # of the heads
+    label: np.ndarray  # [n, label kinds] int32
     held_out: np.ndarray  # [n] bool
     notes: tuple[str, ...]
 
@@ -43,15 +44,17 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         nothing held out to choose the best weights by.
     """
     optimizer.check(config.optimizer, config.steps)
-    classes, labels, heads, notes = [], [], [], []
-    for head in config.heads:
+    classes, labels, tasks, notes = [], [], [], []
+    for i, head in enumerate(config.heads):
         names = vocabulary(clips, head.labels)
         label = encode(clips, names, head.labels)
         check_labels(label, len(names))
         notes.append(check_classes(clips, head.labels))
         classes.append(names)
         labels.append(label)
-        heads.append((head.loss, _counts(head, clips, names)))
+        task = Task(head.loss, _counts(head, clips, names), i, head.weight)
+        parts = enumerate(head.branch_weights)
+        tasks += [task, *(task._replace(weight=weight, branch=b) for b, weight in parts)]
     held_out = hold_out(_together(labels), config.held_out, config.seed)
     if config.select == "best" and not held_out.any():
         raise InputError(
@@ -60,7 +63,7 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         )
     _check_batch(config.batch, int((~held_out).sum()))
     return Plan(
-        tuple(classes), tuple(heads), np.stack(labels, 1), held_out, tuple(filter(None, notes))
+        tuple(classes), tuple(tasks), np.stack(labels, 1), held_out, tuple(filter(None, notes))
     )
 
 

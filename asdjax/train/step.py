@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,15 +13,14 @@ from flax import nnx
 
 from asdjax.frontend import augment
 from asdjax.frontend.augment import Augment
-from asdjax.frontend.fbank import beats_frontend
-from asdjax.models.backbone import Backbone
+from asdjax.models.backbone import Structure
 from asdjax.models.dropout import keys_for
-from asdjax.models.system import STATISTICS, Parts, System
+from asdjax.models.system import STATISTICS, Input, Parts, System
 from asdjax.params import Params, flatten, merge
 from asdjax.train.config import Train
 from asdjax.train.optimizer import updates_done
 
-Hear = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+Hear = Callable[[jax.Array, jax.Array], tuple[Input, ...]]
 
 
 class TrainState(NamedTuple):
@@ -40,25 +39,31 @@ class Batch(NamedTuple):
 
     wave: jax.Array  # [B, N] int16 or float32
     lengths: jax.Array  # [B] int32, valid samples
-    label: jax.Array  # [B, heads] int32
+    label: jax.Array  # [B, label kinds] int32
 
 
-def make_hear(backbone: Backbone, mesh: jax.sharding.Mesh, padded: bool) -> Hear:
-    """Return the front end over a mesh: `(wave, lengths) -> (mel [B, T, 128], padding [B, L])`.
+def make_hear(structures: Sequence[Structure], mesh: jax.sharding.Mesh, padded: bool) -> Hear:
+    """Return the front ends over a mesh: `(wave, lengths) -> inputs`, one for each branch.
 
     Args:
-      padded: some clips are shorter than their row, so that tokens have to be masked; else the
-        padding is None.
+      padded: some clips are shorter than their row, so that tokens have to be masked; else there is
+        no padding.
     """
     rows = jax.P("data")
+
+    def listen(wave, lengths):
+        return tuple(one.frontend(wave, lengths if padded else None) for one in structures)
+
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
-    frontend = jax.shard_map(
-        beats_frontend, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False
-    )
+    listen = jax.shard_map(listen, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
     def hear(wave, lengths):
-        return frontend(wave), backbone.token_padding(wave.shape[1], lengths) if padded else None
+        mels, samples = listen(wave, lengths), wave.shape[1]
+        if not padded:
+            return tuple(map(Input, mels))
+        paddings = [one.token_padding(samples, lengths) for one in structures]
+        return tuple(map(Input, mels, paddings))
 
     return hear
 
@@ -90,8 +95,8 @@ def make_step(
 
         def loss_of(trainable):
             system = merge(parts.graph, keys, state.statistics, trainable, frozen)
-            embedding = system(heard.mel, heard.padding)
-            loss, accuracy = classify(system, embedding, heard, config)
+            embedding = system(heard.inputs)
+            loss, accuracy = classify(system, embedding, heard)
             length = jnp.sqrt(jnp.square(embedding).sum(-1)).mean()
             metrics = {"loss": loss, "accuracy": accuracy, "embedding_norm": length}
             return loss, (metrics, flatten(nnx.state(system, STATISTICS)))
@@ -113,25 +118,26 @@ def make_step(
 
 
 def make_validate(
-    parts: Parts, hear: Hear, take: Callable[[tuple, tuple], Batch], config: Train, samples: int
+    parts: Parts, hear: Hear, take: Callable[[tuple, tuple], Batch], samples: int
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return `validate(trainable, statistics, frozen, store, batch) -> (accuracy, unit)`, jitted.
 
-    `accuracy [B]` is the share of heads that are right, `unit [B, E]` the embedding of length 1.
+    `accuracy [B]` is the share of heads that are right (those of the whole embedding), `unit [B,
+    E]` the embedding of length 1.
     `parts` is the system built for use, with its heads.
     """
 
     @jax.jit
     def validate(trainable, statistics, frozen, store, batch):
         taken = take(store, batch)
-        mel, padding = hear(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
+        inputs = hear(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
         system = merge(parts.graph, statistics, trainable, frozen)
-        embedding = system(mel, padding)
+        embedding = system(inputs)
         plain = jnp.ones((len(embedding), 1))
-        right = [
-            head(embedding, taken.label[:, i, None], plain)[1].argmax(-1) == taken.label[:, i]
-            for i, head in enumerate(system.heads)
-        ]
+        right = []
+        for head in (head for head in system.heads if head.branch is None):
+            label = taken.label[:, head.labels]
+            right.append(head(embedding, label[:, None], plain)[1].argmax(-1) == label)
         length = jnp.sqrt(jnp.square(embedding).sum(-1, keepdims=True))
         return jnp.stack(right).mean(0), embedding / jnp.maximum(length, 1e-12)
 
@@ -139,14 +145,16 @@ def make_validate(
 
 
 class Heard(NamedTuple):
-    mel: jax.Array  # [B, T, F]
-    padding: jax.Array | None  # [B, L]
-    label: jax.Array  # [B, heads, M]
+    inputs: tuple[Input, ...]  # one for each branch
+    label: jax.Array  # [B, label kinds, M]
     weight: jax.Array  # [B, M]
 
 
 def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -> Heard:
-    """Cut, shift, transform, mask and mix the clips of a batch, in this order."""
+    """Cut, shift, transform, mask and mix the clips of a batch, in this order.
+
+    All branches hear the same waves and mix the same clips; each has masks of its own.
+    """
     crop, shift, mask, mix = jax.random.split(key, 4)
     wave, lengths = batch.wave, batch.lengths
     if how.crop == "random":
@@ -155,29 +163,38 @@ def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -
         wave, lengths = wave[:, :samples], jnp.minimum(lengths, samples)
     if how.shift:
         wave = augment.time_shift(wave, lengths, shift)
-    mel, padding = hear(wave, lengths)
-    if how.mask:
-        mel = augment.spec_augment(mel, mask, how.mask, how.mask_probability)
-    label, weight = batch.label[..., None], jnp.ones((len(mel), 1))
-    if how.mixup:
-        mel, label, weight = augment.mixup(mel, label, mix, how.mixup)
-        if padding is not None:  # a mixed clip is as long as the longer of its two
-            alone = weight[:, 1:] == 0
-            padding = padding & (padding[::-1] | alone)
-    return Heard(mel, padding, label, weight)
+    label, weight = batch.label[..., None], jnp.ones((len(wave), 1))
+    inputs = []
+    for i, (mel, padding) in enumerate(hear(wave, lengths)):
+        if how.mask:
+            own = jax.random.fold_in(mask, i)
+            mel = augment.spec_augment(mel, own, how.mask, how.mask_probability)
+        if how.mixup:
+            mel, label, weight = augment.mixup(mel, batch.label[..., None], mix, how.mixup)
+            if padding is not None:  # a mixed clip is as long as the longer of its two
+                alone = weight[:, 1:] == 0
+                padding = padding & (padding[::-1] | alone)
+        inputs.append(Input(mel, padding))
+    return Heard(tuple(inputs), label, weight)
 
 
-def classify(system: System, embedding, heard: Heard, config: Train):
-    """Return the weighted sum of the heads' mean losses, and their mean accuracy.
+def classify(system: System, embedding, heard: Heard):
+    """Return the weighted sum of the heads' mean losses, and the mean accuracy.
 
-    A mixed clip counts as right if the class it holds most of is found.
+    Heads of single branches have no part in the accuracy. A mixed clip counts as right if the class
+    it holds most of is found.
+
+    One backward pass of the sum gives what passes over each branch's weighted loss and then one
+    over the whole system's add up to (the multi-backpropagation of Lv et al. 2024, section 2.3):
+    a gradient is linear, and all see the same values.
     """
     most = heard.weight.argmax(-1)
     loss, right = 0.0, []
-    for i, (head, how) in enumerate(zip(system.heads, config.heads, strict=True)):
-        label = heard.label[:, i]
+    for head in system.heads:
+        label = heard.label[:, head.labels]
         each, cosine = head(embedding, label, heard.weight)
-        loss = loss + how.weight * each.mean()
-        asked = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
-        right.append((cosine.argmax(-1) == asked).mean())
+        loss = loss + head.weight * each.mean()
+        if head.branch is None:
+            asked = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
+            right.append((cosine.argmax(-1) == asked).mean())
     return loss, jnp.stack(right).mean()

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from asdjax.frontend import fbank as module
-from asdjax.frontend.fbank import BEATS, EAT, beats_frontend, eat_frontend, fbank, frame_count
+from asdjax.frontend.fbank import (
+    BEATS,
+    EAT,
+    beats_frontend,
+    eat_frames,
+    eat_frontend,
+    fbank,
+    frame_count,
+)
 
 CONFIGS = {"beats": BEATS, "eat": EAT}
 SOUNDS = ["noise", "machine", "quiet_noise", "impulse", "one_frame", "ragged"]
@@ -146,6 +154,15 @@ def test_eat_pads_behind_the_clip_before_it_normalizes():
     alone = np.asarray(eat_frontend(wave[:, :2000], 32))[0]
     np.testing.assert_allclose(padded, alone, rtol=0, atol=1e-5)  # float32, another batch of FFTs
     np.testing.assert_allclose(padded[frame_count(2000) :], 4.268 / 9.138, rtol=1e-6)
+
+
+def test_eat_frames_are_the_next_multiple_of_32():
+    # 2, 6, 8, 10, 12 and 18 s as EAT's code takes them; then around 32 frames (5360 samples)
+    published = {2: 224, 6: 608, 8: 800, 10: 1024, 12: 1216, 18: 1824}
+    assert {seconds: eat_frames(seconds * 16_000) for seconds in published} == published
+    lengths = np.array([0, 399, 400, 5360, 5519, 5520])
+    np.testing.assert_array_equal(eat_frames(lengths), [0, 0, 32, 32, 32, 64])
+    np.testing.assert_array_equal(eat_frames(jnp.asarray(lengths)), [0, 0, 32, 32, 32, 64])
 
 
 def test_int16_equals_float():

@@ -7,12 +7,15 @@ bank (Kaldi), BEATs (Chen et al. 2023), attentive statistics pooling (Desplanque
 section 3.2), ArcFace (Deng et al. 2019) and LoRA (Hu et al. 2022). Differentiation, batch norm and
 AdamW are PyTorch's own. It imports nothing of asdjax. `README.md` names the arrays; the values are
 those of a float64 computation, and the deviation of the same in float32 is printed.
+`make_finetune_eat.py` does the same for EAT with what stands here.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +29,8 @@ STEPS, LEARNING_RATE, DECAY = 10, 1e-4, 0.01
 SEED = 7  # one with which a clip starts beyond pi - margin, where ArcFace changes its formula
 LENGTHS, LABEL = (11_200, 10_000, 11_200, 8_000), (0, 3, 3, 1)
 Weights = dict[str, torch.Tensor]
+# (weights, mel, padding of the tokens or None) -> tokens to pool [B, L, D]
+Backbone = Callable[[Weights, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
 def waves() -> np.ndarray:
@@ -43,13 +48,18 @@ def waves() -> np.ndarray:
 
 def normalized_mel(wave: torch.Tensor) -> torch.Tensor:
     """Return `[B, T, 128]` from 16-bit samples `[B, N]`: Kaldi's filter bank, scaled for BEATs."""
+    hann = torch.hann_window(400, periodic=False, dtype=wave.dtype)
+    return (log_mel(wave, hann**0.85) - 15.41663) / (2 * 6.55582)
+
+
+def log_mel(wave: torch.Tensor, taper: torch.Tensor) -> torch.Tensor:
+    """Return `[..., T, 128]` from `[..., N]`, Kaldi's filter bank with a window `[400]`."""
     frames = wave.unfold(-1, 400, 160)
     frames = frames - frames.mean(-1, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], -1)
-    taper = torch.hann_window(400, periodic=False, dtype=wave.dtype) ** 0.85
     power = torch.fft.rfft((frames - 0.97 * before) * taper, 512).abs().square()
     energy = power @ mel_triangles(wave.dtype)
-    return (energy.clamp_min(2.0**-23).log() - 15.41663) / (2 * 6.55582)
+    return energy.clamp_min(2.0**-23).log()
 
 
 def mel_triangles(dtype: torch.dtype) -> torch.Tensor:
@@ -72,17 +82,21 @@ def token_padding(samples: int, frames: int, tokens: int) -> torch.Tensor:
 
 
 def linear(w: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    y = F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"])
-    if f"{name}.lora_a" in w:
-        y = y + ALPHA / RANK * (x @ w[f"{name}.lora_a"] @ w[f"{name}.lora_b"])
-    return y
+    return F.linear(x, w[f"{name}.weight"], w[f"{name}.bias"]) + adapter(w, name, x)
+
+
+def adapter(w: Weights, name: str, x: torch.Tensor) -> torch.Tensor | float:
+    """Return what the adapter of a layer adds to it; 0 if it has none."""
+    if f"{name}.lora_a" not in w:
+        return 0.0
+    return ALPHA / RANK * (x @ w[f"{name}.lora_a"] @ w[f"{name}.lora_b"])
 
 
 def norm(w: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
 
 
-def beats(w: Weights, cfg: dict, mel: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
+def beats(cfg: dict, w: Weights, mel: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
     """Return tokens `[B, L, D]` from `[B, T, 128]`; weights by the names of the checkpoint."""
     patches = F.conv2d(mel[:, None], w["patch_embedding.weight"], stride=cfg["input_patch_size"])
     x = norm(w, "layer_norm", patches.flatten(2).mT)
@@ -182,16 +196,19 @@ def arcface(w: Weights, embedding: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(SCALE * logits, label)
 
 
-def embed(w: Weights, stats: Weights, cfg: dict, mel, padding) -> torch.Tensor:
-    tokens = beats(w, cfg, mel, padding)
+def embed(w: Weights, stats: Weights, backbone: Backbone, mel, padding) -> torch.Tensor:
+    tokens = backbone(w, mel, padding)
     inside = torch.ones(tokens.shape[:2], dtype=torch.bool) if padding is None else ~padding
     return pool(w, stats, tokens, inside) @ w["project.kernel"] + w["project.bias"]
 
 
-def head_weights(base: Weights, cfg: dict, mel: torch.Tensor) -> Weights:
-    """Return random pooling, projection and centers; the last clip starts beyond pi - m."""
+def head_weights(base: Weights, backbone: Backbone, width: int, mel: torch.Tensor) -> Weights:
+    """Return random pooling, projection and centers; the last clip starts beyond pi - m.
+
+    Args:
+        base: weights of the backbone, whose tokens of `mel` are `width` wide.
+    """
     rng = np.random.default_rng(SEED)
-    width = cfg["encoder_embed_dim"]
     hidden = max(width // 16, 1)
     kernels = {
         "pool": (3 * width, hidden),
@@ -205,21 +222,18 @@ def head_weights(base: Weights, cfg: dict, mel: torch.Tensor) -> Weights:
         w[f"{name}.bias"] = 0.3 * rng.normal(size=size)
     centers = torch.tensor(rng.normal(size=(CLASSES, 1, EMBEDDING)))
     w = {name: torch.tensor(value) for name, value in w.items()}
-    last = embed(cast(base | w, torch.float64), no_statistics(w), cfg, mel.double(), None)[-1]
+    last = embed(cast(base | w, torch.float64), no_statistics(w), backbone, mel.double(), None)[-1]
     centers[LABEL[-1], 0] = 0.3 * centers[LABEL[-1], 0] - F.normalize(last, dim=0) * EMBEDDING**0.5
     return cast(w | {"heads.0.centers": centers}, torch.float32)
 
 
-def lora_weights(base: Weights) -> Weights:
-    """Return random A `[in, r]` and B `[r, out]`, neither zero, on q, v and out of every layer."""
+def lora_weights(targets: list[str], width: int) -> Weights:
+    """Return random A `[width, r]` and B `[r, width]`, neither zero, for layers by name."""
     rng = np.random.default_rng(SEED + 1)
     w = {}
-    for name, value in base.items():
-        target, kind = name.rsplit(".", 1)
-        if target.endswith(("q_proj", "v_proj", "out_proj")) and kind == "weight":
-            outputs, inputs = value.shape
-            w[f"{target}.lora_a"] = torch.tensor(rng.normal(size=(inputs, RANK)) / inputs**0.5)
-            w[f"{target}.lora_b"] = torch.tensor(0.1 * rng.normal(size=(RANK, outputs)))
+    for target in targets:
+        w[f"{target}.lora_a"] = torch.tensor(rng.normal(size=(width, RANK)) / width**0.5)
+        w[f"{target}.lora_b"] = torch.tensor(0.1 * rng.normal(size=(RANK, width)))
     return cast(w, torch.float32)
 
 
@@ -242,22 +256,26 @@ def decays(name: str, value: torch.Tensor) -> bool:
     return value.squeeze().ndim >= 2 and "bias" not in name
 
 
-def train(frozen: Weights, trained: Weights, cfg: dict, mel, padding=None) -> dict:
-    """Return the loss of each step, the gradients of the first and the running statistics."""
+def adamw(trained: Weights) -> torch.optim.Optimizer:
+    groups = [
+        {"params": [x for n, x in trained.items() if decays(n, x)], "weight_decay": DECAY},
+        {"params": [x for n, x in trained.items() if not decays(n, x)], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=1e-8)
+
+
+def train(frozen: Weights, trained: Weights, backbone: Backbone, adam, mel, padding) -> dict:
+    """Return the loss of each step, the gradients of the first and the running statistics.
+
+    Args:
+        adam: makes the optimizer from what trains.
+    """
     stats, found = no_statistics(trained), {"losses": []}
     trained = {name: value.clone().requires_grad_() for name, value in trained.items()}
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": [x for n, x in trained.items() if decays(n, x)], "weight_decay": DECAY},
-            {"params": [x for n, x in trained.items() if not decays(n, x)], "weight_decay": 0.0},
-        ],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-    )
+    optimizer = adam(trained)
     for _ in range(STEPS):
         w = frozen | trained
-        loss = arcface(w, embed(w, stats, cfg, mel, padding))
+        loss = arcface(w, embed(w, stats, backbone, mel, padding))
         optimizer.zero_grad()
         loss.backward()
         found.setdefault("grad", {name: value.grad.clone() for name, value in trained.items()})
@@ -268,7 +286,7 @@ def train(frozen: Weights, trained: Weights, cfg: dict, mel, padding=None) -> di
 
 def our_name(name: str) -> str:
     """Return our name of an adapter; the other names of the checkpoint stay as they are."""
-    layer = r"encoder\.layers\.(\d+)\.self_attn\.(\w+)_proj\.lora"
+    layer = r"(?:encoder\.layers|blocks)\.(\d+)\.(?:self_)?attn\.(q|v|out)(?:_proj)?\.lora"
     return re.sub(layer, r"backbone.layers.\1.attn.\2.lora", name)
 
 
@@ -293,25 +311,46 @@ def deviation(found: dict, exact: dict) -> str:
     return f"losses {loss:.1e}, gradients {parts[worst]:.1e} ({worst})"
 
 
+def run(cases: dict, backbone: Backbone, adam) -> dict[str, np.ndarray]:
+    """Return the arrays of all cases: (frozen, trained, mel, padding) by name."""
+    written = {}
+    for case, (frozen, trained, mel, padding) in cases.items():
+        runs = [
+            train(cast(frozen, x), cast(trained, x), backbone, adam, mel.to(x), padding)
+            for x in (torch.float32, torch.float64)
+        ]
+        first, last = runs[1]["losses"][0], runs[1]["losses"][-1]
+        print(f"{case}: loss {first:.3f} to {last:.3f}; float32 is off by: {deviation(*runs)}")
+        written |= arrays(case, runs[1])
+    return written
+
+
+def start(w: Weights) -> dict[str, np.ndarray]:
+    return {f"start/{our_name(name)}": value.numpy() for name, value in w.items()}
+
+
 def main() -> None:
     torch.set_num_threads(1)
     checkpoint = torch.load(HERE / "beats_tiny.pt", weights_only=True)
     cfg = checkpoint["cfg"]
+    backbone, width = partial(beats, cfg), cfg["encoder_embed_dim"]
     base = {  # the table of relative biases is repeated in every layer
         name: value
         for name, value in checkpoint["model"].items()
         if "relative_attention_bias" not in name or ".layers.0." in name
     }
     stored = np.load(HERE / "beats_tiny.npz")
-    again = beats(base, cfg, torch.tensor(stored["odd_fbank"]), None).numpy()
+    again = backbone(base, torch.tensor(stored["odd_fbank"]), None).numpy()
     assert np.abs(again - stored["odd_out"]).max() < 1e-5
     mask = torch.tensor(stored["mask_token_mask"])
-    again = beats(base, cfg, torch.tensor(stored["nomask_fbank"]), mask).numpy()
+    again = backbone(base, torch.tensor(stored["nomask_fbank"]), mask).numpy()
     assert np.abs(again - stored["mask_out"]).max() < 1e-5
 
     wave = waves()
     mel = normalized_mel(torch.tensor(wave).double()).float()
-    head, lora = head_weights(base, cfg, mel), lora_weights(base)
+    adapted = ("q_proj.weight", "v_proj.weight", "out_proj.weight")
+    targets = [name.removesuffix(".weight") for name in base if name.endswith(adapted)]
+    head, lora = head_weights(base, backbone, width, mel), lora_weights(targets, width)
     padding = token_padding(*wave.shape[1:], mel.shape[1], mel.shape[1] // 16 * 8)
     written = {
         "wave": wave,
@@ -320,20 +359,12 @@ def main() -> None:
         "mel": mel.numpy(),
         "padding": padding.numpy(),
     }
-    written |= {f"start/{our_name(name)}": value.numpy() for name, value in (head | lora).items()}
     cases = {
-        "full": ({}, base | head, None),
-        "masked": ({}, base | head, padding),
-        "lora": (base, lora | head, None),
+        "full": ({}, base | head, mel, None),
+        "masked": ({}, base | head, mel, padding),
+        "lora": (base, lora | head, mel, None),
     }
-    for case, (frozen, trained, mask) in cases.items():
-        runs = [
-            train(cast(frozen, dtype), cast(trained, dtype), cfg, mel.to(dtype), mask)
-            for dtype in (torch.float32, torch.float64)
-        ]
-        first, last = runs[1]["losses"][0], runs[1]["losses"][-1]
-        print(f"{case}: loss {first:.3f} to {last:.3f}; float32 is off by: {deviation(*runs)}")
-        written |= arrays(case, runs[1])
+    written |= start(head | lora) | run(cases, backbone, adamw)
     np.savez_compressed(HERE / "finetune.npz", **written)
 
 

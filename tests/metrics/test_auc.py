@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from asdjax.metrics.auc import auc, delete_one_areas, pauc, replicate_half_width
+from asdjax.metrics.auc import auc, aucs, delete_one_areas, pauc, paucs, replicate_half_width
 
 
 def draw(seed: int, n: int, values: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,3 +64,24 @@ def test_pauc_reaches_mcclish_best_and_lowest_value():
     label, score = np.repeat([0, 1], 20), np.arange(40.0)
     assert pauc(label, score) == pytest.approx(1, abs=1e-15)
     assert pauc(label, -score) == pytest.approx(0.5 * (1 - 0.005 / 0.095), abs=1e-15)
+
+
+@pytest.mark.parametrize("values", [1, 2, 5, 40, 10_000])
+@pytest.mark.parametrize("n", [6, 31, 200])
+def test_many_systems_at_once_equal_scikit_learn_on_each(n, values):
+    rng = np.random.default_rng(n + values)
+    label, _ = draw(n, n, values)
+    scores = rng.integers(0, values, (9, n)) / 8 + label * np.arange(9)[:, None] / 8
+    for many, max_fpr in ((aucs, None), (paucs, 0.1)):
+        want = [roc_auc_score(label, score, max_fpr=max_fpr) for score in scores]
+        # float64 sums of at most 200 terms: 1e-12 leaves room for their order only
+        np.testing.assert_allclose(many(label, scores), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("label", [[0, 1], [1, 0], [0, 0, 1], [1, 1, 0]])
+def test_many_systems_with_the_fewest_clips(label):
+    label = np.array(label)
+    scores = np.stack([label, -label, 0 * label]).astype(float)
+    np.testing.assert_allclose(aucs(label, scores), [1, 0, 0.5], rtol=0, atol=1e-15)
+    want = [pauc(label, score) for score in scores]
+    np.testing.assert_allclose(paucs(label, scores), want, rtol=0, atol=1e-15)

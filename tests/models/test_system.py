@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from machines import one_branch
 from trainings import quick_compiles
 
 from asdjax import params as weights
@@ -15,12 +16,11 @@ from asdjax.models.beats import BeatsConfig
 from asdjax.models.embedder import finetuned_embedder
 from asdjax.models.lora import Lora
 from asdjax.models.system import (
-    BACKBONE,
-    FineTuned,
+    Input,
     System,
+    Task,
     initialize,
     take_apart,
-    without_predictor,
 )
 from asdjax.types import InputError
 
@@ -35,12 +35,13 @@ STRUCTURE = BeatsConfig(
     conv_pos_groups=2,
 )
 HEADS = [
-    (Margin(subcenters=3), np.array([3, 1])),
-    (AdaCos(2), np.array([2, 2])),
-    (AdaCos(4, trained=False), np.array([4, 4])),
+    Task(Margin(subcenters=3), np.array([3, 1])),
+    Task(AdaCos(2), np.array([2, 2])),
+    Task(AdaCos(4, trained=False), np.array([4, 4])),
 ]
-FULL = FineTuned("", embedding=8)
-LORA = FineTuned("", Lora(rank=2, alpha=3.0, targets=("q", "fc1")), embedding=8)
+FULL = one_branch("", embedding=8)
+LORA = one_branch("", Lora(rank=2, alpha=3.0, targets=("q", "fc1")), embedding=8)
+BACKBONE = "branches.0.backbone."
 SAMPLES = 5600  # 33 frames: two patches of time
 
 
@@ -63,15 +64,15 @@ def backbone():
 @pytest.fixture(scope="module")
 def started(backbone):
     """Return statistics, trainable and frozen weights of the LoRA system at its start."""
-    return initialize(LORA, STRUCTURE, HEADS, backbone.params, seed=0)
+    return initialize(LORA, [STRUCTURE], HEADS, [backbone.params], seed=0)
 
 
 # What it is made of
 
 
-@pytest.mark.parametrize("config", [FULL, LORA, FineTuned("", pooling="mean", embedding=8)])
+@pytest.mark.parametrize("config", [FULL, LORA, one_branch("", pooling="mean", embedding=8)])
 def test_names_and_shapes_are_the_same_for_training_and_for_use(config):
-    trained, used = (take_apart(config, STRUCTURE, HEADS, train=train) for train in (True, False))
+    trained, used = (take_apart(config, [STRUCTURE], HEADS, train=train) for train in (True, False))
     assert trained.keys
     assert not used.keys
     for one, other in zip(trained[2:], used[2:], strict=True):
@@ -79,21 +80,25 @@ def test_names_and_shapes_are_the_same_for_training_and_for_use(config):
 
 
 def test_without_dropout_training_has_no_keys():
-    config = FineTuned("", Lora(rank=2, dropout=0.1), dropout=False)
-    keys = take_apart(config, STRUCTURE, HEADS, train=True).keys
-    assert set(keys) == {f"backbone.layers.0.attn.{n}.dropout.key" for n in ("q", "v", "out")}
+    config = one_branch("", Lora(rank=2, dropout=0.1), dropout=False)
+    keys = take_apart(config, [STRUCTURE], HEADS, train=True).keys
+    assert set(keys) == {f"{BACKBONE}layers.0.attn.{n}.dropout.key" for n in ("q", "v", "out")}
 
 
 def test_all_weights_train_without_an_adapter_and_only_the_new_ones_with_one(backbone):
-    full, lora = (take_apart(config, STRUCTURE, HEADS, train=True) for config in (FULL, LORA))
+    full, lora = (take_apart(config, [STRUCTURE], HEADS, train=True) for config in (FULL, LORA))
     base = {BACKBONE + name for name in backbone.params}
     adapters = {
-        f"backbone.layers.0.{layer}.lora_{factor}"
+        f"{BACKBONE}layers.0.{layer}.lora_{factor}"
         for layer in ("attn.q", "fc1")
         for factor in ("a", "b")
     }
     added = full.trainable.keys() - base
-    assert {name.split(".")[0] for name in added} == {"pool", "project", "heads"}
+    assert {name.removeprefix("branches.0.").split(".")[0] for name in added} == {
+        "pool",
+        "project",
+        "heads",
+    }
     assert {n for n in added if n.startswith("heads")} == {"heads.0.centers", "heads.1.centers"}
     assert base <= full.trainable.keys()
     assert full.frozen == {}
@@ -102,13 +107,13 @@ def test_all_weights_train_without_an_adapter_and_only_the_new_ones_with_one(bac
 
 
 def test_statistics_are_what_changes_without_a_gradient():
-    names = set(take_apart(FULL, STRUCTURE, HEADS, train=True).statistics)
-    norms = {f"pool.{n}.{v}" for n in ("hidden_norm", "norm") for v in ("mean", "var")}
+    names = set(take_apart(FULL, [STRUCTURE], HEADS, train=True).statistics)
+    norms = {f"branches.0.pool.{n}.{v}" for n in ("hidden_norm", "norm") for v in ("mean", "var")}
     assert names == norms | {"heads.1.scale", "heads.2.scale", "heads.2.centers"}
 
 
 def test_centers_are_as_many_as_the_largest_class_has():
-    trainable = take_apart(FULL, STRUCTURE, HEADS, train=True).trainable
+    trainable = take_apart(FULL, [STRUCTURE], HEADS, train=True).trainable
     assert trainable["heads.0.centers"].shape == (2, 3, 8)
     assert trainable["heads.1.centers"].shape == (2, 2, 8)
 
@@ -116,23 +121,23 @@ def test_centers_are_as_many_as_the_largest_class_has():
 def test_an_adapter_that_fits_nothing_is_refused_before_anything_is_made():
     for pattern, message in (("qq", "match no layer"), ("attn_norm", "not a linear layer")):
         with pytest.raises(InputError, match=message):
-            take_apart(FineTuned("", Lora(rank=2, targets=(pattern,))), STRUCTURE, train=True)
+            take_apart(one_branch("", Lora(rank=2, targets=(pattern,))), [STRUCTURE], train=True)
 
 
 def test_beats_has_no_class_token_to_pool():
     with pytest.raises(InputError, match="BEATs has no class token"):
-        take_apart(FineTuned("", pooling="cls"), STRUCTURE, train=True)
+        take_apart(one_branch("", pooling="cls"), [STRUCTURE], train=True)
 
 
 def test_an_embedding_is_more_than_a_number():
     with pytest.raises(InputError, match="at least 2 numbers, got 1"):
-        FineTuned("", embedding=1)
+        one_branch("", embedding=1)
 
 
 def test_the_class_head_of_pre_training_is_left_out():
     config = BeatsConfig(**{**vars(STRUCTURE), "finetuned_model": True, "predictor_class": 5})
     base = made(abstract(config)[1], seed=0)
-    structure, kept = without_predictor(config, base)
+    structure, kept = config.for_features(base)
     assert structure == BeatsConfig(**{**vars(STRUCTURE), "predictor_class": 5})
     assert set(base) - set(kept) == {"predictor.kernel", "predictor.bias"}
 
@@ -145,21 +150,21 @@ def test_the_backbone_starts_as_it_was(backbone, started):
     for name, value in backbone.params.items():
         assert frozen[BACKBONE + name] is value
     assert not any(name in trainable for name in frozen)
-    _, whole, nothing = initialize(FULL, STRUCTURE, HEADS, backbone.params, seed=0)
+    _, whole, nothing = initialize(FULL, [STRUCTURE], HEADS, [backbone.params], seed=0)
     assert all(whole[BACKBONE + name] is value for name, value in backbone.params.items())
     assert nothing == {}
 
 
 def test_what_is_new_starts_at_random_by_the_seed(backbone, started):
-    again = initialize(LORA, STRUCTURE, HEADS, backbone.params, seed=0)
-    other = initialize(LORA, STRUCTURE, HEADS, backbone.params, seed=1)
+    again = initialize(LORA, [STRUCTURE], HEADS, [backbone.params], seed=0)
+    other = initialize(LORA, [STRUCTURE], HEADS, [backbone.params], seed=1)
     for name, value in started[1].items():
         np.testing.assert_array_equal(value, again[1][name])
-    random = ["project.kernel", "heads.0.centers", "backbone.layers.0.attn.q.lora_a"]
+    random = ["branches.0.project.kernel", "heads.0.centers", f"{BACKBONE}layers.0.attn.q.lora_a"]
     for name in random:
         assert (np.asarray(started[1][name]) != other[1][name]).all(), name
     assert (np.asarray(started[0]["heads.2.centers"]) != other[0]["heads.2.centers"]).all()
-    assert not np.asarray(started[1]["backbone.layers.0.attn.q.lora_b"]).any()
+    assert not np.asarray(started[1]["branches.0.backbone.layers.0.attn.q.lora_b"]).any()
 
 
 def test_adacos_starts_at_its_fixed_scale(started):
@@ -180,7 +185,7 @@ def trained(started):
 
 def test_folded_adapters_and_no_heads_give_the_embedding_of_the_system(backbone, started, trained):
     weight, statistics = trained
-    parts = take_apart(LORA, STRUCTURE, HEADS, train=False)
+    parts = take_apart(LORA, [STRUCTURE], HEADS, train=False)
     rng = np.random.default_rng(0)
     wave = jnp.asarray(0.1 * rng.standard_normal((2, SAMPLES)), jnp.float32)
     lengths = jnp.array([SAMPLES, 3000])
@@ -188,15 +193,15 @@ def test_folded_adapters_and_no_heads_give_the_embedding_of_the_system(backbone,
     @jax.jit
     def system(wave, lengths):
         model = weights.merge(parts.graph, statistics, weight, started[2])
-        return model(backbone.frontend(wave), backbone.token_padding(SAMPLES, lengths))
+        return model([Input(backbone.frontend(wave), backbone.token_padding(SAMPLES, lengths))])
 
-    embedder = finetuned_embedder(backbone, LORA, weight | statistics)
+    embedder = finetuned_embedder([backbone], LORA, weight | statistics)
     found, expected = jax.jit(embedder.apply)(embedder.params, wave, lengths), system(wave, lengths)
     assert found.shape == (2, 8)
     assert found.dtype == jnp.float32
     # 1e-5 of the largest: the sum of two products against the product of a sum, in float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    plain = finetuned_embedder(backbone, LORA, weight | statistics | untrained(weight))
+    plain = finetuned_embedder([backbone], LORA, weight | statistics | untrained(weight))
     assert not np.allclose(jax.jit(plain.apply)(plain.params, wave, lengths), found, atol=1e-3)
 
 
@@ -207,24 +212,30 @@ def untrained(weight):
 
 def test_heads_and_adapters_are_not_part_of_the_embedder(backbone, trained):
     weight, statistics = trained
-    names = set(finetuned_embedder(backbone, LORA, weight | statistics).params)
+    names = set(finetuned_embedder([backbone], LORA, weight | statistics).params)
     assert not any(name.startswith("heads") or "lora" in name for name in names)
-    assert names == set(take_apart(FULL, STRUCTURE, train=False).trainable) | {
-        name for name in statistics if name.startswith("pool.")
+    assert names == set(take_apart(FULL, [STRUCTURE], train=False).trainable) | {
+        name for name in statistics if name.startswith("branches.0.pool.")
     }
 
 
 def test_weights_of_another_system_are_refused(backbone, trained):
     weight, statistics = trained
     for config, message in (
-        (FineTuned("", LORA.adapter, embedding=9), r"project\.kernel: expected \(64, 9\)"),
-        (FineTuned("", LORA.adapter, "mean", embedding=8), r"in the file but not in the model"),
-        (FineTuned("", Lora(rank=3), embedding=8), r"expected rank 3, got shape \[32, 2\]"),
+        (
+            one_branch("", LORA.branches[0].adapter, embedding=9),
+            r"project\.kernel: expected \(64, 9\)",
+        ),
+        (
+            one_branch("", LORA.branches[0].adapter, "mean", embedding=8),
+            r"in the file but not in the model",
+        ),
+        (one_branch("", Lora(rank=3), embedding=8), r"expected rank 3, got shape \[32, 2\]"),
     ):
         with pytest.raises(InputError, match=message):
-            finetuned_embedder(backbone, config, weight | statistics)
+            finetuned_embedder([backbone], config, weight | statistics)
     with pytest.raises(InputError, match="not in the file"):
-        finetuned_embedder(backbone, LORA, weight)
+        finetuned_embedder([backbone], LORA, weight)
 
 
 def test_pooling_sees_only_real_tokens():
@@ -234,16 +245,17 @@ def test_pooling_sees_only_real_tokens():
         def __call__(self, mel, padding):
             return mel
 
-    config = FineTuned("", pooling="mean", embedding=8)
-    system = System(config, STRUCTURE, train=False, rngs=nnx.Rngs(0))
-    system.backbone = Tokens()
+    config = one_branch("", pooling="mean", embedding=8)
+    system = System(config, [STRUCTURE], train=False, rngs=nnx.Rngs(0))
+    system.branches[0].backbone = Tokens()
+    project = system.branches[0].project
     tokens = np.random.default_rng(0).standard_normal((2, 5, 32)).astype(np.float32)
     padding = np.arange(5)[None] >= np.array([[5], [2]])
-    kernel, bias = (np.float64(v[...]) for v in (system.project.kernel, system.project.bias))
+    kernel, bias = (np.float64(v[...]) for v in (project.kernel, project.bias))
     for given, means in (
         (jnp.asarray(padding), [tokens[0].mean(0), tokens[1, :2].mean(0)]),
         (None, tokens.mean(1)),
     ):
         expected = np.float64(means) @ kernel + bias
         # 1e-5: float32 sums of 32 products of unit scale
-        np.testing.assert_allclose(system(jnp.asarray(tokens), given), expected, atol=1e-5)
+        np.testing.assert_allclose(system([Input(jnp.asarray(tokens), given)]), expected, atol=1e-5)

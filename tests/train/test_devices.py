@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from machines import tiny_backbone, tone_machine
+from machines import one_branch, tiny_backbone, tone_machine
 
 from asdjax import devices, params
 from asdjax.config import SystemConfig
@@ -29,7 +29,6 @@ from asdjax.data.loader import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.models.lora import Lora
-from asdjax.models.system import FineTuned
 from asdjax.train import interrupt, source
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
@@ -39,7 +38,7 @@ from asdjax.types import InputError
 PASSES, BATCH = 12, 8
 STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
 SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
-    FineTuned("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16),
+    one_branch("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16),
     audio=Audio(seconds=0.3),
     train=Train(
         steps=PASSES,
@@ -147,27 +146,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    def start(name, source, devices=1, processes=1, stop=0, changes=(), environment=None):
+    def start(name, source, devices=1, processes=1, stop=0, **environment):
         """Start a training.
 
         Args:
           name: of its run; one that is there is gone on with.
           devices: of each process.
           stop: the pass in which the last process gets a SIGTERM.
-          changes: words that only the last process is given.
-          environment: of the last process.
         """
         given = "--data", folder / "data", "--out", folder / name
         given += "--weights", folder / "tiny.safetensors", "--train.source", source
         port, started = free_port(), []
         for number in range(processes):
             own = {"JAX_COMPILATION_CACHE_DIR": folder / "cache", "JAX_NUM_CPU_DEVICES": devices}
-            if processes > 1:
-                own |= address(port, number)
-            last = number == processes - 1
-            words = [stop if last else 0, "asdjax", "train", "test", *given]
-            words += ["--distributed"] * ("JAX_PROCESS_ID" in own) + [*changes] * last
-            started.append(call(folder / f"{name}.{number}", own | (environment or {}), words))
+            own |= environment | (address(port, number) if processes > 1 else {})
+            words = [stop if number == processes - 1 else 0, "asdjax", "train", "test", *given]
+            words += ["--distributed"] if "JAX_PROCESS_ID" in own else []
+            started.append(call(folder / f"{name}.{number}", own, words))
         return Training(folder / name, started)
 
     return start
@@ -241,7 +236,7 @@ def test_number_of_devices_does_not_matter(ran):
     # norm or a scale that sees one device's clips, or other random numbers, would change 1e-2.
     one, *others = ran.values()
     assert [line["step"] for line in one.log()] == list(range(2, PASSES + 1, 2))
-    statistics = {"pool.norm.mean", "pool.norm.var", "heads.0.scale"}
+    statistics = {f"branches.0.pool.norm.{n}" for n in ("mean", "var")} | {"heads.0.scale"}
     assert statistics <= one.arrays().keys()
     for other in others:
         for ours, theirs in zip(one.log(), other.log(), strict=True):
@@ -302,8 +297,7 @@ def test_only_the_first_process_writes_and_tells(stopped):
 
 
 def test_a_process_that_does_not_find_the_others_says_so(start):
-    where = address(free_port(), 1)
-    call = start("lost", "resident", changes=["--distributed"], environment={**where, "WAIT_S": 2})
+    call = start("lost", "resident", WAIT_S=2, **address(free_port(), 1))
     assert call.wait().codes == [1]
     assert "expected all 2 to be there within 2 s" in call.told()
 
@@ -319,6 +313,22 @@ def test_processes_that_were_told_different_things_are_refused(monkeypatch):
     monkeypatch.setattr(multihost_utils, "process_allgather", lambda mine: gathered("c"))
     with pytest.raises(InputError, match="expected the same settings on every host"):
         devices.agree({"data": "a", "settings": "b"})
+
+
+def test_what_fails_in_one_process_fails_in_all_and_keeps_its_error(monkeypatch):
+    told = []
+
+    def agree(values):
+        told.append(values)
+        if len(told) == 1:
+            raise InputError("others are well")
+
+    monkeypatch.setattr(devices, "agree", agree)
+    with pytest.raises(OSError, match="gone"), devices.together("recordings"):
+        raise OSError("gone")
+    with devices.together("recordings"):
+        pass
+    assert told == [{"recordings": "failed"}, {"recordings": "done"}]
 
 
 def test_rows_lie_on_the_devices_in_order():

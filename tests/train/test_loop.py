@@ -20,7 +20,8 @@ from machines import tiny_backbone
 from trainings import lines, quick_compiles, small_system, two_machines
 
 from asdjax import params, pipeline
-from asdjax.embedding import prepare, training_of
+from asdjax.embedding import prepare
+from asdjax.training import training_of
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
@@ -134,8 +135,10 @@ def test_the_model_has_all_that_was_trained_and_how(finished, system, data):
     trained, header = params.load(out / "model.safetensors")
     assert header.kind == "finetuned"
     assert header.config == training_of(prepare(system, data)[0])
-    assert {name.split(".")[0] for name in trained} == {"backbone", "project", "heads"}
-    assert all("lora" in name for name in trained if name.startswith("backbone"))
+    assert {name.removeprefix("branches.0.").split(".")[0] for name in trained} == {
+        *("backbone", "project", "heads")
+    }
+    assert all("lora" in name for name in trained if "backbone" in name)
     assert {"heads.1.scale", "heads.0.centers"} <= trained.keys()
     labels = json.loads((out / "labels.json").read_text())
     assert labels == {key: ["fan section_00", "pump section_00"] for key in "01"}

@@ -80,14 +80,18 @@ def test_counts_outside_of_the_run_give_its_first_and_last_rate(shape):
 
 
 WEIGHTS = {
-    "backbone.layers.0.fc1.kernel": (3, 4),
-    "backbone.layers.0.fc1.bias": (4,),
-    "backbone.layers.1.attn.q.lora_a": (4, 2),
-    "backbone.relative_bias": (5, 2),
-    "backbone.norm.scale": (4,),
+    "branches.0.backbone.layers.0.fc1.kernel": (3, 4),
+    "branches.0.backbone.layers.0.fc1.bias": (4,),
+    "branches.0.backbone.layers.1.attn.q.lora_a": (4, 2),
+    "branches.0.backbone.relative_bias": (5, 2),
+    "branches.0.backbone.norm.scale": (4,),
     "heads.0.centers": (3, 1, 4),
 }
-DECAYED = {"backbone.layers.0.fc1.kernel", "backbone.layers.1.attn.q.lora_a", "heads.0.centers"}
+DECAYED = {
+    "branches.0.backbone.layers.0.fc1.kernel",
+    "branches.0.backbone.layers.1.attn.q.lora_a",
+    "heads.0.centers",
+}
 
 
 def draw(scale=1.0):
@@ -150,22 +154,36 @@ def test_layer_wise_factors_scale_the_whole_update():
     config = Optimizer(schedule=Schedule(peak=0.1), weight_decay=0.3, layer_decay=0.5)
     got, _ = run(make_optimizer(config, params, 10), params, gradients)
     factor = {
-        "backbone.layers.0.fc1.kernel": 0.25,
-        "backbone.layers.0.fc1.bias": 0.25,
-        "backbone.layers.1.attn.q.lora_a": 0.5,
-        "backbone.relative_bias": 0.125,
-        "backbone.norm.scale": 0.125,
+        "branches.0.backbone.layers.0.fc1.kernel": 0.25,
+        "branches.0.backbone.layers.0.fc1.bias": 0.25,
+        "branches.0.backbone.layers.1.attn.q.lora_a": 0.5,
+        "branches.0.backbone.relative_bias": 0.125,
+        "branches.0.backbone.norm.scale": 0.125,
     }
     assert_same(got[-1], numpy_adamw(params, gradients, [0.1] * 10, 0.3, factor))
 
 
 def test_depth_counts_from_the_last_layer_down_to_the_input():
-    names = [f"backbone.layers.{i}.fc1.kernel" for i in range(12)]
-    names += ["backbone.patch_embed.kernel", "pool.kernel", "project.bias", "heads.0.centers"]
+    names = [f"branches.0.backbone.layers.{i}.fc1.kernel" for i in range(12)]
+    names += [
+        "branches.0.backbone.patch_embed.kernel",
+        "branches.0.pool.kernel",
+        "branches.0.project.bias",
+        "heads.0.centers",
+    ]
     got = layer_factors(names, 0.5)
-    assert [got[f"backbone.layers.{i}.fc1.kernel"] for i in (11, 10, 0)] == [0.5, 0.25, 0.5**12]
-    assert got["backbone.patch_embed.kernel"] == 0.5**13
-    assert got["pool.kernel"] == got["project.bias"] == got["heads.0.centers"] == 1
+    assert [got[f"branches.0.backbone.layers.{i}.fc1.kernel"] for i in (11, 10, 0)] == [
+        0.5,
+        0.25,
+        0.5**12,
+    ]
+    assert got["branches.0.backbone.patch_embed.kernel"] == 0.5**13
+    assert (
+        got["branches.0.pool.kernel"]
+        == got["branches.0.project.bias"]
+        == got["heads.0.centers"]
+        == 1
+    )
 
 
 @pytest.mark.parametrize("name", ["norm.scale", "pos_conv.gain", "attn.gate_scale", "fc1.bias"])
@@ -208,14 +226,16 @@ def test_updates_are_counted(config, accumulate):
 def test_the_rate_in_use_is_that_of_the_updates_done():
     """Adam's first update of a gradient is its sign, so the change is the learning rate."""
     config = Optimizer("adam", Schedule("inverse-sqrt", peak=0.5, warmup=4))
-    params = {"project.kernel": jnp.zeros((2, 2))}
-    gradient = {"project.kernel": jnp.ones((2, 2))}
+    params = {"branches.0.project.kernel": jnp.zeros((2, 2))}
+    gradient = {"branches.0.project.kernel": jnp.ones((2, 2))}
     optimizer, rate = make_optimizer(config, params, 20), learning_rate(config.schedule, 20)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for _ in range(20):
         expected = float(rate(updates_done(state)))
         change, state = update(gradient, state, params)
-        np.testing.assert_allclose(change["project.kernel"], -expected, rtol=1e-4)  # 1 - 0.999
+        np.testing.assert_allclose(
+            change["branches.0.project.kernel"], -expected, rtol=1e-4
+        )  # 1 - 0.999
 
 
 def test_optimizer_accepts_shapes_alone():

@@ -53,7 +53,7 @@ def test_each_head_has_labels_of_its_own():
     ],
 )
 def test_classes_without_attributes_have_a_number_of_centers_of_their_own(loss, labels, counts):
-    ((given, found),) = plan(heads=(HeadConfig(loss, labels),)).heads
+    ((given, found, *_),) = plan(heads=(HeadConfig(loss, labels),)).tasks
     assert given is loss
     np.testing.assert_array_equal(found, counts)
 
@@ -61,7 +61,7 @@ def test_classes_without_attributes_have_a_number_of_centers_of_their_own(loss, 
 def test_a_machine_with_some_described_clips_is_not_bare():
     clips = (*CLIPS, clip("valve", 9, "v_1"))
     heads = (HeadConfig(Margin(subcenters=2, bare_subcenters=5), "machine"),)
-    np.testing.assert_array_equal(plan(clips, heads=heads).heads[0][1], [2, 2])
+    np.testing.assert_array_equal(plan(clips, heads=heads).tasks[0].counts, [2, 2])
 
 
 def test_classes_of_one_clip_are_noted_once_for_each_head_that_has_them():
@@ -147,5 +147,5 @@ def test_one_head_of_one_class_is_enough_to_refuse():
 
 def test_every_row_has_a_class_that_exists():
     made = plan(heads=(MACHINE, ATTRIBUTES))
-    for column, (_, counts) in zip(made.label.T, made.heads, strict=True):
-        assert set(column) == set(range(len(counts)))
+    for column, task in zip(made.label.T, made.tasks, strict=True):
+        assert set(column) == set(range(len(task.counts)))

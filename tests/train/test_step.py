@@ -1,7 +1,8 @@
 """One training step: its numbers against a naive composition, and what may change what.
 
 The model is as small as BEATs gets and its weights are large, so that everything has an effect.
-`test_parity.py` compares the gradients of the whole step with PyTorch.
+`test_parity.py` compares the gradients of the whole step with PyTorch, `test_step_clips.py` shows
+what is done to the clips.
 """
 
 from dataclasses import replace
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from machines import one_branch
 from trainings import quick_compiles
 
 from asdjax.devices import copied, data_mesh, split
@@ -23,12 +25,12 @@ from asdjax.losses.margin import Margin, cosines, margin_loss
 from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.lora import Lora
-from asdjax.models.system import FineTuned, Head, Parts, initialize, take_apart
+from asdjax.models.system import Head, Parts, Task, initialize, take_apart
 from asdjax.params import merge
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
-from asdjax.train.step import Batch, Heard, _hear_augmented, classify, make_hear, make_step
+from asdjax.train.step import Batch, Heard, classify, make_hear, make_step
 from asdjax.train.step import make_validate as validator
 
 STRUCTURE = BeatsConfig(
@@ -50,7 +52,7 @@ STRUCTURE = BeatsConfig(
 )
 LONG, SAMPLES = 8000, 5600  # of a row and of a training clip: 33 frames, two patches of time
 EVERYWHERE = Lora(rank=2, alpha=2.0, targets=("q", "k", "v", "out", "fc1", "fc2"))
-PLAIN = FineTuned("", EVERYWHERE, "mean", embedding=8, dropout=False)
+PLAIN = one_branch("", EVERYWHERE, "mean", embedding=8, dropout=False)
 ARCFACE = HeadConfig(Margin("arcface", 0.3, 12.0, subcenters=2), "machine")
 CLASSES = 3
 TRAIN = Train(
@@ -90,17 +92,26 @@ class Built(NamedTuple):
     frozen: dict
 
 
-def build(backbone, config, how, optimizer=None, seed=0):
-    heads = [
-        (h.loss, np.full(CLASSES, getattr(h.loss, "subcenters", None) or h.loss.subclusters))
-        for h in how.heads
+def tasks(heads):
+    """Return the tasks of heads, every class with all the centers its loss has."""
+    return [
+        Task(
+            h.loss,
+            np.full(CLASSES, getattr(h.loss, "subcenters", 0) or h.loss.subclusters),
+            i,
+            h.weight,
+        )
+        for i, h in enumerate(heads)
     ]
-    building = config, STRUCTURE, heads
+
+
+def build(backbone, config, how, optimizer=None, seed=0):
+    building = config, [STRUCTURE], tasks(how.heads)
     parts = take_apart(*building, train=True)
     if optimizer is None:
         optimizer = recording(make_optimizer(how.optimizer, parts.trainable, how.steps))
-    statistics, trainable, frozen = initialize(*building, backbone.params, seed)
-    hear = make_hear(backbone, data_mesh(), padded=True)
+    statistics, trainable, frozen = initialize(*building, [backbone.params], seed)
+    hear = make_hear([STRUCTURE], data_mesh(), padded=True)
     step = make_step(parts, hear, lambda store, sent: Batch(*sent), how, optimizer, SAMPLES)
 
     def begin(seed=how.seed):
@@ -149,8 +160,8 @@ def naive_embedding(backbone, weight, batch):
     tokens = np.float64(backbone(batch.wave[:, :SAMPLES], lengths))
     padding = np.asarray(backbone.token_padding(SAMPLES, lengths))
     means = [row[~hidden].mean(0) for row, hidden in zip(tokens, padding, strict=True)]
-    return np.stack(means) @ np.float64(weight["project.kernel"]) + np.float64(
-        weight["project.bias"]
+    return np.stack(means) @ np.float64(weight["branches.0.project.kernel"]) + np.float64(
+        weight["branches.0.project.bias"]
     )
 
 
@@ -193,7 +204,7 @@ def test_the_gradient_is_the_slope_of_the_naive_loss(backbone, plain, stepped):
         embedding = naive_embedding(backbone, moved, given)
         return naive_arcface(embedding, moved["heads.0.centers"], label)[0]
 
-    for name, place in (("project.kernel", (3, 1)), ("project.bias", (2,))):
+    for name, place in (("branches.0.project.kernel", (3, 1)), ("branches.0.project.bias", (2,))):
         slope = (loss(name, place, size) - loss(name, place, -size)) / (2 * size)
         largest = np.abs(gradient[name]).max()
         np.testing.assert_allclose(gradient[name][place], slope, rtol=0, atol=1e-4 * largest)
@@ -222,7 +233,11 @@ def cosine_of(one, other):
 
 
 def test_bfloat16_is_float32_with_noise(backbone, stepped):
-    built = build(backbone, replace(PLAIN, dtype="bfloat16"), TRAIN)
+    built = build(
+        backbone,
+        one_branch("", EVERYWHERE, "mean", embedding=8, dropout=False, dtype="bfloat16"),
+        TRAIN,
+    )
     state, metrics = first(built)
     expected, plain_metrics = stepped
     assert metrics["loss"] != plain_metrics["loss"]
@@ -235,7 +250,7 @@ def test_bfloat16_is_float32_with_noise(backbone, stepped):
 
 # Randomness
 
-DROPPING = replace(PLAIN, dropout=True)
+DROPPING = one_branch("", EVERYWHERE, "mean", embedding=8)
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +287,7 @@ def test_what_is_done_to_clips_is_a_function_of_seed_and_step(backbone, stepped)
 
 def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
     """The second time a layer is computed it drops the same values."""
-    built = build(backbone, replace(DROPPING, remat=True), TRAIN)
+    built = build(backbone, one_branch("", EVERYWHERE, "mean", embedding=8, remat=True), TRAIN)
     assert "remat" in str(built.step.trace(built.begin(), built.frozen, (), tuple(batch())).jaxpr)
     state, metrics = first(built)
     np.testing.assert_allclose(metrics["loss"], dropped[1]["loss"], rtol=1e-5)  # float32
@@ -287,9 +302,9 @@ def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
 def test_validation_draws_nothing(backbone, plain):
     """Its numbers are the naive ones, whatever training does to clips and values."""
     weight, given = plain.begin().trainable, batch()
-    used = take_apart(DROPPING, STRUCTURE, HEAD, train=False)
-    how, hear = replace(TRAIN, augment=RANDOM), make_hear(backbone, data_mesh(), padded=True)
-    validate = validator(used, hear, lambda store, sent: Batch(*sent), how, SAMPLES)
+    used = take_apart(DROPPING, [STRUCTURE], tasks(TRAIN.heads), train=False)
+    hear = make_hear([STRUCTURE], data_mesh(), padded=True)
+    validate = validator(used, hear, lambda store, sent: Batch(*sent), SAMPLES)
     right, unit = validate(weight, {}, plain.frozen, (), tuple(given))
     embedding = naive_embedding(backbone, weight, given)
     _, cosine = naive_arcface(embedding, weight["heads.0.centers"], np.zeros(4, int))
@@ -361,12 +376,13 @@ HEADS = (
 @jax.jit
 def classified(centers, scale, embedding, label, weight):
     """Return loss and accuracy of three heads, and the scale of the second after it."""
-    shapes = nnx.eval_shape(lambda: nnx.List([head(how.loss) for how in HEADS]))
+    shapes = nnx.eval_shape(
+        lambda: nnx.List([Head(task, 8, train=True, rngs=nnx.Rngs(0)) for task in tasks(HEADS)])
+    )
     graph, _ = nnx.split(shapes)
     values = {f"{i}.centers": centers[i] for i in range(3)}
     system = SimpleNamespace(heads=merge(graph, values | {"1.scale": scale, "2.scale": scale}))
-    heard = Heard(None, None, label, weight)
-    loss, accuracy = classify(system, embedding, heard, Train(heads=HEADS))
+    loss, accuracy = classify(system, embedding, Heard((), label, weight))
     return loss, accuracy, system.heads[1].scale[...]
 
 
@@ -380,10 +396,6 @@ def one_by_one(centers, scale, embedding, label, weight):
     two, _ = adacos_loss(embedding, centers[1], label[:, 1], weight, scale=followed)
     three, _ = adacos_loss(embedding, centers[2], label[:, 2], weight, scale=scale)
     return 0.5 * one.mean() + 2.0 * two.mean() + 1.0 * three.mean(), followed, cosine
-
-
-def head(loss):
-    return Head(loss, np.full(CLASSES, 2), 8, train=True, rngs=nnx.Rngs(0))
 
 
 def test_the_loss_is_the_weighted_sum_over_heads():
@@ -406,9 +418,9 @@ def test_the_loss_is_the_weighted_sum_over_heads():
 def three_heads(backbone):
     """Return LoRA with three heads: the states of two steps, frozen weights now and before."""
     adapter = Lora(rank=2, alpha=2.0, targets=("q",))
-    config = replace(PLAIN, adapter=adapter, pooling="statistics")
+    config = one_branch("", adapter, "statistics", embedding=8, dropout=False)
     how = replace(TRAIN, heads=HEADS, ema=0.15)
-    parts = take_apart(config, STRUCTURE, [(h.loss, np.full(3, 2)) for h in HEADS], train=True)
+    parts = take_apart(config, [STRUCTURE], tasks(HEADS), train=True)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)
     built = build(backbone, config, how, optimizer, seed=3)  # some units of the pooling are not 0
     state, frozen = built.begin(), jax.tree.map(np.array, built.frozen)
@@ -422,10 +434,15 @@ def three_heads(backbone):
 
 def test_adapters_pooling_and_heads_train_and_the_rest_stays(three_heads):
     (before, _, after), frozen, as_it_was = three_heads
-    assert {n.split(".")[0] for n in after.trainable} == {"backbone", "pool", "project", "heads"}
+    assert {n.removeprefix("branches.0.").split(".")[0] for n in after.trainable} == {
+        "backbone",
+        "pool",
+        "project",
+        "heads",
+    }
     assert [n for n in after.trainable if "backbone" in n] == [
-        "backbone.layers.0.attn.q.lora_a",
-        "backbone.layers.0.attn.q.lora_b",
+        "branches.0.backbone.layers.0.attn.q.lora_a",
+        "branches.0.backbone.layers.0.attn.q.lora_b",
     ]
     for name, value in after.trainable.items():
         assert (value != before.trainable[name]).any(), name
@@ -435,7 +452,7 @@ def test_adapters_pooling_and_heads_train_and_the_rest_stays(three_heads):
 def test_statistics_move_and_fixed_centers_never_do(three_heads):
     (before, _, after), *_ = three_heads
     moved = {n for n, value in after.statistics.items() if (value != before.statistics[n]).any()}
-    norms = {f"pool.{n}.{v}" for n in ("hidden_norm", "norm") for v in ("mean", "var")}
+    norms = {f"branches.0.pool.{n}.{v}" for n in ("hidden_norm", "norm") for v in ("mean", "var")}
     assert moved == norms | {"heads.1.scale"}
     assert after.statistics.keys() - moved == {"heads.2.scale", "heads.2.centers"}
     assert "heads.1.centers" in after.trainable
@@ -449,84 +466,3 @@ def test_the_average_holds_statistics_too(three_heads):
             np.testing.assert_allclose(
                 after.average[name], expected, rtol=1e-5, atol=1e-6
             )  # float32
-
-
-# What is done to the clips, seen through a front end that does nothing
-
-WAVE = np.random.default_rng(2).integers(1, 1000, (4, 64)).astype(np.int16)
-LENGTHS = np.array([64, 64, 40, 16], np.int32)
-CLIPS = np.where(np.arange(64)[None] < LENGTHS[:, None], WAVE, 0)
-LABELS = np.array([[0, 1], [1, 2], [2, 0], [0, 0]], np.int32)
-
-
-def hear(wave, lengths):
-    """Return the wave as a mel of 4 bands, and which of its frames are padding."""
-    mel = wave.reshape(len(wave), -1, 4)
-    return mel, jnp.arange(mel.shape[1])[None] >= lengths[:, None] // 4
-
-
-def heard(how, samples=32, wave=CLIPS, seed=0):
-    given = Batch(*map(jnp.asarray, (wave, LENGTHS, LABELS)))
-    return jax.device_get(_hear_augmented(given, hear, how, samples, jax.random.key(seed)))
-
-
-def test_by_default_clips_are_only_cut():
-    got = heard(Augment())
-    assert got.mel.dtype == np.int16  # the front end does the conversion
-    np.testing.assert_array_equal(got.mel.reshape(4, 32), CLIPS[:, :32])
-    np.testing.assert_array_equal(got.padding.sum(1), [0, 0, 0, 4])
-    np.testing.assert_array_equal(got.label, LABELS[..., None])
-    np.testing.assert_array_equal(got.weight, np.ones((4, 1)))
-
-
-def windows(clip):
-    """Return every stretch of 32 samples of a clip."""
-    return [tuple(clip[i : i + 32]) for i in range(len(clip) - 31)]
-
-
-def test_random_crops_are_stretches_of_the_clips():
-    rows = heard(Augment(crop="random")).mel.reshape(4, 32)
-    starts = [windows(CLIPS[i, : LENGTHS[i]]).index(tuple(rows[i])) for i in range(3)]
-    assert len(set(starts)) > 1
-    np.testing.assert_array_equal(rows[3], CLIPS[3, :32])  # shorter: all of it, with its padding
-
-
-def test_shifts_turn_the_crop_inside_its_own_length():
-    rows = heard(Augment(shift=True)).mel.reshape(4, 32)
-    turns = []
-    for row, clip, length in zip(rows, CLIPS, np.minimum(LENGTHS, 32), strict=True):
-        turned = [tuple(np.roll(clip[:length], -n)) for n in range(length)]
-        turns.append(turned.index(tuple(row[:length])))
-        assert not row[length:].any()
-    assert len(set(turns)) > 1
-
-
-def test_masks_hide_stretches_of_the_mel():
-    got = heard(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).mel
-    hidden = got == 0
-    np.testing.assert_array_equal(got[~hidden], WAVE.reshape(4, 16, 4)[~hidden])
-    assert 0 < hidden.mean() < 1
-
-
-def test_mixed_clips_are_as_long_as_the_longer_of_the_two():
-    got = heard(Augment(mixup=0.5), samples=64)
-    own = got.weight[:, 0, None]
-    mixed = own[:, 0] < 1
-    assert 0 < mixed.sum() < 4
-    both = own * (CLIPS / 32768) + (1 - own) * (CLIPS[::-1] / 32768)
-    np.testing.assert_allclose(got.mel.reshape(4, 64), both, rtol=0, atol=1e-8)
-    np.testing.assert_array_equal(got.label, np.stack([LABELS, LABELS[::-1]], -1))
-    np.testing.assert_allclose(got.weight.sum(1), 1)
-    longer = np.where(mixed, np.maximum(LENGTHS, LENGTHS[::-1]), LENGTHS)
-    np.testing.assert_array_equal((~got.padding).sum(1), longer // 4)
-
-
-def test_clips_are_masked_before_they_are_mixed():
-    """Half a mixed clip shows through the mask of the other half."""
-    how = Augment(mask=16, mask_probability=1.0, mixup=1.0)
-    got = heard(how, samples=64, wave=np.ones((4, 64), np.float32))
-    own = np.broadcast_to(got.weight[:, :1, None], got.mel.shape)
-    alone = np.isclose(got.mel, own, atol=1e-6), np.isclose(got.mel, 1 - own, atol=1e-6)
-    assert all(part.any() for part in alone)
-    nothing, whole = np.isclose(got.mel, 0), np.isclose(got.mel, 1)
-    assert (alone[0] | alone[1] | nothing | whole).all()

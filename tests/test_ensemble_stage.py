@@ -1,0 +1,450 @@
+"""Ensembles of finished runs: what is written, what depends on what, and every mistake."""
+
+import json
+import shutil
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from machines import tone_machine
+from scipy import stats
+
+from asdjax import __main__ as command_line
+from asdjax import pipeline, runs
+from asdjax.ensemble import ensemble, official_scores
+from asdjax.metrics import official, score_files
+from asdjax.recipes import RECIPES
+from asdjax.scoring.ensemble import Ensemble
+from asdjax.scoring.score import Knn, threshold
+from asdjax.types import Clip, InputError, Scores
+
+SYSTEM = RECIPES["frozen/logmel"].config
+MACHINES = (("fan", "section_00"), ("pump", "section_00"))
+
+
+def make_clips(groups=MACHINES, domains=("source", "target"), count=8) -> list[Clip]:
+    """Return 16 training clips and `count` test clips of each domain and label."""
+    cells = [("train", d, 0, 16 // len(domains)) for d in domains]
+    cells += [("test", d, label, count) for d in domains for label in (0, 1)]
+    return [
+        Clip(Path(m) / split / f"{s}_{d}_{label}_{i}.wav", m, s, split, d, label)
+        for m, s in groups
+        for split, d, label, number in cells
+        for i in range(number)
+    ]
+
+
+def make_run(out: Path, clips: list[Clip], seed: int, year: int | None = 2024) -> Path:
+    """Write what a scored run leaves: noisy scores in quarters, so that there are ties."""
+    rng = np.random.default_rng(seed)
+    made = runs.Run(SYSTEM, out, tuple(clips), year, "", {})
+    runs.save(out, made)
+    for group, own in made.groups.items():
+        train, test = ([c for c in own if c.split == split] for split in ("train", "test"))
+        label = np.array([c.label or 0 for c in test])
+        values = rng.integers(0, 8, len(test)) / 4 + label * rng.uniform(0, 1) // 0.25 / 4
+        score_files.save(out / runs.SCORES, Scores(*group, tuple(c.name for c in test), values))
+        runs.save_left_out(out, train, rng.permutation(np.arange(len(train)) % 8) / 4)
+    return out
+
+
+@pytest.fixture
+def members(tmp_path) -> list[Path]:
+    return [make_run(tmp_path / name, make_clips(), seed) for seed, name in enumerate("abc")]
+
+
+def read(folder: Path) -> dict[tuple[str, str], float]:
+    return {
+        (f.machine, n): v for f in files(folder) for n, v in zip(f.names, f.values, strict=True)
+    }
+
+
+def files(folder: Path) -> list[Scores]:
+    return score_files.load(folder / "scores")
+
+
+def record(out: Path) -> dict:
+    return json.loads((out / "ensemble.json").read_text())
+
+
+def spoil(path: Path, old: str, new: str) -> None:
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+
+
+def fan(kind: str) -> str:
+    end = "train" if kind == "leave_one_out" else "test"
+    return f"scores/knn/{kind}_fan_section_00_{end}.csv"
+
+
+def left_out(member: Path, machine: str) -> np.ndarray:
+    path = member / f"scores/knn/leave_one_out_{machine}_section_00_train.csv"
+    return np.array([float(row.split(",")[1]) for row in path.read_text().split()])
+
+
+def test_the_score_stage_keeps_leave_one_out_scores(real, tmp_path):
+    path = real[0] / fan("leave_one_out")
+    rows = [row.split(",") for row in path.read_text().split()]
+    made = runs.load(real[0])
+    train = [c for c in made.groups["fan", "section_00"] if c.split == "train"]
+    assert [name for name, _ in rows] == [c.name for c in train]
+    values = runs.load_embeddings(real[0], made, ("fan", "section_00")).take(
+        [made.groups["fan", "section_00"].index(c) for c in train]
+    )
+    unit = values.values / np.linalg.norm(values.values.astype(np.float64), axis=1, keepdims=True)
+    distance = 1 - unit @ unit.T + 9 * np.eye(len(train))
+    # 1e-6: float32 cosines near 1.
+    np.testing.assert_allclose([float(v) for _, v in rows], distance.min(0), rtol=0, atol=1e-6)
+    assert len(files(real[0])) == 2  # of test clips alone
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory) -> list[Path]:
+    """Three runs of frozen/logmel on the same tones; tests must not change them."""
+    root = tmp_path_factory.mktemp("real")
+    for seed, machine in enumerate(("fan", "pump")):
+        tone_machine(root / "data", machine, seed)
+    pipeline.run(replace(SYSTEM, scorer=Knn(k=1)), root / "data", root / "a")
+    for name, changes in (("b", {"banks": "domain"}), ("c", {"standardize": True})):
+        pipeline.score(shutil.copytree(root / "a", root / name), **changes)
+    return [root / name for name in "abc"]
+
+
+def test_three_scorers_become_one_system(real, tmp_path, capsys):
+    out = tmp_path / "out"
+    metrics = ensemble(real, Ensemble(), out)
+    assert ("ALL", "official_score", 1.0) in metrics  # the tones are far from everything else
+    shown = capsys.readouterr()
+    assert "no statistics of test clips used, no labels used" in " ".join(shown.out.split())
+    assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {
+        "ensemble.json",
+        "results.csv",
+        *(
+            f"scores/ensemble/{kind}_{machine}_section_00_test.csv"
+            for kind in ("anomaly_score", "decision_result")
+            for machine in ("fan", "pump")
+        ),
+    }
+    described = record(out)
+    assert [m["path"] for m in described["members"]] == list(map(str, real))
+    assert len({m["system_sha256"] for m in described["members"]}) == 3
+    assert len({m["scores_sha256"] for m in described["members"]}) == 3
+    assert (
+        described["members"][0]["system_sha256"]
+        == json.loads((real[0] / "config.json").read_text())["system_sha256"]
+    )
+    assert described["weights"] == [1 / 3] * 3
+    assert (described["transductive"], described["labels_used"]) == (False, False)
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_scores_and_decisions_are_weighted_zscores(members, tmp_path, transductive, capsys):
+    config = Ensemble(weights=(2, 5, 3), transductive=transductive)
+    ensemble(members, config, tmp_path / "out")
+    said = capsys.readouterr()
+    assert "weights divided by their sum, 10" in said.err
+    assert ("no statistics" in said.out) != transductive
+    assert "weights as given" in " ".join(said.out.split())
+    assert record(tmp_path / "out")["transductive"] == transductive
+    got = {f.machine: f for f in files(tmp_path / "out")}
+    for machine in ("fan", "pump"):
+        names = got[machine].names
+        test = [np.array([read(m)[machine, name] for name in names]) for m in members]
+        normal = [left_out(m, machine) for m in members]
+        by = test if transductive else normal
+        want, train = (
+            np.average([stats.zmap(x, r) for x, r in zip(of, by, strict=True)], 0, [2, 5, 3])
+            for of in (test, normal)
+        )
+        # 1e-12: the order of float64 sums.
+        np.testing.assert_allclose(got[machine].values, want, rtol=0, atol=1e-12)
+        # z-scores have mean 0; a gamma distribution with a location moves along with its scores.
+        np.testing.assert_array_equal(got[machine].decisions, want + 5 > threshold(train + 5))
+
+
+@pytest.mark.parametrize("settings", [{}, {"normalize": "rank"}, {"combine": "minimum"}])
+def test_a_score_does_not_depend_on_other_test_clips(members, tmp_path, settings):
+    for transductive in (False, True):
+        config = Ensemble(**settings, transductive=transductive)
+        ensemble(members, config, tmp_path / "before")
+        changed = shutil.copytree(members[0], tmp_path / f"changed_{transductive}")
+        rows = (changed / fan("anomaly_score")).read_text().split()
+        kept = {("fan", row.split(",")[0]) for row in rows[:5]}
+        rows[5:] = [f"{row.split(',')[0]},{0.3 * i}" for i, row in enumerate(rows[5:])]
+        (changed / fan("anomaly_score")).write_text("\n".join(rows) + "\n")
+        ensemble([changed, *members[1:]], config, tmp_path / "after")
+        before, after = read(tmp_path / "before"), read(tmp_path / "after")
+        assert before != after
+        differ = {key for key in before if before[key] != after[key]}
+        assert bool(differ & kept) == transductive
+        assert all(machine == "fan" for machine, _ in differ)
+
+
+def test_minimum_and_rank(members, tmp_path):
+    config = Ensemble(normalize="rank", combine="minimum")
+    ensemble(members, config, tmp_path / "out")
+    scores = read(tmp_path / "out")
+    parts = [(read(m), {name: left_out(m, name) for name in ("fan", "pump")}) for m in members]
+    for (machine, name), value in scores.items():
+        ranks = [
+            stats.percentileofscore(normal[machine], test[machine, name], kind="mean") / 100
+            for test, normal in parts
+        ]
+        assert value == pytest.approx(min(ranks), abs=1e-14)  # division by 100
+    assert record(tmp_path / "out")["weights"] is None
+
+
+def test_order_of_runs_does_not_matter(members, tmp_path):
+    ensemble(members, Ensemble(weights=(0.5, 0.3, 0.2)), tmp_path / "one")
+    ensemble(members[::-1], Ensemble(weights=(0.2, 0.3, 0.5)), tmp_path / "other")
+    one, other = read(tmp_path / "one"), read(tmp_path / "other")
+    assert one.keys() == other.keys()
+    # 1e-14: the order of three float64 terms of size 1.
+    np.testing.assert_allclose([*one.values()], [other[k] for k in one], rtol=0, atol=1e-14)
+
+
+def groups_of(year: int | None) -> tuple[tuple[tuple[str, str], ...], tuple]:
+    section = "id" if year == 2020 else "section"
+    groups = (("fan", f"{section}_01"), ("fan", f"{section}_02"), ("pump", f"{section}_00"))
+    return groups, (None,) if year == 2020 else ("source", "target")
+
+
+def total(metrics: list) -> float:
+    """Return the official score; 2020: the mean of the two totals."""
+    values = {m.metric: m.value for m in metrics if m.machine == "ALL"}
+    without = (values["amean_auc"] + values["amean_pauc"]) / 2
+    return values.get("official_score", without)
+
+
+@pytest.mark.parametrize("year", [2020, 2021, 2022, 2024, None])
+def test_many_official_scores_at_once_are_the_evaluators(year):
+    groups, domains = groups_of(year)
+    clips = [c for c in make_clips(groups, domains) if c.split == "test"]
+    own = {g: [c for c in clips if c.group == g] for g in groups}
+    rng = np.random.default_rng(0)
+    scores = [rng.integers(0, 9, (6, len(c))) / 4 for c in own.values()]  # with ties
+    want = [
+        total(
+            official.evaluate(
+                [
+                    Scores(*group, tuple(c.name for c in of), values[i])
+                    for (group, of), values in zip(own.items(), scores, strict=True)
+                ],
+                clips,
+                year,
+            )
+        )
+        for i in range(6)
+    ]
+    # 1e-12: the order of float64 sums.
+    np.testing.assert_allclose(official_scores(own, scores, year), want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("year", "normalize"), [(2024, "zscore"), (2024, "rank"), (2020, "zscore")]
+)
+def test_search_equals_trying_every_ensemble(tmp_path, year, normalize, monkeypatch):
+    """Every weight vector as an ensemble of its own, evaluated by the official evaluator."""
+    groups, domains = groups_of(year)
+    clips = make_clips(groups, domains)
+    members = [make_run(tmp_path / name, clips, seed, year) for seed, name in enumerate("abc")]
+    found = ensemble(members, Ensemble(search=True, step=0.25, normalize=normalize), tmp_path / "s")
+    monkeypatch.setattr(pipeline.console, "results_table", lambda *_: None)
+    tried = {}
+    for units in product(range(5), repeat=3):
+        if sum(units) == 4:
+            config = Ensemble(weights=units, normalize=normalize)
+            tried[units] = total(ensemble(members, config, tmp_path / "each"))
+    best = max(tried.values())
+    # 1e-12: equal but for the order of float64 sums.
+    equal = [units for units, value in tried.items() if value > best - 1e-12]
+    first = min(equal, key=lambda units: (sum(u * u for u in units), [-u for u in units]))
+    assert len(set(tried.values())) > 5
+    assert record(tmp_path / "s")["weights"] == [u / 4 for u in first]
+    assert total(found) == pytest.approx(best, abs=1e-12)
+    assert record(tmp_path / "s")["searched"] == pytest.approx(best, abs=1e-12)
+
+
+def test_a_search_says_that_labels_were_used(members, tmp_path, capsys):
+    ensemble(members, Ensemble(search=True, step=0.5), tmp_path / "out")
+    assert record(tmp_path / "out")["labels_used"]
+    assert "weights chosen on the labels of these clips" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_a_search_takes_the_machines_that_have_labels(tmp_path, capsys):
+    clips = [replace(c, label=None) if c.group[0] == "pump" else c for c in make_clips()]
+    members = [make_run(tmp_path / name, clips, seed) for seed, name in enumerate("ab")]
+    metrics = ensemble(members, Ensemble(search=True), tmp_path / "out")
+    assert {m.machine for m in metrics} == {"fan", "ALL"}
+    assert "no official numbers of pump/section_00" in capsys.readouterr().err
+    assert {f.machine for f in files(tmp_path / "out")} == {"fan", "pump"}
+
+
+def test_runs_without_labels_are_combined_but_not_searched(tmp_path):
+    clips = [c if c.split == "train" else replace(c, label=None) for c in make_clips()]
+    members = [make_run(tmp_path / name, clips, seed) for seed, name in enumerate("ab")]
+    assert ensemble(members, Ensemble(), tmp_path / "out") == []
+    assert len(files(tmp_path / "out")) == 2
+    with pytest.raises(InputError, match=r"a search needs labels(.|\n)*pump/section_00"):
+        ensemble(members, Ensemble(search=True), tmp_path / "out")
+    assert len(files(tmp_path / "out")) == 2  # an error leaves what was there
+
+
+def test_what_is_combined_is_kept_until_something_changes(members, tmp_path, capsys):
+    out = tmp_path / "out"
+
+    def combined_again(config=Ensemble(), **settings) -> bool:  # noqa: B008
+        before = (out / "ensemble.json").stat().st_mtime_ns
+        again = ensemble(members, config, out, **settings)
+        changed = (out / "ensemble.json").stat().st_mtime_ns != before
+        assert ("already combined" in capsys.readouterr().err) != changed
+        assert again
+        return changed
+
+    first = ensemble(members, Ensemble(), out)
+    capsys.readouterr()
+    (out / "results.csv").unlink()
+    assert not combined_again()
+    assert (out / "results.csv").is_file()
+    assert ensemble(members, Ensemble(), out) == first
+    capsys.readouterr()
+    assert combined_again(force=True)
+    assert combined_again(Ensemble(normalize="rank"))
+    assert combined_again()
+    spoil(members[1] / fan("leave_one_out"), ",0.25", ",0.5")
+    assert combined_again()
+    for member in members:  # other labels
+        made = runs.load(member)
+        runs.save(member, replace(made, clips=tuple(make_flipped(made.clips))))
+    assert combined_again()
+    (out / "ensemble.json").write_text("{")
+    assert combined_again()
+
+
+def make_flipped(clips):
+    first = next(c for c in clips if c.split == "test")
+    return [replace(c, label=1 - c.label) if c == first else c for c in clips]
+
+
+def without(path: Path, kept) -> None:
+    rows = path.read_text().split()
+    path.write_text("\n".join(row for i, row in enumerate(rows) if kept(i)) + "\n")
+
+
+def test_too_few_or_equal_runs_are_refused(members, tmp_path):
+    for wrong in ([], members[:1], [members[0], members[0] / "." / ".." / "a"]):
+        with pytest.raises(InputError, match="two or more different runs"):
+            ensemble(wrong, Ensemble(), tmp_path / "out")
+    with pytest.raises(InputError, match="expected 2 weights, one per run, got 3"):
+        ensemble(members[:2], Ensemble(weights=(1, 1, 1)), tmp_path / "out")
+    with pytest.raises(InputError, match="a holds a run; give the ensemble a folder of its own"):
+        ensemble(members, Ensemble(), members[0])
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_of_other_clips_are_refused_and_the_clips_named(tmp_path):
+    clips = make_clips()
+    a = make_run(tmp_path / "a", clips, 0)
+    fewer = make_run(tmp_path / "b", [c for c in clips if c.name != "section_00_target_1_7.wav"], 1)
+    with pytest.raises(InputError) as refused:
+        ensemble([a, fewer], Ensemble(), tmp_path / "out")
+    names = "fan/section_00/test/section_00_target_1_7.wav, pump/section_00/test"
+    assert f"{fewer} lacks clips of {a}: {names}" in str(refused.value)
+    with pytest.raises(InputError) as refused:
+        ensemble([fewer, a], Ensemble(), tmp_path / "out")
+    assert f"{a} has clips that {fewer} lacks: {names}" in str(refused.value)
+    train = [replace(c, path=c.path.with_name("new.wav")) if c == clips[0] else c for c in clips]
+    with pytest.raises(InputError, match=r"has clips .*fan/section_00/train/new\.wav"):
+        ensemble([a, make_run(tmp_path / "c", train, 1)], Ensemble(), tmp_path / "out")
+
+
+def test_runs_of_other_years_and_labels_are_refused(tmp_path):
+    clips = make_clips()
+    a = make_run(tmp_path / "a", clips, 0)
+    other = make_run(tmp_path / "b", make_flipped(clips), 1, year=2023)
+    with pytest.raises(InputError) as refused:
+        ensemble([a, other], Ensemble(), tmp_path / "out")
+    assert f"{other}: year 2023, {a} has 2024" in str(refused.value)
+    assert "labels or domains differ" in str(refused.value)
+    assert "section_00_source_0_0.wav; give both runs the same --ground-truth" in str(refused.value)
+
+
+def test_runs_that_cannot_be_read_are_told_at_once(members, tmp_path):
+    a, b, c = members
+    shutil.rmtree(b / "scores")
+    (c / fan("leave_one_out")).unlink()
+    with pytest.raises(InputError) as refused:
+        ensemble([a, b, c, tmp_path / "none"], Ensemble(), tmp_path / "out")
+    text = str(refused.value)
+    assert f"give `asdjax score {b}`" in text
+    assert f"{c / fan('leave_one_out')}: give `asdjax score {c}` again" in text
+    assert f"expected a run's folder, got {tmp_path / 'none'}" in text
+    assert str(a) not in text.replace(str(tmp_path / "none"), "").replace(str(b), "")
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_scores_that_are_not_finite_are_named(members, tmp_path, value):
+    for member, kind in ((members[1], "anomaly_score"), (members[2], "leave_one_out")):
+        path = member / fan(kind)
+        rows = path.read_text().split()
+        path.write_text("\n".join([rows[0].split(",")[0] + "," + value, *rows[1:]]))
+    with pytest.raises(InputError) as refused:
+        ensemble(members, Ensemble(), tmp_path / "out")
+    for member, kind in ((members[1], "anomaly_score"), (members[2], "leave_one_out")):
+        assert f"{member / fan(kind)}: expected" in str(refused.value)
+    assert "section_00_source_0_0.wav" in str(refused.value)
+
+
+def test_score_files_of_other_clips_than_the_runs_are_refused(members, tmp_path):
+    without(members[0] / fan("anomaly_score"), lambda i: i != 2)
+    without(members[1] / fan("leave_one_out"), lambda i: i != 2)
+    spoil(members[2] / fan("leave_one_out"), ",0.5", ",half")
+    with pytest.raises(InputError) as refused:
+        ensemble(members, Ensemble(), tmp_path / "out")
+    text = str(refused.value)
+    assert "differ: fan/section_00/test/section_00_source_0_2.wav" in text
+    assert f"{members[1] / fan('leave_one_out')}: expected the 16 training clips" in text
+    assert f"{members[2] / fan('leave_one_out')}: expected rows <file>.wav,<number>" in text
+
+
+@pytest.mark.parametrize("transductive", [False, True])
+def test_scores_that_do_not_vary_set_no_scale(members, tmp_path, transductive):
+    path = members[1] / fan("anomaly_score" if transductive else "leave_one_out")
+    path.write_text("".join(f"{row.split(',')[0]},0.5\n" for row in path.read_text().split()))
+    for normalize in ("zscore", "rank"):
+        with pytest.raises(InputError, match="do not vary") as refused:
+            ensemble(members, Ensemble(normalize=normalize, transductive=transductive), tmp_path)
+        assert f"  {members[1]}: fan/section_00" in str(refused.value)
+    ensemble(members, Ensemble(transductive=not transductive), tmp_path / "out")
+
+
+def test_2021_has_a_score_file_per_domain(tmp_path):
+    clips = make_clips((("fan", "section_03"),))
+    members = [make_run(tmp_path / name, clips, seed, 2021) for seed, name in enumerate("ab")]
+    metrics = ensemble(members, Ensemble(search=True), tmp_path / "out")
+    assert "official_score" in {m.metric for m in metrics}
+    assert [f.domain for f in files(tmp_path / "out")] == ["source", "target"]
+
+
+def test_command_line(members, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["--weights", "0.25", "0.25", "0.5", "--normalize", "rank", "--transductive"]
+    command_line.dispatch(["ensemble", *map(str, members), "--out", str(out), *words])
+    assert "official score" in capsys.readouterr().out
+    config = record(out)["config"]
+    assert (config["weights"], config["normalize"]) == ([0.25, 0.25, 0.5], "rank")
+    assert config["transductive"]
+    words = ["--search", "--step", "0.5", "--force"]
+    command_line.dispatch(["ensemble", *map(str, members), "--out", str(out), *words])
+    assert record(out)["labels_used"]
+    for words in (
+        ["--weights", "-1", "1"],
+        ["--search", "--combine", "minimum"],
+        ["--step", "0.3"],
+    ):
+        with pytest.raises(InputError, match=r"weights|step"):
+            command_line.dispatch(["ensemble", *map(str, members), "--out", str(out), *words])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from asdjax.embedding import embed_groups, load_embedder, prepare
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
+from asdjax.models.embedder import Embedder
 from asdjax.report import console, figures
 from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
@@ -73,7 +74,11 @@ def run(config: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
     made = _with_labels(made, infos, out, told)
     if config.train is not None:
         train_run(made, infos, out, force=told.force, reported=told.reported)
-    _embed(made, infos, out, told)
+    embedder, made = _with_embedder(made, out)
+    if not told.force and _finished(made, out):
+        console.note(f"already finished: {out}")
+        return report_numbers(out, made, score_files.load(out / runs.SCORES), _title(out))
+    _embed(made, embedder, infos, out, told)
     score(out)
     return report(out)
 
@@ -106,9 +111,10 @@ def embed(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """
     out, told = Path(out), Options(**options)
     made, infos = _prepare(config, data, told)
-    if config.pseudo is not None and told.pseudo_labels is None:
-        told = replace(told, pseudo_labels=out / pseudo.LABELS)  # of the training
-    _embed(_with_labels(made, infos, out, told), infos, out, told)
+    if config.pseudo is not None and pseudo.bare_machines(made.clips):
+        told = replace(told, pseudo_labels=told.pseudo_labels or out / pseudo.LABELS)
+    embedder, made = _with_embedder(_with_labels(made, infos, out, told), out)
+    _embed(made, embedder, infos, out, told)
 
 
 def _prepare(config: SystemConfig, data: Path, told: Options) -> tuple[runs.Run, Infos]:
@@ -148,17 +154,27 @@ def _first_stage(made: runs.Run, infos: Infos, out: Path, told: Options) -> tupl
         train_run(first, infos, folder, force=told.force, reported=told.reported)
     else:
         console.note(f"first stage: the training of {source}")
-    embedder, weights_sha256 = load_embedder(first, source or folder)
-    first = replace(first, weights_sha256=weights_sha256).with_keys()
+    embedder, first = _with_embedder(first, source or folder)
     runs.save(folder, first)
     bare = pseudo.bare_machines(made.clips)
     embed_groups(first, embedder, infos, folder, bare, force=told.force, reuse=told.reuse)
     return first, folder
 
 
-def _embed(made: runs.Run, infos: Infos, out: Path, told: Options) -> None:
+def _with_embedder(made: runs.Run, out: Path) -> tuple[Embedder, runs.Run]:
+    """Return the embedder of a run, trained in `out`, and the run with what that depends on."""
     embedder, weights_sha256 = load_embedder(made, out)
-    made = replace(made, weights_sha256=weights_sha256).with_keys()
+    return embedder, replace(made, weights_sha256=weights_sha256).with_keys()
+
+
+def _finished(made: runs.Run, out: Path) -> bool:
+    """Tell whether `out` has the scores and figures of exactly this run."""
+    with suppress(InputError):
+        return runs.load(out) == made and (out / "skipped.csv").is_file()
+    return False
+
+
+def _embed(made: runs.Run, embedder: Embedder, infos: Infos, out: Path, told: Options) -> None:
     _note_lacking(made)
     runs.clear(out, *RESULTS, "scores")
     runs.save(out, made)
@@ -216,7 +232,11 @@ def report(out: Path) -> list[Metric]:
     write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
     if made.skipped:
         console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
-    return report_numbers(out, made, scores, f"{out}, no statistics of test clips used")
+    return report_numbers(out, made, scores, _title(out))
+
+
+def _title(out: Path) -> str:
+    return f"{out}, no statistics of test clips used"
 
 
 def report_numbers(out: Path, made: runs.Run, scores: Sequence[Scores], title: str) -> list[Metric]:

@@ -20,7 +20,7 @@ SYSTEM = "korea2025/system1"
 
 
 def main() -> None:
-    given, fields = repeated.options(__doc__.splitlines()[0], [SYSTEM])
+    given, fields = repeated.parser(__doc__.splitlines()[0], [SYSTEM]).parse_known_args()
     runs = repeated.run_all(given, fields)[SYSTEM]
     rows = []
     for machine in repeated.machines_of(runs):
@@ -29,15 +29,10 @@ def main() -> None:
             rows.append(
                 [machine, name, repeated.spread([run[machine, name] for run in runs]), theirs]
             )
-    rows.append(
-        ["all", "harmonic mean", repeated.spread(list(map(total, runs))), published_total()]
-    )
+    machines = repeated.machines_of(runs)
+    total = repeated.spread([repeated.mean(run, machines) for run in runs])
+    rows.append(["all", "harmonic mean", total, published_total()])
     console.table(["machine", "", f"ours, {len(runs)} runs", "published"], rows, str(given.data))
-
-
-def total(run: repeated.Numbers) -> float:
-    machines = repeated.machines_of([run])
-    return statistics.harmonic_mean([run[m, name] for m in machines for name in repeated.MEASURED])
 
 
 def published_total() -> str:

@@ -10,44 +10,91 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from asdjax.__main__ import dispatch
+from asdjax.data.decode import kept_in_memory
 from asdjax.files import read_csv
+from asdjax.recipes import RECIPES
+from asdjax.runs import MODEL
+from asdjax.train.source import free_memory
 
 MEASURED = ("auc_source", "auc_target", "pauc")
 Numbers = dict[tuple[str, str], float]  # machine and metric -> value in per cent
 
 
-def options(description: str, systems: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Return what the command line says, and the rest of it: fields of the recipes."""
-    parser = argparse.ArgumentParser(
+def parser(description: str, systems: Sequence[str]) -> argparse.ArgumentParser:
+    """Return what reads the options that all experiments have."""
+    reading = argparse.ArgumentParser(
         description=description,
         epilog="Everything else is a field of the recipes, as in `asdjax run`: --train.steps 1000",
     )
-    parser.add_argument("--data", type=Path, required=True, help="the recordings")
-    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each run")
-    parser.add_argument("--weights", help="a backbone's name or converted file")
-    parser.add_argument("--runs", type=int, default=3, help="random starts of each system")
-    parser.add_argument("--systems", nargs="+", choices=systems, default=list(systems))
-    return parser.parse_known_args()
+    reading.add_argument("--data", type=Path, required=True, help="the recordings")
+    reading.add_argument("--out", type=Path, required=True, help="gets a folder for each run")
+    reading.add_argument(
+        "--weights", nargs="+", help="names or converted files, in place of the recipes' backbones"
+    )
+    reading.add_argument("--runs", type=int, default=3, help="random starts of each system")
+    reading.add_argument("--systems", nargs="+", choices=systems, default=list(systems))
+    return reading
 
 
-def run_all(given: argparse.Namespace, fields: Sequence[str]) -> dict[str, list[Numbers]]:
-    """Return the numbers of each run of each system."""
-    return {
-        system: [run(system, seed, given, fields) for seed in range(given.runs)]
-        for system in given.systems
-    }
+def run_all(
+    given: argparse.Namespace,
+    fields: Sequence[str],
+    own: Callable[[str], Sequence[str]] = lambda system: (),
+) -> dict[str, list[Numbers]]:
+    """Return the numbers of each run of each system.
+
+    Args:
+      given: the command line.
+      fields: of all recipes.
+      own: fields of one recipe.
+    """
+    weights = replacements(given)
+    with kept_in_memory(free_memory() // 3):
+        return {
+            system: [
+                run(system, seed, given, weights, [*own(system), *fields])
+                for seed in range(given.runs)
+            ]
+            for system in given.systems
+        }
 
 
-def run(system: str, seed: int, given: argparse.Namespace, fields: Sequence[str]) -> Numbers:
+def replacements(given: argparse.Namespace) -> dict[str, str]:
+    """Return what stands in place of each backbone of the systems, in order of first mention."""
+    named = dict.fromkeys(n for system in given.systems for n in RECIPES[system].config.backbones)
+    if given.weights and len(given.weights) != len(named):
+        raise SystemExit(f"--weights: expected one file in place of each of {', '.join(named)}")
+    return dict(zip(named, given.weights or named, strict=True))
+
+
+def folder(out: Path, system: str, seed: int) -> Path:
+    return out / system / f"seed{seed}"
+
+
+def run(
+    system: str,
+    seed: int,
+    given: argparse.Namespace,
+    weights: Mapping[str, str],
+    fields: Sequence[str],
+) -> Numbers:
     """Train, score and evaluate one system from one random start."""
-    out = given.out / system / f"seed{seed}"
-    weights = ["--weights", given.weights] if given.weights else []
-    where = ["--data", str(given.data), "--out", str(out)]
-    dispatch(["run", system, *where, *weights, "--train.seed", str(seed), *fields])
+    out = folder(given.out, system, seed)
+    done = (folder(given.out, other, seed) for other in given.systems if other != system)
+    reuse = [str(path) for path in done if (path / MODEL).is_file()]
+    words = ["run", system, "--data", str(given.data), "--out", str(out)]
+    words += ["--weights", *(weights[name] for name in RECIPES[system].config.backbones)]
+    words += ["--reuse", *reuse] if reuse else []
+    dispatch([*words, "--train.seed", str(seed), *fields])
+    return numbers(out)
+
+
+def numbers(out: Path) -> Numbers:
+    """Return the official numbers in a folder."""
     rows = read_csv(out / "results.csv")[1:]
     return {(machine, metric): 100 * float(value) for machine, metric, value in rows}
 
@@ -57,7 +104,12 @@ def machines_of(runs: Sequence[Numbers]) -> list[str]:
     return [machine for machine, metric in runs[0] if metric == MEASURED[0]]
 
 
+def mean(run: Numbers, machines: Sequence[str]) -> float:
+    """Return the harmonic mean of AUC source, AUC target and pAUC of some machines."""
+    return statistics.harmonic_mean([run[m, name] for m in machines for name in MEASURED])
+
+
 def spread(values: Sequence[float]) -> str:
     """Return mean and sample deviation over runs."""
-    mean = f"{statistics.fmean(values):.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    average = f"{statistics.fmean(values):.2f}"
+    return f"{average} ± {statistics.stdev(values):.2f}" if len(values) > 1 else average

@@ -154,9 +154,7 @@ def attention(w, name, cfg, x, bias, padding) -> torch.Tensor:
 
 def pool(w: Weights, stats: Weights, x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
     """Return `[B, 2 D]`: mean and deviation of the tokens inside, weighted for each channel."""
-    even = inside[..., None] / inside.sum(1)[:, None, None]
-    context = torch.cat([x, *(s.expand_as(x) for s in mean_and_deviation(x, even))], -1)
-    hidden = F.relu(context @ w["pool.kernel"] + w["pool.bias"])
+    hidden = F.relu(context(x, inside) @ w["pool.kernel"] + w["pool.bias"])
     real = hidden[inside]  # what stands in padding is not part of the batch
     normed = torch.zeros_like(hidden)
     normed[inside] = batch_norm(w, stats, "pool.hidden_norm", real)
@@ -164,6 +162,12 @@ def pool(w: Weights, stats: Weights, x: torch.Tensor, inside: torch.Tensor) -> t
     weight = scores.masked_fill(~inside[..., None], -math.inf).softmax(1)
     pooled = torch.cat(mean_and_deviation(x, weight), -1).flatten(1)
     return batch_norm(w, stats, "pool.norm", pooled)
+
+
+def context(x: torch.Tensor, inside: torch.Tensor) -> torch.Tensor:
+    """Return `[B, L, 3 D]`: each token, and mean and deviation of its clip."""
+    even = inside[..., None] / inside.sum(1)[:, None, None]
+    return torch.cat([x, *(s.expand_as(x) for s in mean_and_deviation(x, even))], -1)
 
 
 def mean_and_deviation(x: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -202,13 +206,8 @@ def embed(w: Weights, stats: Weights, backbone: Backbone, mel, padding) -> torch
     return pool(w, stats, tokens, inside) @ w["project.kernel"] + w["project.bias"]
 
 
-def head_weights(base: Weights, backbone: Backbone, width: int, mel: torch.Tensor) -> Weights:
-    """Return random pooling, projection and centers; the last clip starts beyond pi - m.
-
-    Args:
-        base: weights of the backbone, whose tokens of `mel` are `width` wide.
-    """
-    rng = np.random.default_rng(SEED)
+def pooling_weights(rng: np.random.Generator, width: int) -> Weights:
+    """Return random pooling and projection of tokens of `width`."""
     hidden = max(width // 16, 1)
     kernels = {
         "pool": (3 * width, hidden),
@@ -220,9 +219,18 @@ def head_weights(base: Weights, backbone: Backbone, width: int, mel: torch.Tenso
     for name, size in {"pool.hidden_norm": hidden, "pool.norm": 2 * width}.items():
         w[f"{name}.scale"] = 1 + 0.3 * rng.normal(size=size)
         w[f"{name}.bias"] = 0.3 * rng.normal(size=size)
+    return {name: torch.tensor(value) for name, value in w.items()}
+
+
+def with_centers(rng, w: Weights, base: Weights, backbone: Backbone, mel) -> Weights:
+    """Return `w` with random centers, such that the last clip starts beyond pi - m; float32.
+
+    Args:
+        w, base: weights of pooling and projection, and of the backbone.
+    """
     centers = torch.tensor(rng.normal(size=(CLASSES, 1, EMBEDDING)))
-    w = {name: torch.tensor(value) for name, value in w.items()}
-    last = embed(cast(base | w, torch.float64), no_statistics(w), backbone, mel.double(), None)[-1]
+    whole = cast(base | w, torch.float64)
+    last = embed(whole, no_statistics(w), backbone, mel.double(), None)[-1]
     centers[LABEL[-1], 0] = 0.3 * centers[LABEL[-1], 0] - F.normalize(last, dim=0) * EMBEDDING**0.5
     return cast(w | {"heads.0.centers": centers}, torch.float32)
 
@@ -350,7 +358,9 @@ def main() -> None:
     mel = normalized_mel(torch.tensor(wave).double()).float()
     adapted = ("q_proj.weight", "v_proj.weight", "out_proj.weight")
     targets = [name.removesuffix(".weight") for name in base if name.endswith(adapted)]
-    head, lora = head_weights(base, backbone, width, mel), lora_weights(targets, width)
+    rng = np.random.default_rng(SEED)
+    head = with_centers(rng, pooling_weights(rng, width), base, backbone, mel)
+    lora = lora_weights(targets, width)
     padding = token_padding(*wave.shape[1:], mel.shape[1], mel.shape[1] // 16 * 8)
     written = {
         "wave": wave,

@@ -160,7 +160,7 @@ def test_weights_are_the_same_in_every_bit(killed, folder):
 def test_scores_are_the_same_in_every_bit(killed, folder):
     whole = folder / "whole"
     files = [whole / "results.csv", *sorted(whole.glob("scores/**/*.csv"))]
-    assert len(files) == 1 + 2 * 2  # scores and decisions of two machines
+    assert len(files) == 1 + 2 * 3  # scores, decisions, left-out scores of two machines
     for out in killed:
         assert {f.name for f in out.glob("scores/**/*.csv")} == {f.name for f in files[1:]}
         for file in files:

@@ -11,6 +11,7 @@ numpy alone.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import sys
@@ -103,13 +104,13 @@ def beats_input() -> tuple:
     return config, initialize(config), mel
 
 
-def beats_ours() -> Call:
+def forward_ours(given: Callable[[], tuple]) -> Call:
     import jax
 
     from asdjax import params as weights
     from asdjax.models.backbone import abstract
 
-    config, params, mel = beats_input()
+    config, params, mel = given()
     graph, _ = abstract(config)
     forward = jax.jit(lambda params, mel: weights.merge(graph, params)(mel))
     return lambda: np.asarray(forward(params, mel))
@@ -124,10 +125,29 @@ def beats_torch() -> Call:
     return torch.inference_mode()(lambda: forward(torch.from_numpy(mel)).numpy())
 
 
+def eat_input() -> tuple:
+    """Return the configuration, random weights and a normalized log-mel `[8, 1024, 128]`."""
+    from asdjax.models.backbone import initialize
+    from asdjax.models.eat import EatConfig
+
+    config = EatConfig.base()
+    mel = np.random.default_rng(0).standard_normal((8, 1024, 128)).astype(np.float32) * 0.5
+    return config, initialize(config), mel
+
+
 def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
     """Return `[groups, rows, 768]` float32 rows of length 1."""
     x = np.random.default_rng(seed).standard_normal((groups, rows, 768), dtype=np.float32)
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def eat_torch() -> Call:
+    import torch
+    from torch_eat import torch_eat
+
+    config, params, mel = eat_input()
+    forward = torch_eat(config, params)
+    return torch.inference_mode()(lambda: forward(torch.from_numpy(mel)).numpy())
 
 
 def knn_ours(groups: int, queries: int, references: int) -> Call:
@@ -163,30 +183,40 @@ def knn_faiss(groups: int, queries: int, references: int) -> Call:
     return lambda: np.stack([one(q, b) for q, b in zip(query, bank, strict=True)])
 
 
-def finetune_ours(kind: str) -> Call:
-    from finetune import step
+def finetune_ours(kind: str, *backbones: str) -> Call:
+    """Return a step of one system, which has a branch for each of the backbones."""
+    from finetune import STRUCTURES, step
 
-    one = step(kind, BATCH, DTYPE)
+    one = step(kind, [STRUCTURES[name] for name in backbones], BATCH, DTYPE, EAT_ATTENTION)
     return lambda: np.array(one())
 
 
-def finetune_torch(kind: str, compiled: bool) -> Call:
+def finetune_in_turn(kind: str, *backbones: str) -> Call:
+    """Return a step of each of the systems that have one of the backbones, one after the other."""
+    each = [finetune_ours(kind, name) for name in backbones]
+    return lambda: np.stack([one() for one in each])
+
+
+def finetune_torch(kind: str, backbone: str, compiled: bool) -> Call:
+    from finetune import STRUCTURES
     from torch_finetune import step
 
-    one = step(kind, compiled, BATCH, "cuda" if GPU else "cpu")
+    one = step(kind, STRUCTURES[backbone], compiled, BATCH, "cuda" if GPU else "cpu")
     return lambda: np.array(one())
 
 
-def finetune_sides(kind: str) -> dict[str, Callable[[], Call]]:
+def finetune_sides(kind: str, backbone: str) -> dict[str, Callable[[], Call]]:
     return {
-        "ours": lambda: finetune_ours(kind),
-        "torch": lambda: finetune_torch(kind, compiled=False),
-        "torch.compile": lambda: finetune_torch(kind, compiled=True),
+        "ours": lambda: finetune_ours(kind, backbone),
+        "torch": lambda: finetune_torch(kind, backbone, compiled=False),
+        "torch.compile": lambda: finetune_torch(kind, backbone, compiled=True),
     }
 
 
 GPU = shutil.which("nvidia-smi") is not None
 BATCH, DTYPE = (32, "bfloat16") if GPU else (4, "float32")
+EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of compare.py
+STEP = f"step, {BATCH} x 10 s, {DTYPE}"
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
 CASES: dict[str, dict[str, Callable[[], Call]]] = {
     "fbank 32 x 10 s": {
@@ -195,9 +225,22 @@ CASES: dict[str, dict[str, Callable[[], Call]]] = {
         "torch loop, tuned": lambda: fbank_torch_loop(keep_filters=True),
         "kaldi-native-fbank": fbank_kaldi_native_fbank,
     },
-    "BEATs-base forward, 8 x 10 s, float32": {"ours": beats_ours, "torch": beats_torch},
-    f"BEATs-base LoRA step, {BATCH} x 10 s, {DTYPE}": finetune_sides("lora"),
-    f"BEATs-base full step, {BATCH} x 10 s, {DTYPE}": finetune_sides("full"),
+    "BEATs-base forward, 8 x 10 s, float32": {
+        "ours": lambda: forward_ours(beats_input),
+        "torch": beats_torch,
+    },
+    "EAT-base forward, 8 x 10 s, float32": {
+        "ours": lambda: forward_ours(eat_input),
+        "torch": eat_torch,
+    },
+    f"BEATs-base LoRA {STEP}": finetune_sides("lora", "beats"),
+    f"BEATs-base full {STEP}": finetune_sides("full", "beats"),
+    f"EAT-base LoRA {STEP}": finetune_sides("lora", "eat"),
+    f"EAT-base full {STEP}": finetune_sides("full", "eat"),
+    f"dual LoRA {STEP}": {
+        "ours": lambda: finetune_ours("lora", "beats", "eat"),
+        "ours, one by one": lambda: finetune_in_turn("lora", "beats", "eat"),
+    },
     "kNN 7 x 200 x 1,000 x 768": {
         "ours": lambda: knn_ours(*SMALL),
         "scikit-learn": lambda: knn_scikit_learn(*SMALL),
@@ -218,6 +261,7 @@ def describe() -> dict:
     described = {name: getattr(module, "__version__", "") for name, module in found.items()}
     if "jax" in found:
         described["device"] = found["jax"].devices()[0].device_kind
+        described["eat_attention"] = EAT_ATTENTION
     return described
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch_parts import patches
 
 from asdjax.models.beats import BeatsConfig, relative_bucket
 
@@ -29,7 +30,7 @@ def torch_beats(
     biases: dict[int, torch.Tensor] = {}
 
     def forward(mel: torch.Tensor) -> torch.Tensor:
-        x = _patches(mel, config.input_patch_size)
+        x = patches(mel, config.input_patch_size)
         x = _norm(weights, "patch_norm", _linear(weights, "patch_embed", x))
         if "proj.kernel" in weights:
             x = _linear(weights, "proj", x)
@@ -56,13 +57,6 @@ def _linear(weights, name, x):
 
 def _norm(weights, name, x):
     return F.layer_norm(x, x.shape[-1:], weights[f"{name}.scale"], weights[f"{name}.bias"], 1e-5)
-
-
-def _patches(mel, patch):
-    batch, frames, bands = mel.shape
-    times = frames // patch
-    grid = mel[:, : times * patch].view(batch, times, patch, bands // patch, patch)
-    return grid.transpose(2, 3).reshape(batch, -1, patch * patch)
 
 
 def _position_kernel(weights):

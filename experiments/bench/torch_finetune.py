@@ -1,12 +1,12 @@
-"""A training step of BEATs, attentive statistics pooling and ArcFace in PyTorch: a peer to time.
+"""A training step of BEATs or EAT with pooling and ArcFace in PyTorch: a peer to time.
 
-Written as a careful user of PyTorch would: modules, fused attention with the gated bias as its
-mask, fused AdamW, adapters beside frozen weights without gradients, nothing computed twice. It
+Written as a careful user of PyTorch would: modules, fused attention (BEATs: with the gated bias as
+its mask), fused AdamW, adapters beside frozen weights without gradients, nothing computed twice. It
 starts from the weights of `finetune.initial`, so both sides have the same losses.
 No dropout. float32; on a CUDA device the backbone's products are bfloat16 (autocast).
 
 On a CPU PyTorch has no fused attention whose mask gets a gradient, and falls back to its own
-unfused one; on CUDA it takes the memory-efficient kernel.
+unfused one for BEATs; on CUDA it takes the memory-efficient kernel. EAT has no mask.
 """
 
 from __future__ import annotations
@@ -18,11 +18,15 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from finetune import ADAPTER, CLASSES, LOSS, Kind, config_of, initial, inputs
+from finetune import CLASSES, LOSS, SAMPLES, Kind, config_of, initial, inputs
 from torch import nn
+from torch_eat import Eat, joined
+from torch_parts import LoraLinear, patches, torch_array
 
-from asdjax.frontend.fbank import BEATS, BEATS_MEAN, BEATS_STD, LOG_FLOOR, mel_bank, window
+from asdjax.frontend import fbank
+from asdjax.models.backbone import Structure
 from asdjax.models.beats import BeatsConfig, relative_bucket
+from asdjax.models.eat import EatConfig
 
 FRAMES = 998  # of 10 s
 LEARNING_RATE, DECAY = 1e-4, 0.01
@@ -30,11 +34,7 @@ norm = partial(nn.LayerNorm, eps=1e-5)
 
 
 def step(
-    kind: Kind,
-    compiled: bool,
-    batch: int,
-    device: str,
-    structure: BeatsConfig | None = None,
+    kind: Kind, structure: Structure, compiled: bool, batch: int, device: str
 ) -> Callable[[], float]:
     """Return a function that does one training step on the same batch and returns its loss.
 
@@ -43,23 +43,22 @@ def step(
         compiled: through `torch.compile` (not the filter bank: it generates no complex numbers).
         batch: clips of 10 s, at least 2 (batch norm).
         device: "cpu" or "cuda".
-        structure: of the backbone; None is base size.
     """
-    model = load(kind, structure or BeatsConfig.base()).to(device)
-    fbank = Fbank().to(device)
+    model = load(kind, structure).to(device)
+    hear = Fbank(structure).to(device)
     sound, label = (torch.from_numpy(x).to(device) for x in inputs(batch))
     optimizer = adamw(model)
 
     def loss(mel: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
-            tokens = model.backbone(mel)
+            tokens = model.backbone(mel)[:, structure.extra_tokens :]
         return model.heads[0](model.project(model.pool(tokens.float())), label)
 
     forward = torch.compile(loss) if compiled else loss
 
     def one() -> float:
         optimizer.zero_grad()
-        value = forward(fbank(sound))
+        value = forward(hear(sound))
         value.backward()
         optimizer.step()
         return value.item()
@@ -67,29 +66,22 @@ def step(
     return one
 
 
-def load(kind: Kind, structure: BeatsConfig) -> nn.Module:
+def load(kind: Kind, structure: Structure) -> nn.Module:
     """Return the system with our weights; what is frozen gets no gradient."""
-    _, trainable, frozen = initial(kind, structure)
+    _, trainable, frozen = initial(kind, [structure])
     model = System(kind, structure)
-    state = dict(torch_array(n, np.array(x)) for n, x in (trainable | frozen).items())
-    found = model.load_state_dict(state, strict=False)
+    found = model.load_state_dict(torch_state(structure, trainable | frozen), strict=False)
     left = [name for name in found.missing_keys if "norm.running" not in name]
     assert not found.unexpected_keys + [n for n in left if "num_batches" not in n], found
-    trained = {torch_array(n, np.array(x))[0] for n, x in trainable.items()}
+    trained = torch_state(structure, trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trained)
     return model.train()
 
 
-def torch_array(name: str, value: np.ndarray) -> tuple[str, torch.Tensor]:
-    """Return PyTorch's name and layout: linear weights (out, in), convolutions (out, in, tap)."""
-    layer, _, last = name.rpartition(".")
-    if layer == "pool":
-        layer = "pool.hidden"
-    if last in ("kernel", "direction"):
-        value = value.T.copy()
-    last = {"kernel": "weight", "scale": "weight"}.get(last, last)
-    return f"{layer}.{last}", torch.from_numpy(value)
+def torch_state(structure: Structure, arrays: dict) -> dict[str, torch.Tensor]:
+    state = dict(torch_array(name, value) for name, value in arrays.items())
+    return joined(state) if isinstance(structure, EatConfig) else state
 
 
 def adamw(model: nn.Module) -> torch.optim.Optimizer:
@@ -105,10 +97,16 @@ def adamw(model: nn.Module) -> torch.optim.Optimizer:
 class Fbank(nn.Module):
     """Int16 waves `[B, N]` to the normalized log-mel `[B, T, 128]`, all clips at once."""
 
-    def __init__(self):
+    def __init__(self, structure: Structure):
         super().__init__()
-        self.register_buffer("taper", torch.from_numpy(window("povey")[:400].copy()))
-        self.register_buffer("bank", torch.from_numpy(mel_bank(BEATS).copy()))
+        eat = isinstance(structure, EatConfig)
+        config = fbank.EAT if eat else fbank.BEATS
+        taper = config.scale / 32_768 * fbank.window(config.window)[:400]
+        self.register_buffer("taper", torch.from_numpy(taper))
+        self.register_buffer("bank", torch.from_numpy(fbank.mel_bank(config).copy()))
+        self.rows = fbank.eat_frames(SAMPLES) if eat else FRAMES
+        beats = fbank.BEATS_MEAN, fbank.BEATS_STD
+        self.mean, self.std = (fbank.EAT_MEAN, fbank.EAT_STD) if eat else beats
 
     @torch.no_grad()
     def forward(self, wave):
@@ -117,16 +115,17 @@ class Fbank(nn.Module):
         before = torch.cat([frames[..., :1], frames[..., :-1]], 2)
         spectrum = torch.fft.rfft((frames - 0.97 * before) * self.taper, 512)[..., :-1]
         power = torch.view_as_real(spectrum).square().sum(-1)
-        mel = (power @ self.bank).clamp_min(LOG_FLOOR).log()
-        return (mel - BEATS_MEAN) / (2 * BEATS_STD)
+        mel = (power @ self.bank).clamp_min(fbank.LOG_FLOOR).log()
+        mel = F.pad(mel, (0, 0, 0, self.rows - mel.shape[1]))
+        return (mel - self.mean) / (2 * self.std)
 
 
 class System(nn.Module):
-    def __init__(self, kind: Kind, structure: BeatsConfig):
+    def __init__(self, kind: Kind, structure: Structure):
         super().__init__()
-        config = config_of(kind)
-        width = structure.encoder_embed_dim
-        self.backbone = Beats(structure, LoraLinear if kind == "lora" else nn.Linear)
+        config, width = config_of(kind, [structure]), structure.width
+        make = Eat if isinstance(structure, EatConfig) else Beats
+        self.backbone = make(structure, adapted=kind == "lora")
         self.pool = AttentiveStatistics(width)
         self.project = nn.Linear(2 * width, config.embedding)
         self.heads = nn.ModuleList([ArcFace(config.embedding)])
@@ -135,7 +134,7 @@ class System(nn.Module):
 class Beats(nn.Module):
     """The published structure, as `torch_beats.py`, with gradients."""
 
-    def __init__(self, config: BeatsConfig, adapted: type[nn.Linear]):
+    def __init__(self, config: BeatsConfig, adapted: bool):
         super().__init__()
         patch, width = config.input_patch_size, config.encoder_embed_dim
         self.patch = patch
@@ -155,10 +154,8 @@ class Beats(nn.Module):
 
     def forward(self, mel):
         """Return `[B, L, D]` from `[B, T, 128]`."""
-        times = mel.shape[1] // self.patch
-        grid = mel[:, : times * self.patch].unflatten(1, (times, self.patch))
-        patches = grid.unflatten(3, (-1, self.patch)).transpose(2, 3).flatten(3).flatten(1, 2)
-        x = self.proj(self.patch_norm(self.patch_embed(patches)))
+        x = self.patch_embed(patches(mel, self.patch))
+        x = self.proj(self.patch_norm(x))
         x = self.norm(x + self.pos_conv(x))
         bias = F.embedding(self.bucket, self.relative_bias).permute(2, 0, 1)  # [H, L, L]
         for layer in self.layers:
@@ -184,7 +181,7 @@ class PositionConv(nn.Module):
 
 
 class Layer(nn.Module):
-    def __init__(self, config: BeatsConfig, adapted: type[nn.Linear]):
+    def __init__(self, config: BeatsConfig, adapted: bool):
         super().__init__()
         width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
         self.alpha = (2 * config.encoder_layers) ** 0.25
@@ -198,11 +195,12 @@ class Layer(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, adapted: type[nn.Linear]):
+    def __init__(self, width: int, heads: int, adapted: bool):
         super().__init__()
+        linear = LoraLinear if adapted else nn.Linear
         self.heads = heads
-        self.q, self.k = adapted(width, width), nn.Linear(width, width)
-        self.v, self.out = adapted(width, width), adapted(width, width)
+        self.q, self.k = linear(width, width), nn.Linear(width, width)
+        self.v, self.out = linear(width, width), linear(width, width)
         self.gate = nn.Linear(width // heads, 8)
         self.gate_scale = nn.Parameter(torch.empty(heads))
 
@@ -216,18 +214,6 @@ class Attention(nn.Module):
         mask = (gate[..., None] * bias).to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).flatten(2))
-
-
-class LoraLinear(nn.Linear):
-    """x W + b + alpha / rank (x A) B."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__(inputs, outputs)
-        self.lora_a = nn.Parameter(torch.empty(inputs, ADAPTER.rank))
-        self.lora_b = nn.Parameter(torch.empty(ADAPTER.rank, outputs))
-
-    def forward(self, x):
-        return super().forward(x) + ADAPTER.alpha / ADAPTER.rank * (x @ self.lora_a) @ self.lora_b
 
 
 class AttentiveStatistics(nn.Module):

@@ -10,6 +10,7 @@ import pytest
 
 from asdjax.models import attention as module
 from asdjax.models.attention import attention
+from asdjax.types import InputError
 
 HEADS, B, L, D = 3, 2, 7, 12
 BOTH = [  # CPU; accelerators
@@ -50,6 +51,20 @@ def test_equals_a_loop(inputs, implementation, extras):
 
 def test_public_function_takes_keywords(inputs):
     np.testing.assert_allclose(attention(**inputs, heads=HEADS), oracle(**inputs), atol=2e-6)
+
+
+@pytest.mark.parametrize("extras", [(), ("bias",), ("bias", "gate"), ("bias", "gate", "padding")])
+def test_the_library_gives_the_same(inputs, extras):
+    arguments = {n: x for n, x in inputs.items() if n in ("q", "k", "v", *extras)}
+    ours = attention(**arguments, heads=HEADS, implementation="xla")
+    # float32 rounding of values around 1
+    np.testing.assert_allclose(ours, oracle(**arguments), atol=2e-6)
+
+
+def test_the_library_has_no_dropout(inputs):
+    arguments = {"heads": HEADS, "dropped": 0.1, "key": jax.random.key(0)}
+    with pytest.raises(InputError, match=r"'xla' has no dropout.*set dropout to False"):
+        attention(**inputs, **arguments, implementation="xla")
 
 
 def test_gradients_of_both_ways_agree(inputs):

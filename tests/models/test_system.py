@@ -13,9 +13,12 @@ from asdjax.losses.adacos import AdaCos, initial_scale
 from asdjax.losses.margin import Margin
 from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
+from asdjax.models.eat import EatConfig
 from asdjax.models.embedder import finetuned_embedder
 from asdjax.models.lora import Lora
 from asdjax.models.system import (
+    Branch,
+    FineTuned,
     Input,
     System,
     Task,
@@ -259,3 +262,79 @@ def test_pooling_sees_only_real_tokens():
         expected = np.float64(means) @ kernel + bias
         # 1e-5: float32 sums of 32 products of unit scale
         np.testing.assert_allclose(system([Input(jnp.asarray(tokens), given)]), expected, atol=1e-5)
+
+
+# Two branches
+
+EAT = EatConfig(embed_dim=32, depth=1, num_heads=2, max_length=8)
+DUAL = FineTuned(
+    (
+        Branch("", Lora(rank=2, alpha=3.0, targets=("q", "fc1"))),
+        Branch("", Lora(rank=3, alpha=1.0, targets=("v", "out")), pooling="cls"),
+    ),
+    embedding=8,
+)
+
+
+def test_each_branch_folds_its_own_adapters(backbone):
+    eat = Backbone(EAT, made(abstract(EAT)[1], seed=1))
+    both = [STRUCTURE, EAT]
+    statistics, trainable, frozen = initialize(
+        DUAL, both, (), [backbone.params, eat.params], seed=0
+    )
+    parts, weight = take_apart(DUAL, both, train=False), made(trainable, seed=2)
+    assert not any(".lora_" in name for name in frozen)
+    assert "branches.1.backbone.positions" in frozen
+    wave = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal((2, SAMPLES)), jnp.float32)
+    lengths = jnp.array([SAMPLES, 3000])
+
+    @jax.jit
+    def system(wave, lengths):
+        model = weights.merge(parts.graph, statistics, weight, frozen)
+        inputs = [Input(s.frontend(wave, lengths), s.token_padding(SAMPLES, lengths)) for s in both]
+        return model(inputs)
+
+    embedder = finetuned_embedder([backbone, eat], DUAL, weight | statistics)
+    found, expected = jax.jit(embedder.apply)(embedder.params, wave, lengths), system(wave, lengths)
+    assert found.shape == (2, 16)
+    # 1e-5 of the largest: the sum of two products against the product of a sum, in float32
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    eats = embed_with_cls(eat, weight, wave, lengths)
+    np.testing.assert_allclose(found[:, 8:], eats, rtol=0, atol=1e-4 * np.abs(eats).max())
+
+
+def embed_with_cls(eat, branch, weight, wave, lengths):
+    """Return the second half by hand: W + alpha / rank A B in the layers, class token, projection."""
+    own = {
+        n.removeprefix("branches.1."): v for n, v in weight.items() if n.startswith("branches.1.")
+    }
+    base = dict(eat.params)
+    for layer in ("layers.0.attn.v", "layers.0.attn.out"):
+        a, b = (np.float64(own[f"backbone.{layer}.lora_{x}"]) for x in "ab")
+        base[f"{layer}.kernel"] = np.float64(base[f"{layer}.kernel"]) + 1.0 / 3 * a @ b
+    tokens = np.float64(Backbone(EAT, base)(wave, lengths))
+    return tokens[:, 0] @ np.float64(own["project.kernel"]) + np.float64(own["project.bias"])
+
+
+def test_the_positions_of_eat_never_train():
+    for config in (one_branch("", embedding=8), one_branch("", Lora(rank=2), embedding=8)):
+        parts = take_apart(config, [EAT], HEADS, train=True)
+        assert "branches.0.backbone.positions" in parts.frozen
+    assert set(take_apart(one_branch(""), [EAT], train=True).frozen) == {
+        "branches.0.backbone.positions"
+    }
+
+
+def test_a_head_of_one_branch_sees_its_part_alone():
+    tasks = [Task(Margin(), np.ones(3, int), branch=1), Task(Margin(), np.ones(3, int))]
+    system = System(DUAL, [STRUCTURE, EAT], tasks, train=False, rngs=nnx.Rngs(0))
+    embedding = jnp.arange(32.0).reshape(2, 16)
+    np.testing.assert_array_equal(system.heads[0].seen(embedding), embedding[:, 8:])
+    np.testing.assert_array_equal(system.heads[1].seen(embedding), embedding)
+    assert system.heads[0].centers.shape == (3, 1, 8)
+    assert system.heads[1].centers.shape == (3, 1, 16)
+
+
+def test_a_system_has_a_branch():
+    with pytest.raises(InputError, match="at least one branch"):
+        FineTuned(())

@@ -21,13 +21,13 @@ from trainings import lines, quick_compiles, small_system, two_machines
 
 from asdjax import params, pipeline
 from asdjax.embedding import prepare
-from asdjax.training import training_of
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
 from asdjax.train import interrupt, loop, source
 from asdjax.train.config import HeadConfig
 from asdjax.train.step import TrainState
+from asdjax.training import training_of
 from asdjax.types import InputError
 
 PASSES = 30

@@ -1,0 +1,113 @@
+"""An ensemble as a recipe: its members are run where they are not finished, then combined."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from machines import tone_machine
+
+from asdjax import __main__ as command_line
+from asdjax import runs
+from asdjax.config import EnsembleConfig
+from asdjax.recipes import RECIPES, aithu2024
+from asdjax.recipes.recipe import Recipe
+from asdjax.scoring.ensemble import Ensemble
+from asdjax.scoring.score import Knn
+from asdjax.types import InputError
+
+LOGMEL = RECIPES["frozen/logmel"].config
+MEMBERS = {"test/one": LOGMEL, "test/two": replace(LOGMEL, scorer=Knn(banks="domain"))}
+BOTH = EnsembleConfig(tuple(MEMBERS), Ensemble((0.25, 0.75)))
+
+
+@pytest.fixture
+def data(tmp_path):
+    tone_machine(tmp_path / "data", "fan")
+    tone_machine(tmp_path / "data", "pump", seed=1)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def recipes(monkeypatch):
+    for name, config in (MEMBERS | {"test/both": BOTH}).items():
+        monkeypatch.setitem(RECIPES, name, Recipe("", config, "", "", ""))
+
+
+def run(tmp_path, *more):
+    words = ["run", "test/both", "--data", tmp_path / "data", "--out", tmp_path / "both", *more]
+    command_line.dispatch(list(map(str, words)))
+
+
+def times(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.suffix in (".npz", ".csv")}
+
+
+def test_members_are_run_and_combined_with_the_weights_of_the_recipe(data, recipes, tmp_path):
+    run(tmp_path)
+    both = tmp_path / "both"
+    for name, system in MEMBERS.items():
+        assert runs.load(both / "members" / name).system.scorer == system.scorer
+    record = json.loads((both / "ensemble.json").read_text())
+    assert record["weights"] == [0.25, 0.75]
+    assert [m["path"] for m in record["members"]] == [str(both / "members" / n) for n in MEMBERS]
+    assert "official_score" in (both / "results.csv").read_text()
+
+
+def test_only_a_member_that_changed_is_run_again(data, recipes, tmp_path, monkeypatch, capsys):
+    run(tmp_path)
+    folders = [tmp_path / "both" / "members" / name for name in MEMBERS]
+    before, key = [times(folder) for folder in folders], record_key(tmp_path)
+    changed = replace(MEMBERS["test/two"], scorer=Knn(standardize=True))
+    monkeypatch.setitem(RECIPES, "test/two", Recipe("", changed, "", "", ""))
+    capsys.readouterr()
+    run(tmp_path)
+    assert f"already finished: {folders[0]}" in " ".join(capsys.readouterr().err.split())
+    one, two = (times(folder) for folder in folders)
+    score = {path for path in two if "scores" in path.parts}
+    assert {p for p in one if one[p] != before[0][p] and p.name != "results.csv"} == set()
+    assert all(two[path] != before[1][path] for path in score)
+    assert {p for p in two if p.suffix == ".npz" and two[p] != before[1][p]} == set()
+    assert record_key(tmp_path) != key
+
+
+def record_key(tmp_path):
+    return json.loads((tmp_path / "both" / "ensemble.json").read_text())["key"]
+
+
+def test_members_take_what_is_exactly_theirs_from_each_other(data, recipes, tmp_path, monkeypatch):
+    """Both have the same frozen features: they are computed once."""
+    asked = []
+    original = command_line.embedding.make_embed
+
+    def counting(*arguments):
+        compute = original(*arguments)
+
+        def embed(clips, infos, advance):
+            asked.append(clips)
+            return compute(clips, infos, advance)
+
+        return embed
+
+    monkeypatch.setattr(command_line.embedding, "make_embed", counting)
+    run(tmp_path)
+    assert len(asked) == 2  # machines, not machines of both members
+
+
+def test_members_may_lie_elsewhere_and_weights_be_changed(data, recipes, tmp_path):
+    run(tmp_path, "--runs", tmp_path / "shared", "--ensemble.weights", 3, 1)
+    assert (tmp_path / "shared" / "test" / "one" / "results.csv").exists()
+    assert json.loads((tmp_path / "both" / "ensemble.json").read_text())["weights"] == [0.75, 0.25]
+
+
+def test_an_ensemble_has_no_training_of_its_own(recipes):
+    with pytest.raises(InputError, match="test/both is an ensemble; `train` takes one of its"):
+        command_line.dispatch(["train", "test/both", "--data", "x", "--out", "y"])
+
+
+def test_the_coefficients_are_those_of_the_report():
+    for name, row in aithu2024.COEFFICIENTS.items():
+        config = RECIPES[name].config
+        weights = dict(zip(config.members, config.ensemble.weights, strict=True))
+        assert [weights.get(member, 0.0) for member in aithu2024.SINGLES] == list(row)
+        assert sum(row) == pytest.approx(1)
+        assert not config.ensemble.transductive

@@ -21,7 +21,6 @@ from asdjax.ensemble import ensemble as combine
 from asdjax.pseudo import cluster_run
 from asdjax.recipes import RECIPES
 from asdjax.report import console
-from asdjax.runs import MODEL
 from asdjax.scoring.ensemble import Ensemble
 from asdjax.scoring.pseudo import Pseudo
 from asdjax.train import source
@@ -73,7 +72,7 @@ class EnsembleArguments:
       config: the members and how they are combined.
       weights: names or converted files of all members' backbones, in place of the recipes' and in
         their order.
-      members: gets a folder for each member; what is finished there is kept. None: OUT/members.
+      runs: gets a folder for each member; what is finished there is kept. None: OUT/members.
       year: the edition whose rules apply, where the data do not tell.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
       skip_bad: leave broken files out and list them, instead of stopping.
@@ -84,7 +83,7 @@ class EnsembleArguments:
     out: Path
     config: Annotated[EnsembleConfig, tyro.conf.arg(name="")]
     weights: tuple[str, ...] = ()
-    members: Path | None = None
+    runs: Path | None = None
     year: int | None = None
     ground_truth: Path | None = None
     skip_bad: bool = False
@@ -126,7 +125,7 @@ def run(given: RunArguments | EnsembleArguments) -> None:
 def run_ensemble(given: EnsembleArguments) -> None:
     """Run every member that is not finished, then combine them."""
     systems = {name: RECIPES[name].config for name in given.config.members}
-    folder = given.members or given.out / "members"
+    folder = given.runs or given.out / "members"
     backbones = _backbones(systems.values(), given.weights)
     told = ("year", "ground_truth", "skip_bad", "force")
     options = {name: getattr(given, name) for name in told}
@@ -134,7 +133,7 @@ def run_ensemble(given: EnsembleArguments) -> None:
         for name, system in systems.items():
             console.note(f"member {name}")
             system, out = system.with_backbones(backbones), folder / name
-            others = tuple(path.parent for path in folder.rglob(MODEL) if path.parent != out)
+            others = tuple(folder / other for other in systems if other != name)
             reported = RECIPES[name].parameters
             pipeline.run(system, given.data, out, reuse=others, reported=reported, **options)
     runs = [folder / name for name in systems]

@@ -22,6 +22,7 @@ class Structure(Protocol):
 
     width: int  # D
     layers_count: int
+    bands: int  # patches beside each other in frequency
     extra_tokens: int  # before the patches: 1 with a class token, else 0
     shortest_samples: int  # of a wave
     has_classes: bool  # has a class head
@@ -134,7 +135,7 @@ class Backbone:
 
     def patches(self, tokens: jax.Array) -> jax.Array:
         """Return `[B, T, F, D]` from `[B, L, D]`: time and band of each patch, no class token."""
-        return patch_grid(tokens, self.config.extra_tokens)
+        return patch_grid(tokens, self.config.extra_tokens, self.config.bands)
 
     def _probabilities(self, params, wave, lengths):
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)

@@ -155,9 +155,12 @@ class BeatsConfig:
     def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
         return beats_frontend(wave)
 
+    @property
+    def bands(self) -> int:
+        return MEL_BANDS // self.input_patch_size
+
     def token_count(self, samples: int) -> int:
-        bands = MEL_BANDS // self.input_patch_size
-        return frame_count(samples) // self.input_patch_size * bands
+        return frame_count(samples) // self.input_patch_size * self.bands
 
     def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
         return token_padding(lengths, samples, frame_count(samples), self.token_count(samples))

@@ -146,6 +146,10 @@ class EatConfig:
             )
         return eat_frontend(wave, frames, lengths)
 
+    @property
+    def bands(self) -> int:
+        return MEL_BANDS // self.patch_size
+
     def token_count(self, samples: int) -> int:
         return self.extra_tokens + self._patches(samples)
 
@@ -168,7 +172,7 @@ class EatConfig:
 
     def _patches(self, samples):
         """Return how many patches a clip of `samples` (int or array) has."""
-        return eat_frames(samples) // self.patch_size * (MEL_BANDS // self.patch_size)
+        return eat_frames(samples) // self.patch_size * self.bands
 
 
 def _divides(part: int, whole: int) -> bool:
@@ -313,7 +317,7 @@ class Attention(nnx.Module):
         return self.out(y)
 
 
-def patch_grid(tokens: jax.Array, extra_tokens: int = 1, bands: int = MEL_BANDS // 16) -> jax.Array:
+def patch_grid(tokens: jax.Array, extra_tokens: int = 1, bands: int = 8) -> jax.Array:
     """Return `[B, T, F, D]` from tokens `[B, extra + T F, D]`: the patches by time and mel band.
 
     Args:

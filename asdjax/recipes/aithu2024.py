@@ -154,7 +154,7 @@ CHOSEN_PSE = (
 )
 CHOSEN_SYSTEM = (
     "mean and deviation of each member's leave-one-out scores of normal training clips, per "
-    "machine; the report's are those of the scores themselves: --ensemble.transductive True"
+    "machine; the report's are those of the scores themselves: --ensemble.transductive"
 )
 
 

@@ -116,13 +116,22 @@ def forward_ours(given: Callable[[], tuple]) -> Call:
     return lambda: np.asarray(forward(params, mel))
 
 
-def beats_torch() -> Call:
+def forward_torch(given: Callable[[], tuple], make: Callable) -> Call:
+    """Return the forward pass of what `make(config, params, device)` gives."""
     import torch
+
+    config, params, mel = given()
+    device = "cuda" if GPU else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
+    forward = make(config, {n: np.asarray(value) for n, value in params.items()}, device)
+    mel = torch.from_numpy(mel).to(device)
+    return torch.inference_mode()(lambda: forward(mel).cpu().numpy())
+
+
+def beats_torch() -> Call:
     from torch_beats import torch_beats
 
-    config, params, mel = beats_input()
-    forward = torch_beats(config, {name: np.asarray(value) for name, value in params.items()})
-    return torch.inference_mode()(lambda: forward(torch.from_numpy(mel)).numpy())
+    return forward_torch(beats_input, torch_beats)
 
 
 def eat_input() -> tuple:
@@ -142,12 +151,9 @@ def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
 
 
 def eat_torch() -> Call:
-    import torch
     from torch_eat import torch_eat
 
-    config, params, mel = eat_input()
-    forward = torch_eat(config, params)
-    return torch.inference_mode()(lambda: forward(torch.from_numpy(mel)).numpy())
+    return forward_torch(eat_input, torch_eat)
 
 
 def knn_ours(groups: int, queries: int, references: int) -> Call:

@@ -32,11 +32,10 @@ class Adapter(nn.Module):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
-        self.lora_a = nn.Parameter(torch.empty(inputs, ADAPTER.rank))
-        self.lora_b = nn.Parameter(torch.empty(ADAPTER.rank, outputs))
+        self.lora_a, self.lora_b = factors(inputs, outputs)
 
     def forward(self, x):
-        return ADAPTER.alpha / ADAPTER.rank * (x @ self.lora_a) @ self.lora_b
+        return low_rank(x, self.lora_a, self.lora_b)
 
 
 class LoraLinear(nn.Linear):
@@ -44,8 +43,16 @@ class LoraLinear(nn.Linear):
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__(inputs, outputs)
-        self.lora_a = nn.Parameter(torch.empty(inputs, ADAPTER.rank))
-        self.lora_b = nn.Parameter(torch.empty(ADAPTER.rank, outputs))
+        self.lora_a, self.lora_b = factors(inputs, outputs)
 
     def forward(self, x):
-        return super().forward(x) + ADAPTER.alpha / ADAPTER.rank * (x @ self.lora_a) @ self.lora_b
+        return super().forward(x) + low_rank(x, self.lora_a, self.lora_b)
+
+
+def factors(inputs: int, outputs: int) -> tuple[nn.Parameter, nn.Parameter]:
+    shapes = (inputs, ADAPTER.rank), (ADAPTER.rank, outputs)
+    return tuple(nn.Parameter(torch.empty(shape)) for shape in shapes)
+
+
+def low_rank(x, a, b):
+    return ADAPTER.alpha / ADAPTER.rank * (x @ a) @ b

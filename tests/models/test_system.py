@@ -303,11 +303,10 @@ def test_each_branch_folds_its_own_adapters(backbone):
     np.testing.assert_allclose(found[:, 8:], eats, rtol=0, atol=1e-4 * np.abs(eats).max())
 
 
-def embed_with_cls(eat, branch, weight, wave, lengths):
-    """Return the second half by hand: W + alpha / rank A B in the layers, class token, projection."""
-    own = {
-        n.removeprefix("branches.1."): v for n, v in weight.items() if n.startswith("branches.1.")
-    }
+def embed_with_cls(eat, weight, wave, lengths):
+    """Return the second half by hand: kernels W + alpha / rank A B, class token, projection."""
+    prefix = "branches.1."
+    own = {n.removeprefix(prefix): v for n, v in weight.items() if n.startswith(prefix)}
     base = dict(eat.params)
     for layer in ("layers.0.attn.v", "layers.0.attn.out"):
         a, b = (np.float64(own[f"backbone.{layer}.lora_{x}"]) for x in "ab")

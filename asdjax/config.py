@@ -101,6 +101,11 @@ class EnsembleConfig:
     members: tuple[str, ...]
     ensemble: Ensemble = field(default_factory=Ensemble)
 
+    def __post_init__(self):
+        if len(set(self.members)) < max(len(self.members), 2):
+            raise InputError(f"expected two or more different members, got {list(self.members)}")
+        self.ensemble.shares(len(self.members))
+
 
 def to_json(config: object) -> object:
     """Return plain values; a dataclass becomes a dict that has its class name under "class"."""

@@ -117,23 +117,24 @@ def weights_of(config: LogMel | Pretrained | FineTuned) -> str:
     return found[0] if len(found) == 1 else digest(found)
 
 
-def load_embedder(run: Run, out: Path) -> tuple[Embedder, str]:
-    """Return a run's embedder and the SHA-256 of its weight files ("" if it has none).
+def load_embedder(run: Run, out: Path) -> tuple[Embedder, Run]:
+    """Return a run's embedder, trained in `out`, and the run with what its embeddings depend on.
 
     Raises:
       InputError: weights that are missing or do not fit; a system that is not trained in `out`.
     """
-    config = run.system.embedder
+    config, sha256 = run.system.embedder, run.weights_sha256
     if isinstance(config, LogMel):
-        return logmel_embedder(), ""
-    if isinstance(config, Pretrained):
-        backbone = load_backbone(config.weights, config.dtype)
-        return backbone_embedder(backbone, config), run.weights_sha256
-    trained = load_trained(run, out)
-    if trained is None:
-        raise InputError(f"{out} holds no model of this system and data; train it with `run`")
-    sha256 = digest(run.weights_sha256, sha256_file(out / MODEL))
-    return finetuned_embedder(load_backbones(config), config, trained), sha256
+        embedder = logmel_embedder()
+    elif isinstance(config, Pretrained):
+        embedder = backbone_embedder(load_backbone(config.weights, config.dtype), config)
+    else:
+        trained = load_trained(run, out)
+        if trained is None:
+            raise InputError(f"{out} holds no model of this system and data; train it with `run`")
+        embedder = finetuned_embedder(load_backbones(config), config, trained)
+        sha256 = digest(sha256, sha256_file(out / MODEL))
+    return embedder, replace(run, weights_sha256=sha256).with_keys()
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,36 +18,18 @@ import numpy as np
 from asdjax import pipeline, runs
 from asdjax.config import digest, to_json
 from asdjax.files import write_json
+from asdjax.members import Member, load_members
 from asdjax.metrics import official, score_files
-from asdjax.metrics.auc import aucs, paucs
 from asdjax.metrics.official import Metric
-from asdjax.metrics.pairing import Table
+from asdjax.metrics.search import official_scores
 from asdjax.report import console
 from asdjax.runs import Group, Run
 from asdjax.scoring.ensemble import Ensemble, combine, normalize, search, varies
 from asdjax.scoring.score import threshold
-from asdjax.types import Clip, InputError, preview
+from asdjax.types import Clip, InputError
 from asdjax.version import __version__
 
-Key = tuple[str, str, str, str]  # machine, section, split and name of a clip
 SCORES, RECORD, RESULTS = "scores/ensemble", "ensemble.json", "results.csv"
-
-
-@dataclass(frozen=True)
-class Member:
-    """A finished run: scores of its test clips, leave-one-out scores of its training clips."""
-
-    path: Path
-    run: Run
-    scores: Mapping[Key, float]
-
-    def of(self, clips: Sequence[Clip]) -> np.ndarray:
-        """Return the scores `[n]` of clips."""
-        return np.array([self.scores[_key(clip)] for clip in clips])
-
-    @cached_property
-    def sha256(self) -> str:
-        return digest(sorted(self.scores.items()))
 
 
 @dataclass(frozen=True)
@@ -75,7 +56,7 @@ def ensemble(
     Raises:
       InputError: the runs do not fit together, or a search finds no labels.
     """
-    out, found = Path(out), _load_members([Path(path) for path in members])
+    out, found = Path(out), load_members([Path(path) for path in members])
     weights = config.shares(len(found))
     if (out / "config.json").exists():
         raise InputError(f"{out} holds a run; give the ensemble a folder of its own")
@@ -115,7 +96,7 @@ def _combine(
     described = {
         "asdjax": __version__,
         "config": to_json(config),
-        "members": [_describe(member) for member in members],
+        "members": [member.describe() for member in members],
         "weights": None if used is None else used.tolist(),
         "transductive": config.transductive,
         "labels_used": config.search,
@@ -127,20 +108,11 @@ def _combine(
     console.note(f"scores: {out / SCORES}")
 
 
-def _describe(member: Member) -> dict[str, str]:
-    return {
-        "path": str(member.path),
-        "system_sha256": digest(member.run.system),
-        "weights_sha256": member.run.weights_sha256,
-        "scores_sha256": member.sha256,
-    }
-
-
 def _digest_of(members: Sequence[Member], config: Ensemble) -> str:
     """Return a digest of what the ensemble depends on; labels too, which a search uses."""
-    made = members[0].run
-    labels = [(*_key(clip), clip.label, clip.domain) for clip in made.clips]
-    return digest(config, [m.sha256 for m in members], labels, made.year, __version__)
+    first = members[0]
+    labels = [(*key, *told) for key, told in first.labels.items()]
+    return digest(config, [m.sha256 for m in members], labels, first.run.year, __version__)
 
 
 def _finished(out: Path, key: str) -> bool:
@@ -150,65 +122,6 @@ def _finished(out: Path, key: str) -> bool:
         return False
 
 
-def _load_members(paths: Sequence[Path]) -> list[Member]:
-    """Read the runs and compare their clips; InputError with all that is wrong."""
-    if len({path.resolve() for path in paths}) < max(len(paths), 2):
-        raise InputError(f"expected two or more different runs, got {preview(paths) or 'none'}")
-    members, problems = [], []
-    for path in paths:
-        try:
-            members.append(_load_member(path))
-        except InputError as error:
-            problems.append(str(error))
-    for other in members[1:]:
-        problems += _differences(members[0], other)
-    if problems:
-        raise InputError("cannot combine these runs:\n  " + "\n  ".join(problems))
-    return members
-
-
-def _load_member(path: Path) -> Member:
-    made = runs.load(path)
-    if not any((path / "scores").rglob(f"{score_files.SCORE}_*.csv")):
-        raise InputError(f"expected scores in {path / 'scores'}: give `asdjax score {path}`")
-    scores = {
-        (file.machine, file.section, "test", name): value
-        for file in score_files.load(path / "scores")
-        for name, value in zip(file.names, file.values.tolist(), strict=True)
-    }
-    clips = {_key(clip) for clip in made.clips if clip.split == "test"}
-    if differ := scores.keys() ^ clips:
-        raise InputError(
-            f"{path}: scores and test clips of the run differ: {_show(differ)}; "
-            f"give `asdjax score {path}` again"
-        )
-    for group in made.groups:
-        normal = _part(made, group, "train")
-        values = runs.load_left_out(path, made, group).tolist()
-        scores |= zip(map(_key, normal), values, strict=True)
-    return Member(path, made, scores)
-
-
-def _differences(first: Member, other: Member) -> list[str]:
-    """Return in what two runs are not of the same recordings, labels and rules."""
-    problems = []
-    if other.run.year != first.run.year:
-        years = f"year {other.run.year}, {first.path} has {first.run.year}"
-        problems.append(f"{other.path}: {years}; give both runs the same --year")
-    if missing := first.scores.keys() - other.scores.keys():
-        problems.append(f"{other.path} lacks clips of {first.path}: {_show(missing)}")
-    if extra := other.scores.keys() - first.scores.keys():
-        problems.append(f"{other.path} has clips that {first.path} lacks: {_show(extra)}")
-    labels = [{_key(c): (c.label, c.domain) for c in m.run.clips} for m in (first, other)]
-    shared = labels[0].keys() & labels[1].keys()
-    if differ := {key for key in shared if labels[0][key] != labels[1][key]}:
-        problems.append(
-            f"{other.path}: labels or domains differ from {first.path}: {_show(differ)}; "
-            "give both runs the same --ground-truth"
-        )
-    return problems
-
-
 def _normalized(members: Sequence[Member], config: Ensemble) -> dict[Group, Normalized]:
     """Return the members' scores of each machine and section on one scale.
 
@@ -216,7 +129,7 @@ def _normalized(members: Sequence[Member], config: Ensemble) -> dict[Group, Norm
       InputError: reference scores that do not vary, all at once.
     """
     made, split = members[0].run, "test" if config.transductive else "train"
-    references = {g: [m.of(_part(made, g, split)) for m in members] for g in made.groups}
+    references = {g: [m.of(made.select(g, split)) for m in members] for g in made.groups}
     flat = [
         f"{member.path}: {'/'.join(group)}"
         for group, found in references.items()
@@ -228,7 +141,7 @@ def _normalized(members: Sequence[Member], config: Ensemble) -> dict[Group, Norm
         raise InputError(head + ":\n  " + "\n  ".join(flat))
     machines = {}
     for group, found in references.items():
-        test, normal = (_part(made, group, name) for name in ("test", "train"))
+        test, normal = (made.select(group, name) for name in ("test", "train"))
         pairs = list(zip(members, found, strict=True))
         scaled = (
             np.stack([normalize(m.of(clips), r, config.normalize) for m, r in pairs])
@@ -255,52 +168,3 @@ def _search(
     )
     console.note(f"best of the grid on the labels of the test clips: {100 * best:.2f}")
     return weights, best
-
-
-def official_scores(
-    clips: Mapping[Group, Sequence[Clip]], scores: Sequence[np.ndarray], year: int | None
-) -> np.ndarray:
-    """Return `[W]`: the official score of each of W systems, all at once.
-
-    The rules of 2020 have none; there it is the mean of `amean_auc` and `amean_pauc` of "ALL".
-
-    Args:
-      clips: per machine and section the labelled test clips.
-      scores: in the same order `[W, n]`, a row per system.
-      year: as `official.evaluate` takes it.
-    """
-    tables = {group: official._labels(labelled) for group, labelled in clips.items()}
-    rule = official._rule(tables, year)
-    areas = {
-        group: _section_areas(table, values, rule)
-        for (group, table), values in zip(tables.items(), scores, strict=True)
-    }
-    if rule == 2020:
-        machines = {machine: [] for machine, _ in areas}
-        for (machine, _), found in areas.items():
-            machines[machine] += found
-        return np.mean([np.mean(found, axis=0) for found in machines.values()], axis=0)
-    every = np.maximum([area for found in areas.values() for area in found], official.EPS)
-    return len(every) / np.sum(1 / every, axis=0)
-
-
-def _section_areas(table: Table, scores: np.ndarray, rule: int) -> list[np.ndarray]:
-    """Return the AUCs and pAUCs `[W]` of a section that count for the official score."""
-    ranked, partial, _ = official._sets(table, rule)
-    whole = [mask for suffix, mask in ranked.items() if suffix != "_all"]
-    return [
-        *(aucs(table.label[mask], scores[:, mask]) for mask in whole),
-        *(paucs(table.label[mask], scores[:, mask]) for mask in partial.values()),
-    ]
-
-
-def _part(made: Run, group: Group, split: str) -> tuple[Clip, ...]:
-    return tuple(clip for clip in made.groups[group] if clip.split == split)
-
-
-def _key(clip: Clip) -> Key:
-    return (*clip.group, clip.split, clip.name)
-
-
-def _show(keys: Iterable[Key]) -> str:
-    return preview("/".join(key) for key in sorted(keys))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,38 +26,16 @@ from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
 from asdjax.models.embedder import Embedder
+from asdjax.options import Options
 from asdjax.report import console, figures
 from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
-from asdjax.training import load_trained, train_run
-from asdjax.types import Clip, Embeddings, InputError, Scores
+from asdjax.training import train_run
+from asdjax.two_stage import with_labels
+from asdjax.types import Clip, InputError, Scores
 
 Infos = dict[Path, AudioInfo]
 RESULTS = ("results.csv", "skipped.csv", "figures")  # what `report` writes
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `run`, `train` and `embed` can be told beside system, recordings and folder.
-
-    Args:
-      year: the edition whose rules apply; None takes it from the data.
-      ground_truth: labels of an evaluation set, as the official evaluators publish them.
-      skip_bad: leave broken files out (listed in the results) instead of stopping.
-      force: train and embed again what an earlier call did.
-      reported: parameter counts of the system's report, to be printed beside ours.
-      reuse: folders of other runs, whose training or embeddings are taken where they are exactly
-        those that this run needs.
-      pseudo_labels: a csv of `asdjax.pseudo`: labels of training clips without attributes.
-    """
-
-    year: int | None = None
-    ground_truth: Path | None = None
-    skip_bad: bool = False
-    force: bool = False
-    reported: str = ""
-    reuse: tuple[Path, ...] = ()
-    pseudo_labels: Path | None = None
 
 
 def run(config: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
@@ -71,10 +49,10 @@ def run(config: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
     """
     out, told = Path(out), Options(**options)
     made, infos = _prepare(config, data, told)
-    made = _with_labels(made, infos, out, told)
+    made = with_labels(made, infos, out, told)
     if config.train is not None:
         train_run(made, infos, out, force=told.force, reported=told.reported)
-    embedder, made = _with_embedder(made, out)
+    embedder, made = load_embedder(made, out)
     if not told.force and _finished(made, out):
         console.note(f"already finished: {out}")
         return report_numbers(out, made, score_files.load(out / runs.SCORES), _title(out))
@@ -100,7 +78,7 @@ def train(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     with nullcontext() if leads() else redirect_stderr(io.StringIO()):
         with together("recordings"):
             made, infos = _prepare(config, data, told)
-            made = _with_labels(made, infos, out, told)
+            made = with_labels(made, infos, out, told)
         train_run(made, infos, out, force=told.force, reported=told.reported)
 
 
@@ -113,58 +91,13 @@ def embed(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     made, infos = _prepare(config, data, told)
     if config.pseudo is not None and pseudo.bare_machines(made.clips):
         told = replace(told, pseudo_labels=told.pseudo_labels or out / pseudo.LABELS)
-    embedder, made = _with_embedder(_with_labels(made, infos, out, told), out)
+    embedder, made = load_embedder(with_labels(made, infos, out, told), out)
     _embed(made, embedder, infos, out, told)
 
 
 def _prepare(config: SystemConfig, data: Path, told: Options) -> tuple[runs.Run, Infos]:
     official.check_year(told.year)
     return prepare(config, data, told.year, told.ground_truth, told.skip_bad)
-
-
-def _with_labels(made: runs.Run, infos: Infos, out: Path, told: Options) -> runs.Run:
-    """Return the run with pseudo labels: those given, or those of a first training without them.
-
-    The first training is that of the same system without pseudo labels, in another run's folder
-    where there is such a one, else in `out`/first-stage.
-    """
-    config, bare = made.system.pseudo, pseudo.bare_machines(made.clips)
-    if told.pseudo_labels is not None:
-        labels = pseudo.load(told.pseudo_labels, made.clips)
-        if leads():
-            pseudo.save(out / pseudo.LABELS, labels)
-    elif config is None:
-        return made
-    elif not bare:
-        console.note("all machines have attributes: no pseudo labels are made")
-        return made
-    else:
-        first, folder = _first_stage(made, infos, out, told)
-        machines = [_part(runs.load_embeddings(folder, first, group), "train") for group in bare]
-        labels = pseudo.write(out / pseudo.FOLDER, machines, config)
-    return replace(made, clips=pseudo.apply(made.clips, labels))
-
-
-def _first_stage(made: runs.Run, infos: Infos, out: Path, told: Options) -> tuple[runs.Run, Path]:
-    """Train without pseudo labels and embed the machines without attributes, or find both done."""
-    first = replace(made, system=replace(made.system, pseudo=None))
-    done = [folder for folder in told.reuse if load_trained(first, folder) is not None]
-    source, folder = done[0] if done and not told.force else None, out / "first-stage"
-    if source is None:
-        train_run(first, infos, folder, force=told.force, reported=told.reported)
-    else:
-        console.note(f"first stage: the training of {source}")
-    embedder, first = _with_embedder(first, source or folder)
-    runs.save(folder, first)
-    bare = pseudo.bare_machines(made.clips)
-    embed_groups(first, embedder, infos, folder, bare, force=told.force, reuse=told.reuse)
-    return first, folder
-
-
-def _with_embedder(made: runs.Run, out: Path) -> tuple[Embedder, runs.Run]:
-    """Return the embedder of a run, trained in `out`, and the run with what that depends on."""
-    embedder, weights_sha256 = load_embedder(made, out)
-    return embedder, replace(made, weights_sha256=weights_sha256).with_keys()
 
 
 def _finished(made: runs.Run, out: Path) -> bool:
@@ -197,7 +130,7 @@ def score(out: Path, **changes: object) -> None:
     machines = [runs.load_embeddings(out, made, group) for group in made.groups]
     if None in machines:
         raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
-    train, test = ([_part(m, name) for m in machines] for name in ("train", "test"))
+    train, test = ([m.select(name) for m in machines] for name in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer, console.note)
     runs.clear(out, *RESULTS, "scores")
     for i, (values, normal) in enumerate(zip(found, left_out, strict=True)):
@@ -295,10 +228,6 @@ def _note_lacking(made: runs.Run) -> dict[runs.Group, str]:
     for (machine, section), reason in lacking.items():
         console.note(f"no official numbers of {machine}/{section}: {reason}")
     return lacking
-
-
-def _part(embeddings: Embeddings, split: str) -> Embeddings:
-    return embeddings.take([i for i, c in enumerate(embeddings.clips) if c.split == split])
 
 
 def _score_files(

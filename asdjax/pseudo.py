@@ -53,18 +53,24 @@ def cluster_run(run: Path, config: Pseudo, out: Path | None = None) -> Path:
     machines = [runs.load_embeddings(run, made, group) for group in bare]
     if None in machines:
         raise InputError(f"the embeddings in {run} are not complete; give the run's command again")
-    write(out, [_training(machine) for machine in machines], config)
+    write(out, [machine.select("train") for machine in machines], config)
     console.note(f"pseudo labels and figures: {out}")
     return out
 
 
-def write(out: Path, embeddings: Sequence[Embeddings], config: Pseudo) -> Labels:
-    """Cluster machines; write labels and figures, print a table, return the labels.
+def write(
+    out: Path, embeddings: Sequence[Embeddings], config: Pseudo, keep: bool = False
+) -> Labels:
+    """Cluster machines; write figures and labels, print a table, return the labels.
 
     Args:
       out: the folder.
       embeddings: of the training clips of one machine and section each.
       config: how to cluster.
+      keep: do not replace other labels, which a training was made with.
+
+    Raises:
+      InputError: machines that cannot be clustered; other labels to be kept.
     """
     found = make(embeddings, config, console.note)
     labels = {
@@ -72,13 +78,31 @@ def write(out: Path, embeddings: Sequence[Embeddings], config: Pseudo) -> Labels
         for machine in embeddings
         for clip, label in zip(machine.clips, found[machine.clips[0].group].labels, strict=True)
     }
-    save(out / FILE, labels)
-    for machine in embeddings:
-        group = machine.clips[0].group
-        path = out / f"{group[0]}_{group[1]}.png"
-        clusters.write(path, machine.clips, unit(machine.values), found[group].labels)
+    if not written(out, labels, keep):
+        for machine in embeddings:
+            group = machine.clips[0].group
+            path = out / f"{group[0]}_{group[1]}.png"
+            clusters.write(path, machine.clips, unit(machine.values), found[group].labels)
+        save(out / FILE, labels)  # last: it tells that the figures are complete
     _print(found, config)
     return labels
+
+
+def written(out: Path, labels: Labels, keep: bool) -> bool:
+    """Tell whether a folder has exactly these labels.
+
+    Raises:
+      InputError: it has others that are to be kept.
+    """
+    path = out / FILE
+    rows = read_csv(path)[1:] if path.is_file() else []
+    same = {tuple(row[:3]): row[-1] for row in rows} == labels
+    if keep and rows and not same:
+        raise InputError(
+            f"{path} has other pseudo labels, and a training was made with them; choose another "
+            "--out, or --force to train anew, or give that file with --pseudo-labels"
+        )
+    return same
 
 
 def make(
@@ -176,10 +200,6 @@ def _unlabelled(clips: Iterable[Clip]) -> list[Clip]:
     clips = list(clips)
     bare = set(bare_machines(clips))
     return [clip for clip in clips if clip.split == "train" and clip.group in bare]
-
-
-def _training(embeddings: Embeddings) -> Embeddings:
-    return embeddings.take([i for i, c in enumerate(embeddings.clips) if c.split == "train"])
 
 
 def _key(clip: Clip) -> Key:

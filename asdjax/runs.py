@@ -29,7 +29,7 @@ import numpy as np
 
 from asdjax.config import SystemConfig, digest, from_json, to_json
 from asdjax.files import atomic, read_csv, write_csv, write_json
-from asdjax.types import Clip, Embeddings, InputError, preview
+from asdjax.types import Clip, Embeddings, InputError, Split, preview
 from asdjax.version import __version__
 
 MODEL = "model.safetensors"
@@ -56,6 +56,9 @@ class Run:
         for clip in self.clips:
             groups.setdefault(clip.group, []).append(clip)
         return {group: tuple(clips) for group, clips in groups.items()}
+
+    def select(self, group: Group, split: Split) -> tuple[Clip, ...]:
+        return tuple(clip for clip in self.groups[group] if clip.split == split)
 
     def with_keys(self) -> Run:
         """Return the run with a digest of what each file of embeddings depends on."""
@@ -153,7 +156,7 @@ def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
       InputError: the run was scored before they were kept, the file is damaged or of other clips,
         or a score is not finite.
     """
-    path, names = _left_out(out, group), [c.name for c in run.groups[group] if c.split == "train"]
+    path, names = _left_out(out, group), [clip.name for clip in run.select(group, "train")]
     again = f"give `asdjax score {out}` again"
     if not path.is_file():
         raise InputError(f"expected leave-one-out scores of training clips in {path}: {again}")

@@ -96,6 +96,9 @@ class Embeddings:
         rows = np.asarray(rows, dtype=int)
         return Embeddings(tuple(self.clips[i] for i in rows), self.values[rows])
 
+    def select(self, split: Split) -> Embeddings:
+        return self.take([i for i, clip in enumerate(self.clips) if clip.split == split])
+
 
 @dataclass(frozen=True)
 class Scores:

@@ -30,6 +30,16 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "embedding": EVERYWHERE
     | {"config", "data", "devices", "models", "report", "runs", "training", "weights"},
     "pseudo": EVERYWHERE | {"report", "runs", "scoring"},
+    "options": set(),
+    "two_stage": EVERYWHERE
+    | {"data", "devices", "embedding", "options", "pseudo", "report", "runs", "training"},
+    "pipeline": EVERYWHERE
+    | {"config", "data", "devices", "embedding", "metrics", "models", "options", "pseudo", "report"}
+    | {"runs", "scoring", "training", "two_stage"},
+    "members": EVERYWHERE | {"config", "metrics", "runs"},
+    "ensemble": EVERYWHERE
+    | {"config", "members", "metrics", "pipeline", "report", "runs", "scoring"},
+    "arguments": EVERYWHERE | {"config", "options", "recipes", "report"},
     "recipes": EVERYWHERE | {"config", "data", "frontend", "losses", "models", "scoring", "train"},
     "weights": EVERYWHERE | {"data", "models", "params"},
 }
@@ -43,6 +53,7 @@ THIRD_PARTY = {  # what a room may import at module level besides the standard l
     "devices": {"jax"},
     "embedding": {"jax"},
     "runs": {"jax"},
+    "arguments": {"tyro"},
     "__main__": {"tyro"},
 }
 

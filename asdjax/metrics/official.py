@@ -58,7 +58,7 @@ def evaluate(scores: Sequence[Scores], clips: Sequence[Clip], year: int | None) 
     check_year(year)
     # In 2022 the published full names of ToyCar and ToyTrain contradict the labels.
     tables = pair(scores, clips, full_names=year is None or year >= 2023)
-    rule = _rule(tables, year)
+    rule = rule_of(tables, year)
     if problems := {group: found for group, t in tables.items() if (found := _lacks(t, rule))}:
         lines = [f"{'/'.join(group)}: {', '.join(found)}" for group, found in problems.items()]
         head = f"cannot evaluate by the rule of {rule}; add labelled clips or leave the machine out"
@@ -89,20 +89,22 @@ def lacking(clips: Sequence[Clip], year: int | None) -> dict[tuple[str, str], st
     for clip in clips:
         if clip.split == "test" and clip.label is not None:
             groups[clip.group].append(clip)
-    tables = {group: _labels(labelled) for group, labelled in groups.items() if labelled}
-    rule = _rule(tables, year)
+    tables = {group: label_table(labelled) for group, labelled in groups.items() if labelled}
+    rule = rule_of(tables, year)
     lacks = {group: _lacks(table, rule) for group, table in tables.items()}
     reasons = {group: lacks.get(group, ["no labelled test clip"]) for group in groups}
     return {group: ", ".join(found) for group, found in reasons.items() if found}
 
 
-def _labels(clips: Sequence[Clip]) -> Table:
+def label_table(clips: Sequence[Clip]) -> Table:
+    """Return the table of labelled clips that no system has scored: every score is 0."""
     label = np.array([clip.label for clip in clips])
     domain = np.array([clip.domain or "" for clip in clips])
     return Table(label, domain, score=np.zeros(len(clips)), decision=None)
 
 
-def _rule(tables: Mapping[tuple[str, str], Table], year: int | None) -> int:
+def rule_of(tables: Mapping[tuple[str, str], Table], year: int | None) -> int:
+    """Return the edition whose rule applies; arguments as `evaluate`, after `pair`."""
     with_domains = any((table.domain != "").any() for table in tables.values())
     return year or (2023 if with_domains else 2020)
 
@@ -116,7 +118,7 @@ def _rows(name: str, values: Mapping[str, float]) -> list[Metric]:
     return [Metric(name, metric, float(value)) for metric, value in values.items()]
 
 
-def _sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
+def clip_sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
     """Return the clips `[n] bool` that AUC, pAUC and decisions use, by the suffix of their rows."""
     section = {"": np.ones(len(table.label), dtype=bool)}
     if rule == 2020:
@@ -134,7 +136,7 @@ def _lacks(table: Table, rule: int) -> list[str]:
     if rule > 2020 and (count := np.count_nonzero(table.domain == "")):
         return [f"{count} clips have no domain"]
     problems = []
-    for suffix, mask in _sets(table, rule)[0].items():
+    for suffix, mask in clip_sets(table, rule)[0].items():
         normal, anomaly = (np.count_nonzero(table.label[mask] == c) for c in (NORMAL, ANOMALY))
         if not (normal and anomaly):
             counts = f"{normal} normal and {anomaly} anomalous clips"
@@ -145,7 +147,7 @@ def _lacks(table: Table, rule: int) -> list[str]:
 def _section(table: Table, rule: int) -> dict[str, float]:
     """Return the numbers of one section by metric name, in the evaluator's order."""
     label, score, decision = table.label, table.score, table.decision
-    ranked, partial, decided = _sets(table, rule)
+    ranked, partial, decided = clip_sets(table, rule)
     values = {f"auc{s}": auc(label[m], score[m]) for s, m in ranked.items()}
     values |= {f"pauc{s}": pauc(label[m], score[m]) for s, m in partial.items()}
     if decision is not None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asdjax.files import atomic
+from asdjax.report.canvas import canvas
 from asdjax.types import Clip
 
 NEIGHBORS = 15  # of UMAP; machines of fewer clips get no such picture
@@ -35,25 +35,19 @@ def write(path: Path, clips: Sequence[Clip], rows: np.ndarray, labels: np.ndarra
       rows: `[n, E]` float32 of length 1, as they were clustered.
       labels: `[n]` int, 0 up.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     views = _views(rows)
-    figure = Figure(figsize=(12, 5.4 * len(views) + 0.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(views), 2, squeeze=False)
-    for row, (name, (points, names)) in zip(axes, views.items(), strict=True):
-        _by_cluster(row[0], points, labels)
-        _by_domain(row[1], points, clips)
-        for axis, what in zip(row, ("by cluster", "by domain"), strict=True):
-            axis.set(xlabel=names[0], ylabel=names[1])
-            axis.set_title(f"{name}, {what}", fontsize=11)
     title = f"{' '.join(clips[0].group)}: {_counted(clips, labels)}"
     if len(rows) <= NEIGHBORS:
         title += f" (UMAP needs more than {NEIGHBORS} clips)"
-    figure.suptitle(title, parse_math=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with canvas(path, 12, 5.4 * len(views) + 0.4) as figure:
+        figure.suptitle(title, parse_math=False)
+        axes = figure.subplots(len(views), 2, squeeze=False)
+        for row, (name, (points, names)) in zip(axes, views.items(), strict=True):
+            _by_cluster(row[0], points, labels)
+            _by_domain(row[1], points, clips)
+            for axis, what in zip(row, ("by cluster", "by domain"), strict=True):
+                axis.set(xlabel=names[0], ylabel=names[1])
+                axis.set_title(f"{name}, {what}", fontsize=11)
 
 
 def _counted(clips: Sequence[Clip], labels: np.ndarray) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asdjax.files import atomic
+from asdjax.report.canvas import canvas
 from asdjax.types import ANOMALY, NORMAL, SAMPLE_RATE_HZ, Clip, Scores
 
 COLORS = {NORMAL: "#2a6f97", ANOMALY: "#c1121f", None: "#6c757d"}
@@ -70,14 +70,8 @@ def _figure(
     path: Path, rows: int, columns: int, width: float, height: float
 ) -> Iterator[np.ndarray]:
     """Yield `[rows, columns]` axes of `width` x `height` inches each; save them to `path`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    yield figure.subplots(rows, columns, squeeze=False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
+    with canvas(path, width * columns, height * rows) as figure:
+        yield figure.subplots(rows, columns, squeeze=False)
 
 
 def _domains(clips: Sequence[Clip]) -> list[str | None]:

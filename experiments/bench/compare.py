@@ -9,7 +9,7 @@ counted). A round is one call of every side, one after the other, so that a drif
 speed hits all of them; the ratio of a peer is the median over the rounds of peer / ours, above 1
 when we are faster. Every side's result is compared with ours, but that of the dual step, whose peer
 trains its two branches as systems of their own, one after the other. What limits: fbank the FFT and
-the copies around it, BEATs and EAT, their training and large kNN the matrix products (GFLOP/s are in
+the copies around it, BEATs, EAT, their training and large kNN the matrix products (GFLOP/s are in
 the JSON), small kNN the calls. Prints a table, and one JSON line per row.
 """
 
@@ -30,9 +30,9 @@ import numpy as np
 from sides import BATCH, CASES, STEP
 
 HERE = Path(__file__).parent
-# GFLOP of a clip of 10 s: forward; back to the first layer; adapters. Forward are 24 L D^2 of linear
-# layers and 4 L^2 D of attention in each of 12 layers (L 496 and 513, D 768) and what lies before
-# them; back the same, attention twice, without q, k and v of the first layer.
+# GFLOP of a clip of 10 s: forward; back to the first layer; adapters. Forward are 24 L D^2 of dense
+# and 4 L^2 D of attention in each of 12 layers (L 496 and 513, D 768) and what lies before them;
+# back the same, attention twice, without q, k and v of the first layer.
 BEATS, EAT = (98.5, 100.6, 3.5), (97.0, 104.7, 3.6)
 LORA = {"BEATs": BEATS[0] + BEATS[1] + 3 * BEATS[2], "EAT": EAT[0] + EAT[1] + 3 * EAT[2]}
 GFLOP = {  # of the matrix products of one call; a LoRA step needs no gradient of frozen weights

@@ -144,16 +144,16 @@ def eat_input() -> tuple:
     return config, initialize(config), mel
 
 
-def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
-    """Return `[groups, rows, 768]` float32 rows of length 1."""
-    x = np.random.default_rng(seed).standard_normal((groups, rows, 768), dtype=np.float32)
-    return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-
 def eat_torch() -> Call:
     from torch_eat import torch_eat
 
     return forward_torch(eat_input, torch_eat)
+
+
+def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
+    """Return `[groups, rows, 768]` float32 rows of length 1."""
+    x = np.random.default_rng(seed).standard_normal((groups, rows, 768), dtype=np.float32)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def knn_ours(groups: int, queries: int, references: int) -> Call:

@@ -47,18 +47,15 @@ def run(given: RunArguments | EnsembleArguments) -> None:
 
 def run_ensemble(given: EnsembleArguments) -> None:
     """Run every member that is not finished, then combine them."""
-    systems = {name: RECIPES[name].config for name in given.config.members}
-    folder = given.runs or given.out / "members"
-    backbones = arguments.backbones(systems.values(), given.weights)
+    systems, folder = arguments.members(given), given.runs or given.out / "members"
     told = ("year", "ground_truth", "skip_bad", "force")
     options = {name: getattr(given, name) for name in told}
     with decode.kept_in_memory(source.free_memory() // 3):
         for name, system in systems.items():
             console.note(f"member {name}")
-            system, out = system.with_backbones(backbones), folder / name
             others = tuple(folder / other for other in systems if other != name)
-            reported = RECIPES[name].parameters
-            pipeline.run(system, given.data, out, reuse=others, reported=reported, **options)
+            own = {"reuse": others, "reported": RECIPES[name].parameters}
+            pipeline.run(system, given.data, folder / name, **own, **options)
     runs = [folder / name for name in systems]
     combine(runs, given.config.ensemble, given.out, given.force)
 

@@ -15,6 +15,7 @@ from asdjax.options import Options
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.types import InputError
+from asdjax.weights import find
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,27 @@ def options(given: RunArguments) -> dict[str, object]:
     names = {f.name for f in fields(Options)} - {"reported"}
     told = {name: getattr(given, name) for name in names}
     return told | {"reported": RECIPES[given.recipe].parameters}
+
+
+def members(given: EnsembleArguments) -> dict[str, SystemConfig]:
+    """Return the systems of an ensemble's members by name, with the weights asked for.
+
+    Raises:
+      InputError: names of no single system; weights that are not there, before hours of training.
+    """
+    known = {name: r.config for name, r in RECIPES.items() if isinstance(r.config, SystemConfig)}
+    if unknown := [name for name in given.config.members if name not in known]:
+        raise InputError(
+            f"--members: expected recipes of single systems, got {', '.join(unknown)}; "
+            f"there are {', '.join(known)}"
+        )
+    systems = {name: known[name] for name in given.config.members}
+    others = backbones(systems.values(), given.weights)
+    systems = {name: system.with_backbones(others) for name, system in systems.items()}
+    for name in dict.fromkeys(n for system in systems.values() for n in system.backbones):
+        if not find(name).is_file():
+            raise InputError(f"expected converted weights, got no file {name}")
+    return systems
 
 
 def backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[str, str]:

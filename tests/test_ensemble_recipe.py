@@ -99,6 +99,23 @@ def test_members_may_lie_elsewhere_and_weights_be_changed(data, recipes, tmp_pat
     assert json.loads((tmp_path / "both" / "ensemble.json").read_text())["weights"] == [0.75, 0.25]
 
 
+def test_mistakes_are_told_before_anything_is_run(data, recipes, tmp_path):
+    for words, message in (
+        (["--members", "test/one", "test/tow"], r"single systems, got test/tow; there are frozen"),
+        (["--members", "test/one", "test/both"], "single systems, got test/both"),
+        (["--ensemble.weights", 1, 2, 3], "expected 2 weights, one per run, got 3"),
+        (["--members", "test/one"], "two or more different members"),
+        (["--members", "test/one", "aithu2024/eat-lora", "--weights", "x"], "x: neither a .safe"),
+        (
+            ["--members", "test/one", "aithu2024/eat-lora", "--weights", "x.safetensors"],
+            "no file x.safetensors",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            run(tmp_path, *words)
+    assert not (tmp_path / "both").exists()
+
+
 def test_an_ensemble_has_no_training_of_its_own(recipes):
     with pytest.raises(InputError, match="test/both is an ensemble; `train` takes one of its"):
         command_line.dispatch(["train", "test/both", "--data", "x", "--out", "y"])

@@ -17,12 +17,12 @@ from asdjax import arguments, devices, embedding, pipeline, weights
 from asdjax.arguments import EnsembleArguments, RunArguments, TrainArguments
 from asdjax.data import archives, audio, dcase, decode, download, fetch, inspect, synthetic
 from asdjax.ensemble import ensemble as combine
+from asdjax.ensemble import refuse_run
 from asdjax.pseudo import cluster_run
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.scoring.ensemble import Ensemble
 from asdjax.scoring.pseudo import Pseudo
-from asdjax.train import source
 from asdjax.types import InputError
 from asdjax.version import __version__
 
@@ -47,10 +47,11 @@ def run(given: RunArguments | EnsembleArguments) -> None:
 
 def run_ensemble(given: EnsembleArguments) -> None:
     """Run every member that is not finished, then combine them."""
+    refuse_run(given.out)
     systems, folder = arguments.members(given), given.runs or given.out / "members"
     told = ("year", "ground_truth", "skip_bad", "force")
     options = {name: getattr(given, name) for name in told}
-    with decode.kept_in_memory(source.free_memory() // 3):
+    with decode.kept_in_memory():
         for name, system in systems.items():
             console.note(f"member {name}")
             others = tuple(folder / other for other in systems if other != name)

@@ -12,10 +12,11 @@ import tyro
 
 from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.options import Options
+from asdjax.params import read_header
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.types import InputError
-from asdjax.weights import find
+from asdjax.weights import CHECKPOINTS, find
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,7 @@ def members(given: EnsembleArguments) -> dict[str, SystemConfig]:
     others = backbones(systems.values(), given.weights)
     systems = {name: system.with_backbones(others) for name, system in systems.items()}
     for name in dict.fromkeys(n for system in systems.values() for n in system.backbones):
-        if not find(name).is_file():
-            raise InputError(f"expected converted weights, got no file {name}")
+        read_header(find(name))
     return systems
 
 
@@ -165,4 +165,9 @@ def backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[s
     if weights and len(weights) != len(named):
         wanted = ", ".join(named) or "nothing: this system has no weights"
         raise InputError(f"--weights: expected a file in place of {wanted}; got {len(weights)}")
-    return dict(zip(named, weights, strict=False))
+    others = dict(zip(named, weights, strict=False))
+    for name, other in others.items():
+        kind = CHECKPOINTS[name].kind if name in CHECKPOINTS else None
+        if kind and (got := read_header(find(other)).kind) != kind:
+            raise InputError(f"--weights: expected {kind} in place of {name}, got {got}: {other}")
+    return others

@@ -58,8 +58,7 @@ def ensemble(
     """
     out, found = Path(out), load_members([Path(path) for path in members])
     weights = config.shares(len(found))
-    if (out / "config.json").exists():
-        raise InputError(f"{out} holds a run; give the ensemble a folder of its own")
+    refuse_run(out)
     made, key = found[0].run, _digest_of(found, config)
     if not force and _finished(out, key):
         console.note(f"already combined: {out / SCORES}")
@@ -70,7 +69,14 @@ def ensemble(
     if config.search:
         labels = "weights chosen on the labels of these clips"
     title = f"{out}, {statistics} of test clips used, {labels}"
-    return pipeline.report_numbers(out, made, score_files.load(out / SCORES), title)
+    marks = {"transductive": config.transductive, "labels_used": config.search}
+    return pipeline.report_numbers(out, made, score_files.load(out / SCORES), title, marks)
+
+
+def refuse_run(out: Path) -> None:
+    """Raise an InputError if a folder holds a run, whose scores an ensemble would mix with."""
+    if (out / "config.json").exists():
+        raise InputError(f"{out} holds a run; give the ensemble a folder of its own")
 
 
 def _combine(
@@ -87,7 +93,7 @@ def _combine(
     if used is not None:
         shares = zip(used, members, strict=True)
         console.note("weights: " + ", ".join(f"{w:.3g} {m.path}" for w, m in shares))
-    runs.clear(out, RECORD, RESULTS, "scores")
+    runs.clear(out, RECORD, RESULTS, SCORES)
     for machine in machines.values():
         values, left_out = combine(machine.test, used), combine(machine.left_out, used)
         lowest = left_out.min()  # `threshold` takes scores >= 0, as distances are

@@ -36,6 +36,11 @@ class Member:
         return {_key(clip): (clip.label, clip.domain) for clip in self.run.clips}
 
     @cached_property
+    def files(self) -> dict[Key, Path]:
+        """Return the file of every clip."""
+        return {_key(clip): clip.path for clip in self.run.clips}
+
+    @cached_property
     def sha256(self) -> str:
         """Return a digest of the scores."""
         return digest(sorted(self.scores.items()))
@@ -107,6 +112,11 @@ def _differences(first: Member, other: Member) -> list[str]:
     if extra := other.scores.keys() - first.scores.keys():
         problems.append(f"{other.path} has clips that {first.path} lacks: {_show(extra)}")
     shared = first.labels.keys() & other.labels.keys()
+    if differ := {key for key in shared if _differ(first.files[key], other.files[key])}:
+        problems.append(
+            f"{other.path}: recordings of other sizes than those of {first.path}, in "
+            f"{other.run.data} and {first.run.data}: {_show(differ)}"
+        )
     if differ := {key for key in shared if first.labels[key] != other.labels[key]}:
         problems.append(
             f"{other.path}: labels or domains differ from {first.path}: {_show(differ)}; "
@@ -117,6 +127,13 @@ def _differences(first: Member, other: Member) -> list[str]:
 
 def _key(clip: Clip) -> Key:
     return (*clip.group, clip.split, clip.name)
+
+
+def _differ(one: Path, other: Path) -> bool:
+    """Tell whether two files that are both still there cannot be copies of each other."""
+    if one == other or not (one.is_file() and other.is_file()):
+        return False
+    return one.stat().st_size != other.stat().st_size
 
 
 def _show(keys: Iterable[Key]) -> str:

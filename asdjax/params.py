@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -116,15 +118,25 @@ def load(path: Path | str) -> tuple[dict[str, np.ndarray], Header]:
     Raises:
         InputError: no such file, not safetensors, or not written by this format version.
     """
+    with _opened(Path(path)) as (file, header):
+        return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+
+
+def read_header(path: Path | str) -> Header:
+    """Read only the header of a file of `save`; raises as `load`."""
+    with _opened(Path(path)) as (_, header):
+        return header
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Any, Header]]:
     import safetensors
 
-    path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such weight file")
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
-            header = _header(file.metadata() or {}, path)
-            return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
+            yield file, _header(file.metadata() or {}, path)
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a complete safetensors file ({error})") from error
 

@@ -6,7 +6,7 @@ They meet only in the files of a run's folder (`asdjax.runs`), so each can be re
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr, suppress
 from dataclasses import replace
 from functools import partial
@@ -20,7 +20,8 @@ from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import AudioInfo
-from asdjax.devices import alone, leads, together
+from asdjax.data.decode import kept_in_memory
+from asdjax.devices import leads, together
 from asdjax.embedding import embed_groups, load_embedder, prepare
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
@@ -48,6 +49,11 @@ def run(config: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
       options: fields of `Options`.
     """
     out, told = Path(out), Options(**options)
+    with nullcontext() if config.pseudo is None else kept_in_memory():  # for both its stages
+        return _run(config, data, out, told)
+
+
+def _run(config: SystemConfig, data: Path, out: Path, told: Options) -> list[Metric]:
     made, infos = _prepare(config, data, told)
     made = with_labels(made, infos, out, told)
     if config.train is not None:
@@ -69,11 +75,6 @@ def train(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     if config.train is None:
         raise InputError("this system has nothing to train; use `run`")
     out, told = Path(out), Options(**options)
-    if config.pseudo is not None and told.pseudo_labels is None and not alone():
-        raise InputError(
-            "pseudo labels are made by one process; give this training the labels of another with "
-            "--pseudo-labels"
-        )
     # Several processes check the same files and say the same: the first is heard, errors of all.
     with nullcontext() if leads() else redirect_stderr(io.StringIO()):
         with together("recordings"):
@@ -172,15 +173,30 @@ def _title(out: Path) -> str:
     return f"{out}, no statistics of test clips used"
 
 
-def report_numbers(out: Path, made: runs.Run, scores: Sequence[Scores], title: str) -> list[Metric]:
-    """Write `results.csv` and print the table of the machines that can have official numbers."""
+def report_numbers(
+    out: Path,
+    made: runs.Run,
+    scores: Sequence[Scores],
+    title: str,
+    marks: Mapping[str, bool] | None = None,
+) -> list[Metric]:
+    """Write `results.csv` and print the table of the machines that can have official numbers.
+
+    Args:
+      out: the folder.
+      made: whose clips and labels they are.
+      scores: what is evaluated.
+      title: of the table.
+      marks: what a reader of the numbers has to know; each that is true becomes a row of "ALL".
+    """
     lacking = _note_lacking(made)
     clips = [clip for clip in made.clips if clip.group not in lacking]
     if not clips:
         return []
     usable = [file for file in scores if (file.machine, file.section) not in lacking]
     metrics = official.evaluate(usable, clips, made.year)
-    write_results(out / "results.csv", metrics)
+    marked = [Metric(official.TOTAL, name, 1.0) for name, true in (marks or {}).items() if true]
+    write_results(out / "results.csv", [*metrics, *marked])
     console.results_table(metrics, title)
     return metrics
 

@@ -134,6 +134,21 @@ def make(
     return found
 
 
+def check(clips: Sequence[Clip], config: Pseudo) -> None:
+    """Refuse more clusters than clips, which needs no embeddings to be known.
+
+    Raises:
+      InputError: every machine without attributes that has fewer training clips.
+    """
+    wanted, found = dict(config.counts), Counter(clip.group for clip in _unlabelled(clips))
+    if few := {g: n for g, n in found.items() if n < wanted.get(g[0], 1)}:
+        listed = "\n- ".join(f"{' '.join(g)}: {wanted[g[0]]} of {n} clips" for g, n in few.items())
+        raise InputError(
+            f"expected no more clusters than training clips, got:\n- {listed}\n"
+            "give smaller numbers with --pseudo.counts MACHINE NUMBER ..."
+        )
+
+
 def bare_machines(clips: Iterable[Clip]) -> list[Group]:
     """Return each machine and section whose training clips all have no attributes, in order."""
     training = [clip for clip in clips if clip.split == "train"]

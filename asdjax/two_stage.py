@@ -10,17 +10,19 @@ RUN/pseudo/        the labels and figures of `asdjax.pseudo`
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from asdjax import pseudo, runs
 from asdjax.data.audio import AudioInfo
-from asdjax.devices import leads
+from asdjax.devices import alone, leads
 from asdjax.embedding import embed_groups, load_embedder
 from asdjax.options import Options
 from asdjax.report import console
 from asdjax.runs import MODEL, Run
-from asdjax.training import load_trained, train_run
+from asdjax.training import is_trained, train_run
+from asdjax.types import InputError
 
 
 def with_labels(made: Run, infos: Mapping[Path, AudioInfo], out: Path, told: Options) -> Run:
@@ -39,6 +41,8 @@ def with_labels(made: Run, infos: Mapping[Path, AudioInfo], out: Path, told: Opt
         has a training with other labels.
     """
     config, bare = made.system.pseudo, pseudo.bare_machines(made.clips)
+    if told.pseudo_labels is None and not told.force and (done := _as_trained(made, out)):
+        return done
     trained = any((out / name).exists() for name in (MODEL, "checkpoints"))
     folder, keep = out / pseudo.FOLDER, trained and not told.force
     if told.pseudo_labels is not None:
@@ -51,10 +55,26 @@ def with_labels(made: Run, infos: Mapping[Path, AudioInfo], out: Path, told: Opt
         console.note("all machines have attributes: no pseudo labels are made")
         return made
     else:
+        if not alone():
+            raise InputError(
+                "pseudo labels are made by one process; give this training the labels of another "
+                "with --pseudo-labels"
+            )
+        pseudo.check(made.clips, config)
         first, where = _first_stage(made, infos, out, told)
         machines = [runs.load_embeddings(where, first, group).select("train") for group in bare]
         labels = pseudo.write(folder, machines, config, keep)
     return replace(made, clips=pseudo.apply(made.clips, labels))
+
+
+def _as_trained(made: Run, out: Path) -> Run | None:
+    """Return the run with the labels that its finished training in `out` had, if there is one."""
+    with suppress(InputError, OSError):
+        labels = pseudo.load(out / pseudo.LABELS, made.clips)
+        labelled = replace(made, clips=pseudo.apply(made.clips, labels))
+        if runs.load(out).system == made.system and is_trained(labelled, out):
+            return labelled
+    return None
 
 
 def _first_stage(
@@ -62,8 +82,8 @@ def _first_stage(
 ) -> tuple[Run, Path]:
     """Train without pseudo labels and embed the machines without attributes, or find both done."""
     first = replace(made, system=replace(made.system, pseudo=None))
-    done = [folder for folder in told.reuse if load_trained(first, folder) is not None]
-    source, folder = done[0] if done and not told.force else None, out / "first-stage"
+    done = [] if told.force else [folder for folder in told.reuse if is_trained(first, folder)]
+    source, folder = done[0] if done else None, out / "first-stage"
     if source is None:
         train_run(first, infos, folder, force=told.force, reported=told.reported)
     else:

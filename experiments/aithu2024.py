@@ -36,8 +36,9 @@ from asdjax.recipes.aithu2024 import (
 )
 from asdjax.report import console
 from asdjax.runs import MODEL
-from asdjax.weights import find
+from asdjax.weights import CHECKPOINTS, find
 
+SCALES = {"training clips": [], "test clips, as in the report": ["--transductive"]}
 SEARCHED = {"aithu2024/system1": (1, 4, 6), "aithu2024/system3": range(7)}  # which of SINGLES
 
 
@@ -49,20 +50,18 @@ def main() -> None:
     )
     given, fields = reading.parse_known_args()
     if given.hide:
-        given.data = hide(given.data, given.hide, given.out / "data")
+        given.data = hide(given.data, given.hide, given.out)
     if given.tiny:
         given.runs = 1
-        given.weights = given.weights or tiny_backbones(given.out)
+        given.weights = given.weights or tiny_backbones(given)
     results = repeated.run_all(given, fields, tiny_fields if given.tiny else lambda system: ())
     table_1(given, results)
-    if list(given.systems) == list(SINGLES):
-        found = {
-            name: [combine(name, seed, given) for seed in range(given.runs)]
-            for name in COEFFICIENTS
-        }
-        searches = {n: [search(n, seed, given) for seed in range(given.runs)] for n in SEARCHED}
-        table_3(searches)
-        table_4(found)
+    if set(given.systems) == set(SINGLES):
+        seeds = range(given.runs)
+        table_3({name: [search(name, seed, given) for seed in seeds] for name in SEARCHED})
+        for scale in SCALES:
+            found = {n: [combine(n, seed, given, scale) for seed in seeds] for n in COEFFICIENTS}
+            table_4(found, scale)
 
 
 def table_1(given: argparse.Namespace, results: dict[str, list[repeated.Numbers]]) -> None:
@@ -91,7 +90,7 @@ def table_3(searches: dict[str, list[Sequence[float]]]) -> None:
     console.table(heading, rows, "Table 3; ours by grid search, labels used")
 
 
-def table_4(found: dict[str, list[repeated.Numbers]]) -> None:
+def table_4(found: dict[str, list[repeated.Numbers]], scale: str) -> None:
     machines = repeated.machines_of(next(iter(found.values())))
     names, rows = (*repeated.MEASURED, "hmean"), []
     theirs = {n: dict(zip(MACHINES, v, strict=True)) for n, v in PUBLISHED_ENSEMBLES.items()}
@@ -108,7 +107,8 @@ def table_4(found: dict[str, list[repeated.Numbers]]) -> None:
                 cells += [repeated.spread(ours), published]
             rows.append([machine if not row else "", name, *cells])
     heading = [x for name in found for x in (name.removeprefix("aithu2024/"), "published")]
-    console.table(["", "", *heading], rows, "Table 4; ours with the report's coefficients")
+    title = f"Table 4; ours with the report's coefficients, z-scores by {scale}"
+    console.table(["", "", *heading], rows, title)
 
 
 def cell(values: Sequence[Sequence[float]], column: int) -> float:
@@ -117,12 +117,13 @@ def cell(values: Sequence[Sequence[float]], column: int) -> float:
     return statistics.harmonic_mean([x for row in taken for x in row])
 
 
-def combine(name: str, seed: int, given: argparse.Namespace) -> repeated.Numbers:
+def combine(name: str, seed: int, given: argparse.Namespace, scale: str) -> repeated.Numbers:
     """Combine the single systems of one random start with the report's coefficients."""
-    config, out = RECIPES[name].config, repeated.folder(given.out, name, seed)
+    config, flags = RECIPES[name].config, SCALES[scale]
+    out = repeated.folder(given.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
     members = [str(repeated.folder(given.out, member, seed)) for member in config.members]
     weights = map(str, config.ensemble.weights)
-    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights])
+    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
     return repeated.numbers(out)
 
 
@@ -146,7 +147,8 @@ def counts(given: argparse.Namespace, system: str) -> tuple[str, str]:
 
 
 def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
-    """Link the recordings into another folder, those of some machines without their attributes."""
+    """Link the recordings into a folder of `out`, those of some machines without attributes."""
+    out = out / "-".join(["data-without", *sorted(machines)])
     for path in sorted(data.rglob("*.wav")):
         machine, split = path.parts[-3:-1]
         kept = path.stem.split("_")[:6]  # section_00_source_train_normal_0000
@@ -158,14 +160,19 @@ def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
     return out
 
 
-def tiny_backbones(out: Path) -> list[str]:
-    """Write small backbones with random weights: they show that all runs, and nothing else."""
+def tiny_backbones(given: argparse.Namespace) -> list[str]:
+    """Write small backbones with random weights: they show that all runs, and nothing else.
+
+    Returns:
+      A file in place of each backbone of the systems asked for.
+    """
     small = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}
     small |= {"encoder_attention_heads": 2, "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 2}
-    structures = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
+    beats, eat = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
     paths = []
-    for kind, structure in zip(("beats", "eat"), structures, strict=True):
-        path = out / f"tiny-{kind}.safetensors"
+    for name in repeated.backbones(given):
+        kind = CHECKPOINTS[name].kind
+        structure, path = {"beats": beats, "eat": eat}[kind], given.out / f"tiny-{kind}.safetensors"
         params.save(path, backbone.initialize(structure), params.Header(kind, asdict(structure)))
         paths.append(str(path))
     return paths

@@ -1,6 +1,6 @@
 """Run recipes several times from other random starts, and collect their official numbers.
 
-    given, fields = options("Table 1", ["aithu2024/beats-lora"])  # of the command line
+    given, fields = parser("Table 1", ["aithu2024/beats-lora"]).parse_known_args()
     results = run_all(given, fields)
 
 A run that is finished is kept, one that was stopped goes on.
@@ -18,7 +18,6 @@ from asdjax.data.decode import kept_in_memory
 from asdjax.files import read_csv
 from asdjax.recipes import RECIPES
 from asdjax.runs import MODEL
-from asdjax.train.source import free_memory
 
 MEASURED = ("auc_source", "auc_target", "pauc")
 Numbers = dict[tuple[str, str], float]  # machine and metric -> value in per cent
@@ -53,7 +52,7 @@ def run_all(
       own: fields of one recipe.
     """
     weights = replacements(given)
-    with kept_in_memory(free_memory() // 3):
+    with kept_in_memory():
         return {
             system: [
                 run(system, seed, given, weights, [*own(system), *fields])
@@ -63,9 +62,15 @@ def run_all(
         }
 
 
+def backbones(given: argparse.Namespace) -> list[str]:
+    """Return the backbones of the systems, in order of first mention."""
+    systems = [RECIPES[system].config for system in given.systems]
+    return list(dict.fromkeys(name for system in systems for name in system.backbones))
+
+
 def replacements(given: argparse.Namespace) -> dict[str, str]:
-    """Return what stands in place of each backbone of the systems, in order of first mention."""
-    named = dict.fromkeys(n for system in given.systems for n in RECIPES[system].config.backbones)
+    """Return what stands in place of each backbone of the systems."""
+    named = backbones(given)
     if given.weights and len(given.weights) != len(named):
         raise SystemExit(f"--weights: expected one file in place of each of {', '.join(named)}")
     return dict(zip(named, given.weights or named, strict=True))

@@ -1,14 +1,16 @@
 """An ensemble as a recipe: its members are run where they are not finished, then combined."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
-from machines import tone_machine
+from machines import tiny_backbone, tone_machine
 
 from asdjax import __main__ as command_line
 from asdjax import runs
 from asdjax.config import EnsembleConfig
+from asdjax.files import read_csv
 from asdjax.recipes import RECIPES, aithu2024
 from asdjax.recipes.recipe import Recipe
 from asdjax.scoring.ensemble import Ensemble
@@ -108,12 +110,47 @@ def test_mistakes_are_told_before_anything_is_run(data, recipes, tmp_path):
         (["--members", "test/one", "aithu2024/eat-lora", "--weights", "x"], "x: neither a .safe"),
         (
             ["--members", "test/one", "aithu2024/eat-lora", "--weights", "x.safetensors"],
-            "no file x.safetensors",
+            "x.safetensors: no such weight file",
         ),
     ):
         with pytest.raises(InputError, match=message):
             run(tmp_path, *words)
     assert not (tmp_path / "both").exists()
+
+
+def test_weights_of_another_backbone_are_refused(data, recipes, tmp_path):
+    tiny = tiny_backbone(tmp_path / "beats.safetensors")
+    with pytest.raises(
+        InputError, match=r"expected eat in place of eat-base, got beats: .*beats\.s"
+    ):
+        run(tmp_path, "--members", "test/one", "aithu2024/eat-lora", "--weights", tiny)
+
+
+def test_results_say_what_they_used(data, recipes, tmp_path):
+    run(tmp_path)
+    plain = (tmp_path / "both" / "results.csv").read_text()
+    assert "transductive" not in plain
+    assert "labels_used" not in plain
+    words = ["ensemble", *(tmp_path / "both" / "members" / name for name in MEMBERS)]
+    words += ["--out", tmp_path / "searched", "--search", "--transductive"]
+    command_line.dispatch(list(map(str, words)))
+    told = read_csv(tmp_path / "searched" / "results.csv")
+    assert ["ALL", "transductive", "1.0"] in told
+    assert ["ALL", "labels_used", "1.0"] in told
+
+
+def test_recordings_of_other_sizes_are_other_recordings(data, recipes, tmp_path):
+    run(tmp_path)
+    one, two = (tmp_path / "both" / "members" / name for name in MEMBERS)
+    shutil.copytree(data, tmp_path / "copy")
+    clips = (two / "clips.json").read_text().replace(str(data), str(tmp_path / "copy"))
+    (two / "clips.json").write_text(clips)
+    words = ["ensemble", str(one), str(two), "--out", str(tmp_path / "again")]
+    command_line.dispatch(words)  # a copy is the same
+    path = next((tmp_path / "copy" / "fan" / "test").iterdir())
+    path.write_bytes(path.read_bytes() + b"\0\0")
+    with pytest.raises(InputError, match=f"recordings of other sizes.*{path.name}"):
+        command_line.dispatch([*words, "--force"])
 
 
 def test_an_ensemble_has_no_training_of_its_own(recipes):

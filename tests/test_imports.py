@@ -39,7 +39,7 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "members": EVERYWHERE | {"config", "metrics", "runs"},
     "ensemble": EVERYWHERE
     | {"config", "members", "metrics", "pipeline", "report", "runs", "scoring"},
-    "arguments": EVERYWHERE | {"config", "options", "recipes", "report"},
+    "arguments": EVERYWHERE | {"config", "options", "params", "recipes", "report", "weights"},
     "recipes": EVERYWHERE | {"config", "data", "frontend", "losses", "models", "scoring", "train"},
     "weights": EVERYWHERE | {"data", "models", "params"},
 }

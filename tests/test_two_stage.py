@@ -2,11 +2,13 @@
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from machines import tiny_backbone
 from trainings import hum_machine, quick_compiles, small_system
 
@@ -169,10 +171,39 @@ def test_where_all_machines_have_attributes_there_is_one_stage(
     assert (tmp_path / "run" / "embeddings" / "valve_section_00.npz").exists()
 
 
-def test_more_clusters_than_clips_are_refused_before_the_second_training(
-    folder, plain, ran, tmp_path
-):
+def test_more_clusters_than_clips_are_refused_before_anything_is_trained(folder, plain, tmp_path):
     many = replace(plain, pseudo=Pseudo(counts=(("fan", 40),)))
-    with pytest.raises(InputError, match=r"fan section_00: expected at most \d+ clusters.* got 40"):
-        pipeline.run(many, folder / "data", tmp_path, reuse=(ran / "first-stage",))
-    assert not (tmp_path / "model.safetensors").exists()
+    with pytest.raises(InputError, match=r"fan section_00: 40 of 12 clips"):
+        pipeline.run(many, folder / "data", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_does_not_need_its_first_stage_again(ran, folder, system):
+    copied = folder / "copied"
+    shutil.copytree(ran, copied)
+    shutil.rmtree(copied / "first-stage")
+    before = (copied / "pseudo" / "fan_section_00.png").stat().st_mtime_ns
+    pipeline.run(system, folder / "data", copied)
+    assert not (copied / "first-stage").exists()
+    assert (copied / "pseudo" / "fan_section_00.png").stat().st_mtime_ns == before
+
+
+def test_a_label_edited_in_place_is_not_lost(ran, folder, system):
+    copied = folder / "edited-in-place"
+    shutil.copytree(ran, copied)
+    labels = copied / "pseudo" / "labels.csv"
+    edited = labels.read_text().replace("pseudo_02", "quiet")
+    labels.write_text(edited)
+    with pytest.raises(InputError, match=r"labels\.csv has other pseudo labels"):
+        pipeline.run(system, folder / "data", copied)
+    assert labels.read_text() == edited
+
+
+def test_recordings_that_changed_are_another_training(folder, plain, tmp_path):
+    shutil.copytree(folder / "data", tmp_path / "data")
+    pipeline.train(plain, tmp_path / "data", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    path = next((tmp_path / "data" / "pump" / "train").glob("*source*.wav"))
+    soundfile.write(path, soundfile.read(path)[0][::-1], 16000, "PCM_16")
+    with pytest.raises(InputError, match=r"model\.safetensors is of another training .* --force"):
+        pipeline.train(plain, tmp_path / "data", tmp_path / "run")

@@ -71,6 +71,11 @@ def convert_file(
         InputError: not a BEATs checkpoint, or its tensors are not exactly the model's.
     """
     source = Path(source)
+    if source.suffix == ".safetensors":
+        raise InputError(
+            f"{source}: expected the original .pt of BEATs, got a safetensors file; one of EAT is "
+            "converted with `python -m weights_convert eat`"
+        )
     tree = torch_file.read(source)
     try:
         state = _state(tree)

@@ -6,6 +6,7 @@ The messages say what was expected, what came and the remedy, but not which file
 from __future__ import annotations
 
 import contextlib
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,16 +75,18 @@ _kept: _Kept | None = None
 
 
 @contextlib.contextmanager
-def kept_in_memory(nbytes: int) -> Iterator[None]:
+def kept_in_memory(nbytes: int | None = None) -> Iterator[None]:
     """Decode a file once, for several systems on the same recordings; later reads get the same.
 
     A file that has changed since is decoded again.
 
     Args:
-        nbytes: of samples to keep at most; what goes beyond is decoded whenever it is needed.
+        nbytes: of samples to keep at most; what goes beyond is decoded whenever it is needed. None
+            takes a third of what is free.
     """
     global _kept
-    before, _kept = _kept, _Kept(nbytes)
+    nbytes = free_memory() // 3 if nbytes is None else nbytes
+    before, _kept = _kept, _kept or _Kept(nbytes)  # inside another one that is used on
     try:
         yield
     finally:
@@ -147,3 +150,12 @@ def _check_size(path: Path) -> None:
             f"expected {size} bytes of samples as the header says, got {present}: the file is "
             "cut off; copy or download it again"
         )
+
+
+def free_memory() -> int:
+    """Return the bytes that this host can still give; half of all where that is unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -110,7 +110,10 @@ class Backbone:
         return self._tokens(self.params, wave, _array(lengths), layer=layer)
 
     def classify(self, wave, lengths=None) -> jax.Array:
-        """Return class probabilities `[B, C]` of a fine-tuned model, in the order of `labels`."""
+        """Return class probabilities `[B, C]` of a fine-tuned model.
+
+        They are in the order of `labels`, which BEATs' files carry and EAT's do not.
+        """
         if not self.config.has_classes:
             raise InputError("this model has no class head; load a fine-tuned one")
         self._check(wave, lengths)

@@ -7,12 +7,10 @@ step alone, so it needs no state of its own and both paths train alike, bit for 
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -20,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.data.audio import AudioInfo, read_batch
+from asdjax.data.decode import free_memory
 from asdjax.data.loader import Audio, padded_samples, stays_int16
 from asdjax.devices import copied, own_share, put_copies, split
 from asdjax.train.step import Batch
@@ -195,12 +194,3 @@ def fits(nbytes: int) -> bool:
 
         enough = process_allgather(np.array(enough)).all()
     return bool(enough)
-
-
-def free_memory() -> int:
-    """Return the bytes that this host can still give; half of all where that is unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * next(int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

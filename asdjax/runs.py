@@ -6,6 +6,8 @@ RUN/labels.json                          classes of each head of a trained syste
 RUN/checkpoints/                         states of the training to go on from
 RUN/log.jsonl                            a line per logged step of the training
 RUN/model.safetensors                    what was trained: adapters, or all weights; pooling; heads
+RUN/first-stage/                         with pseudo labels: the training they are from, embedded
+RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n], key
 RUN/scores/knn/*.csv                     the challenge's anomaly score and decision files
 RUN/scores/knn/leave_one_out_*.csv       name,score of the normal training clips

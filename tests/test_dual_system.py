@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from machines import tiny_backbone
 from trainings import quick_compiles, small_system, two_machines
 
 from asdjax import params, pipeline, runs
 from asdjax.embedding import weights_of
 from asdjax.losses.margin import Margin
 from asdjax.metrics import score_files
-from asdjax.models.backbone import initialize
+from asdjax.models.backbone import abstract
+from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.embedder import Pretrained
 from asdjax.models.lora import Lora
@@ -42,17 +42,39 @@ def test_the_digest_of_the_weights_is_of_the_files_of_all_branches(tmp_path):
         assert weights_of(branches(one, two)) != before
 
 
+STRUCTURES = {
+    "beats": BeatsConfig(
+        input_patch_size=16,
+        embed_dim=16,
+        encoder_layers=1,
+        encoder_embed_dim=32,
+        encoder_ffn_embed_dim=48,
+        encoder_attention_heads=2,
+        conv_pos=8,
+        conv_pos_groups=2,
+    ),
+    "eat": EatConfig(embed_dim=16, depth=1, num_heads=2, max_length=8),
+}
+
+
+def tiny(path: Path) -> Path:
+    """Write random weights of the backbone that the file is named after."""
+    structure, draw = STRUCTURES[path.stem], np.random.default_rng(0).standard_normal
+    values = {n: np.float32(0.3 * draw(x.shape)) for n, x in abstract(structure)[1].items()}
+    params.save(path, values, params.Header(path.stem, asdict(structure)))
+    return path
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory) -> Path:
-    """A complete run of BEATs and EAT side by side on two machines."""
+    """A complete run of BEATs and EAT side by side on two machines, but for its figures."""
     root = tmp_path_factory.mktemp("dual")
-    eat = EatConfig(embed_dim=32, depth=1, num_heads=2, max_length=8)
-    paths = tiny_backbone(root / "beats.safetensors"), root / "eat.safetensors"
-    params.save(paths[1], initialize(eat), params.Header("eat", asdict(eat)))
+    paths = [tiny(root / f"{kind}.safetensors") for kind in STRUCTURES]
     head = HeadConfig(Margin("arcface", 0.2, 10.0), "machine", branch_weights=(0.5, 0.5))
     system = replace(small_system(paths[0]), embedder=branches(*paths))
     system = replace(system, train=replace(system.train, heads=(head,)))
-    with quick_compiles(root / "compiled"):
+    with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.figures, "write", lambda *_: None)
         results = pipeline.run(system, two_machines(root / "data"), root / "run")
     assert "official_score" in {metric.metric for metric in results}
     return root / "run"
@@ -64,7 +86,8 @@ def test_the_model_has_both_branches_and_a_head_for_each_and_for_both(ran):
     assert parts == {"branches.0", "branches.1", "heads.0", "heads.1", "heads.2"}
     shapes = [trained[f"heads.{i}.centers"].shape for i in range(3)]
     assert shapes == [(2, 1, 2 * WIDTH), (2, 1, WIDTH), (2, 1, WIDTH)]
-    for branch in ("branches.0", "branches.1"):
+    for branch, structure in zip(("branches.0", "branches.1"), STRUCTURES.values(), strict=True):
+        assert trained[f"{branch}.project.kernel"].shape == (structure.width, WIDTH)
         # The second factor of an adapter starts at 0.
         names = [n for n in trained if n.startswith(f"{branch}.backbone") and n.endswith("lora_b")]
         assert names

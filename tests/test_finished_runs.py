@@ -4,26 +4,23 @@ import shutil
 from pathlib import Path
 
 import pytest
-from machines import tiny_backbone
-from trainings import quick_compiles, small_system, two_machines
+from machines import tone_machine
+from trainings import small_system
 
 from asdjax import pipeline
+from asdjax.recipes import RECIPES
 
+SYSTEM = RECIPES["frozen/logmel"].config
 FIRST = "scores/knn/anomaly_score_fan_section_00_test.csv"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
-    """Return a system that trains, and its recordings."""
-    root = tmp_path_factory.mktemp("asked")
-    weights = tiny_backbone(root / "tiny.safetensors")
-    return small_system(weights, steps=2), two_machines(root / "data")
+    """Return a system and its recordings."""
+    data = tmp_path_factory.mktemp("machines")
+    tone_machine(data, "fan", seed=1)
+    tone_machine(data, "pump", seed=2)
+    return SYSTEM, data
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +37,7 @@ def out(finished, tmp_path) -> Path:
 
 
 def times(out: Path) -> dict[str, int]:
-    files = (path for path in out.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+    files = (path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): path.stat().st_mtime_ns for path in files}
 
 
@@ -62,26 +59,28 @@ def test_a_run_without_its_last_file_is_scored_and_reported_again(asked, out, fi
     after = times(out)
     assert after.keys() == times(finished).keys()
     assert (out / FIRST).read_text() == (finished / FIRST).read_text()
-    # Embeddings and weights are whole or not there at all.
-    kept = {"model.safetensors", *(name for name in after if name.endswith(".npz"))}
-    assert {name for name in kept if after[name] != before[name]} == set()
+    # Embeddings are whole or not there at all.
+    assert {n for n in after if n.endswith(".npz") and after[n] != before[n]} == set()
     assert "already finished" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("stage", ["scores", "figures"])
-def test_a_run_killed_after_its_embeddings_goes_on(asked, out, finished, stage, monkeypatch):
-    def killed(*_):
+@pytest.mark.parametrize("stage", ["embed_groups", "write_scores", "figures"])
+def test_a_run_killed_before_its_last_file_goes_on(asked, out, finished, stage, monkeypatch):
+    """What an earlier run of another system left must not pass for its own."""
+
+    def killed(*_, **settings):
         raise KeyboardInterrupt
 
-    shutil.rmtree(out / "embeddings")
     (out / "config.json").unlink()
     with monkeypatch.context() as patch:
-        where = (pipeline, "write_scores") if stage == "scores" else (pipeline.figures, "write")
+        where = (pipeline.figures, "write") if stage == "figures" else (pipeline, stage)
         patch.setattr(*where, killed)
         with pytest.raises(KeyboardInterrupt):
             pipeline.run(*asked, out)
     assert not (out / "results.csv").exists()
     assert not (out / "skipped.csv").exists()
+    if stage == "embed_groups":
+        return  # and then all is done as above
     pipeline.run(*asked, out)
     assert times(out).keys() == times(finished).keys()
     for name in (FIRST, "results.csv"):
@@ -94,4 +93,18 @@ def test_with_force_everything_is_done_again(asked, out, capsys):
     after = times(out)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] == before[name]} == set()
-    assert "already" not in capsys.readouterr().err.replace("0 of 2 machines are already", "")
+    assert "already finished" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_force_reaches_the_training(asked, tmp_path, force, monkeypatch):
+    def train_run(*_, **told):
+        assert told["force"] == force
+        raise KeyboardInterrupt  # as no test of training
+
+    (tmp_path / "tiny.safetensors").write_bytes(b"read by the training alone")
+    monkeypatch.setattr(pipeline, "train_run", train_run)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(
+            small_system(tmp_path / "tiny.safetensors"), asked[1], tmp_path / "run", force=force
+        )

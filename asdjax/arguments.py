@@ -159,7 +159,7 @@ def backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[s
     """Return what stands in place of the weights that systems name, in order of first mention.
 
     Raises:
-      InputError: another number of weights was given.
+      InputError: another number of weights was given, or those of another kind of backbone.
     """
     named = dict.fromkeys(name for system in systems for name in system.backbones)
     if weights and len(weights) != len(named):

@@ -209,6 +209,8 @@ def embed_groups(
         elif folder != out:
             runs.save_embeddings(out, run, found)
     console.note(f"{len(groups) - len(pending)} of {len(groups)} machines are already embedded")
+    if not pending:  # the weights need not go to the devices
+        return
     with console.progress("embedding", sum(map(len, pending.values()))) as advance:
         compute = make_embed(embedder, run.system, max(map(len, run.groups.values())))
         for clips in pending.values():

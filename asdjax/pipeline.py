@@ -102,9 +102,13 @@ def _prepare(config: SystemConfig, data: Path, told: Options) -> tuple[runs.Run,
 
 
 def _finished(made: runs.Run, out: Path) -> bool:
-    """Tell whether `out` has the scores and figures of exactly this run."""
+    """Tell whether `out` has all scores and the figures of exactly this run."""
     with suppress(InputError):
-        return runs.load(out) == made and (out / "skipped.csv").is_file()
+        for group in made.groups:
+            runs.load_left_out(out, made, group)
+        scored = {(file.machine, file.section) for file in score_files.load(out / runs.SCORES)}
+        reported = (out / "skipped.csv").is_file() and (out / "figures").is_dir()
+        return runs.load(out) == made and scored == made.groups.keys() and reported
     return False
 
 

@@ -41,7 +41,8 @@ def with_labels(made: Run, infos: Mapping[Path, AudioInfo], out: Path, told: Opt
         has a training with other labels.
     """
     config, bare = made.system.pseudo, pseudo.bare_machines(made.clips)
-    if told.pseudo_labels is None and not told.force and (done := _as_trained(made, out)):
+    asked = config is not None and told.pseudo_labels is None and not told.force
+    if asked and (done := _as_trained(made, out)):
         return done
     trained = any((out / name).exists() for name in (MODEL, "checkpoints"))
     folder, keep = out / pseudo.FOLDER, trained and not told.force

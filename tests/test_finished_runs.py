@@ -64,6 +64,17 @@ def test_a_run_without_its_last_file_is_scored_and_reported_again(asked, out, fi
     assert "already finished" not in capsys.readouterr().err
 
 
+LOST = FIRST, "scores/knn/leave_one_out_pump_section_00_train.csv", "figures"
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_what_was_removed_of_a_finished_run_is_made_again(asked, out, finished, lost):
+    path = out / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    pipeline.run(*asked, out)
+    assert times(out).keys() == times(finished).keys()
+
+
 @pytest.mark.parametrize("stage", ["embed_groups", "write_scores", "figures"])
 def test_a_run_killed_before_its_last_file_goes_on(asked, out, finished, stage, monkeypatch):
     """What an earlier run of another system left must not pass for its own."""

@@ -119,6 +119,13 @@ def test_a_run_without_pseudo_labels_is_the_first_stage(ran, folder, plain, syst
     assert (folder / "plain" / "results.csv").stat().st_mtime_ns == results  # left as it was
 
 
+def test_labels_of_an_earlier_command_are_not_used_unasked(ran, folder, plain):
+    labels, out = ran / "pseudo" / "labels.csv", folder / "asked-before"
+    pipeline.run(plain, folder / "data", out, pseudo_labels=labels)
+    with pytest.raises(InputError, match=r"data_sha256: checkpoint"):
+        pipeline.run(plain, folder / "data", out)
+
+
 def test_another_training_is_no_first_stage(folder, plain, system):
     other = replace(plain, train=replace(plain.train, seed=1))
     pipeline.train(other, folder / "data", folder / "other")

@@ -75,20 +75,37 @@ def embed(given: RunArguments) -> None:
 
 def score(
     run: Positional[Path],
+    scorer: Literal["knn", "centers", "mixture", "mahalanobis"] | None = None,
     k: int | None = None,
     banks: Literal["pooled", "domain"] | None = None,
     standardize: bool | None = None,
+    count: int | None = None,
+    starts: int | None = None,
+    components: int | None = None,
+    covariance: Literal["full", "diagonal"] | None = None,
+    floor: float | None = None,
+    seed: int | None = None,
 ) -> None:
     """The second stage: score files from a run's embeddings.
 
+    What is given replaces the run's own setting and is recorded there. The embeddings stay.
+
     Args:
       run: a run's folder.
-      k: neighbors averaged; this and the others replace the run's own setting.
-      banks: all training clips together, or the nearer of the two domains.
-      standardize: by mean and deviation of the machine's training clips.
+      scorer: another back end, with its usual settings: nearest clips; nearest of the centers of
+        source clips and all target clips; Gaussian mixture; Mahalanobis distance.
+      k: (knn) neighbors averaged.
+      banks: (knn, mahalanobis) all training clips together, or the nearer of the two domains.
+      standardize: (knn) by mean and deviation of the machine's training clips.
+      count: (centers) how many of the source clips.
+      starts: (centers) of k-means, of which the best is kept.
+      components: (mixture) Gaussians.
+      covariance: (mixture) of each of them.
+      floor: (mixture) added to the variances of unit-length embeddings.
+      seed: (centers, mixture) of the starts.
     """
-    given = {"k": k, "banks": banks, "standardize": standardize}
-    pipeline.score(run, **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in locals().items() if value is not None}
+    pipeline.score(given.pop("run"), **given)
 
 
 def report(run: Positional[Path]) -> None:

@@ -14,22 +14,34 @@ from dataclasses import dataclass, field, replace
 from asdjax.data.loader import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
+from asdjax.losses.contrastive import Contrastive
 from asdjax.losses.margin import Margin
+from asdjax.models.autoencoder import Autoencoder
 from asdjax.models.embedder import LogMel, Pretrained
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, FineTuned
+from asdjax.models.spectral import ConvNet1d, ResNet
+from asdjax.models.system import Branch, Trained
 from asdjax.scoring.balance import Smote
+from asdjax.scoring.centers import Centers
 from asdjax.scoring.ensemble import Ensemble
+from asdjax.scoring.mahalanobis import Mahalanobis
+from asdjax.scoring.mixture import Mixture
+from asdjax.scoring.neighbors import Knn
 from asdjax.scoring.pseudo import Pseudo
-from asdjax.scoring.score import Knn
+from asdjax.scoring.reconstruction import Reconstruction
+from asdjax.train.autoencoders import FitAutoencoders
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
+from asdjax.train.supplement import Supplement
 from asdjax.types import InputError
 
-EMBEDDING = Audio, LogMel, Pretrained, FineTuned, Branch, Lora
-TRAINING = Train, HeadConfig, Margin, AdaCos, Optimizer, Schedule, Augment
-SCORING = Knn, Smote, Pseudo
+EMBEDDING = Audio, LogMel, Pretrained, Autoencoder, Trained, Branch, Lora, ConvNet1d, ResNet
+LOSSES = HeadConfig, Margin, AdaCos, Contrastive
+TRAINING = Train, *LOSSES, Optimizer, Schedule, Augment, Supplement, FitAutoencoders
+SCORING = Knn, Smote, Centers, Mixture, Mahalanobis, Reconstruction, Pseudo
 CONFIG_CLASSES = {kind.__name__: kind for kind in (*EMBEDDING, *TRAINING, *SCORING)}
+
+TRAINED_BY = {Trained: Train, Autoencoder: FitAutoencoders}
 
 
 @dataclass(frozen=True)
@@ -40,40 +52,58 @@ class SystemConfig:
       embedder: from a wave to one vector.
       scorer: from vectors to anomaly scores.
       audio: from a file to a wave.
-      train: how a fine-tuned embedder is trained; None for the others.
+      train: how an embedder of branches or an autoencoder is trained; None for the others.
       pseudo: labels for training clips without attributes, from a first training without them;
         None: such clips of a machine are one class.
       batch: clips per step while embedding, over all devices.
     """
 
-    embedder: LogMel | Pretrained | FineTuned
-    scorer: Knn = field(default_factory=Knn)
+    embedder: LogMel | Pretrained | Trained | Autoencoder
+    scorer: Knn | Centers | Mixture | Mahalanobis | Reconstruction = field(default_factory=Knn)
     audio: Audio = field(default_factory=Audio)
-    train: Train | None = None
+    train: Train | FitAutoencoders | None = None
     pseudo: Pseudo | None = None
     batch: int = 32
 
     def __post_init__(self):
         if self.batch < 1:
             raise InputError(f"expected batch >= 1, got {self.batch}")
-        if isinstance(self.embedder, FineTuned) != (self.train is not None):
-            raise InputError("expected `train` with a fine-tuned embedder, and only there")
-        if self.pseudo is not None and self.train is None:
-            raise InputError("pseudo labels are for training, and this system has none")
-        for head in self.train.heads if self.train else ():
+        if not isinstance(self.train, TRAINED_BY.get(type(self.embedder), type(None))):
+            raise InputError(
+                "expected `train` with an embedder of branches, and only there; an autoencoder has "
+                "FitAutoencoders"
+            )
+        if isinstance(self.embedder, Autoencoder) != isinstance(self.scorer, Reconstruction):
+            raise InputError("expected the scorer Reconstruction with an autoencoder, only there")
+        spectral = [one for one in self._branches if isinstance(one, ConvNet1d | ResNet)]
+        if spectral and self.train and self.audio.seconds is None:
+            raise InputError(
+                "expected audio.seconds, got none: a spectral network is built for one length; "
+                "give --audio.seconds with that of most clips"
+            )
+        if self.pseudo is not None and not isinstance(self.train, Train):
+            raise InputError("pseudo labels are for training by classes, and this system has none")
+        for head in getattr(self.train, "heads", ()):
             if len(head.branch_weights) not in (0, len(self.embedder.branches)):
                 raise InputError(
                     f"expected branch_weights for {len(self.embedder.branches)} branches or none, "
                     f"got {list(head.branch_weights)}"
                 )
+            if head.branch_weights and self.embedder.perturbation:
+                raise InputError(
+                    "expected no branch_weights with a perturbation: it mixes the branches"
+                )
 
     @property
     def backbones(self) -> tuple[str, ...]:
         """Return the weights of the backbones, each once, in the order of the branches."""
-        if isinstance(self.embedder, LogMel):
-            return ()
-        branches = getattr(self.embedder, "branches", (self.embedder,))
-        return tuple(dict.fromkeys(branch.weights for branch in branches))
+        return tuple(
+            dict.fromkeys(b.weights for b in self._branches if isinstance(b, Branch | Pretrained))
+        )
+
+    @property
+    def _branches(self) -> tuple:
+        return getattr(self.embedder, "branches", (self.embedder,))
 
     def with_backbones(self, others: Mapping[str, str]) -> SystemConfig:
         """Return the system with other names or files of weights in place of its own."""
@@ -81,6 +111,8 @@ class SystemConfig:
             return self
 
         def changed(part):
+            if not isinstance(part, Branch | Pretrained):
+                return part
             return replace(part, weights=others.get(part.weights, part.weights))
 
         if isinstance(self.embedder, Pretrained):

@@ -15,22 +15,24 @@ from asdjax import runs
 from asdjax.config import SystemConfig, digest
 from asdjax.data import audio, dcase
 from asdjax.data.audio import AudioInfo
-from asdjax.data.loader import Audio, load_batches, plan_batches
+from asdjax.data.loader import Audio, length_notes, load_batches, plan_batches
+from asdjax.data.supplemental import supplemental
 from asdjax.devices import copied, data_mesh, split
 from asdjax.files import sha256_file
+from asdjax.models.autoencoder import SHORTEST_SAMPLES, Autoencoder
 from asdjax.models.embedder import (
     Embedder,
     LogMel,
     Pretrained,
+    autoencoder_embedder,
     backbone_embedder,
-    finetuned_embedder,
     logmel_embedder,
+    trained_embedder,
 )
-from asdjax.models.system import FineTuned
 from asdjax.report import console
 from asdjax.runs import MODEL, Group, Run
-from asdjax.training import load_backbones, load_trained
-from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, Embeddings, InputError
+from asdjax.training import load_bases, load_trained
+from asdjax.types import Clip, DataSet, Embeddings, InputError
 from asdjax.weights import find, load_backbone
 
 IN_FLIGHT = 2  # batches given to the device: one it computes, one that waits
@@ -46,8 +48,8 @@ def prepare(
     """Scan a directory and decode every file once, so that all broken ones are told at once.
 
     Returns:
-      The run to make, without broken and supplemental clips and with its channel decided; what is
-      known of each file.
+      The run to make, without broken clips, with supplemental ones only for its training, and with
+      its channel decided; what is known of each file.
 
     Raises:
       InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
@@ -55,15 +57,19 @@ def prepare(
     weights_sha256 = weights_of(config.embedder)
     dataset = dcase.scan(Path(data).resolve(), ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
+    extra, lines = (), []
+    if kinds := getattr(getattr(config.train, "supplement", None), "kinds", ()):
+        extra, lines = supplemental(dataset, kinds)
     sound = replace(config.audio, channel=_channel(config.audio, dataset))
-    with console.progress("checking files", len(clips), "files") as advance:
-        paths = [clip.path for clip in clips]
-        infos, problems = audio.verify(paths, sound.channel, _shortest_samples(sound), advance)
+    paths = [clip.path for clip in (*clips, *extra)]
+    with console.progress("checking files", len(paths), "files") as advance:
+        infos, problems = audio.verify(paths, sound.channel, _shortest_samples(config), advance)
     if not skip_bad:
-        refuse_broken(problems, len(clips))
-    clips = tuple(clip for clip in clips if clip.path in infos)
+        refuse_broken(problems, len(paths))
+    clips, extra = (tuple(c for c in some if c.path in infos) for some in (clips, extra))
     skipped = {str(path): reason for path, reason in problems.items()}
-    for line in audio.notes(clips, infos, sound.channel):
+    formats, lengths = audio.notes(clips, infos, sound.channel), length_notes(clips, infos, sound)
+    for line in (*formats, *lengths, *lines):
         console.note(line)
     run = Run(
         replace(config, audio=sound),
@@ -72,6 +78,7 @@ def prepare(
         year or dataset.year,
         weights_sha256,
         skipped,
+        supplement=extra,
     )
     check_complete(run)
     return run, infos
@@ -108,13 +115,11 @@ def check_complete(run: Run) -> None:
         )
 
 
-def weights_of(config: LogMel | Pretrained | FineTuned) -> str:
+def weights_of(embedder: object) -> str:
     """Return the SHA-256 of the backbone's weight file, or of those of several; "" for none."""
-    if isinstance(config, LogMel):
-        return ""
-    branches = [config] if isinstance(config, Pretrained) else config.branches
-    found = [sha256_file(find(branch.weights)) for branch in branches]
-    return found[0] if len(found) == 1 else digest(found)
+    branches = getattr(embedder, "branches", (embedder,))
+    found = [sha256_file(find(b.weights)) for b in branches if hasattr(b, "weights")]
+    return digest(found) if len(found) > 1 else "".join(found)
 
 
 def load_embedder(run: Run, out: Path) -> tuple[Embedder, Run]:
@@ -132,7 +137,10 @@ def load_embedder(run: Run, out: Path) -> tuple[Embedder, Run]:
         trained = load_trained(run, out)
         if trained is None:
             raise InputError(f"{out} holds no model of this system and data; train it with `run`")
-        embedder = finetuned_embedder(load_backbones(config), config, trained)
+        if isinstance(config, Autoencoder):
+            embedder = autoencoder_embedder(trained)
+        else:
+            embedder = trained_embedder(load_bases(run.system), config, trained)
         sha256 = digest(sha256, sha256_file(out / MODEL))
     return embedder, replace(run, weights_sha256=sha256).with_keys()
 
@@ -158,6 +166,7 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     step = jax.jit(apply)
 
     def embed(clips: Sequence[Clip], infos: Sequence[AudioInfo], advance) -> np.ndarray:
+        own = embedder.select(params, clips[0].group)
         computing: deque[tuple[np.ndarray, jax.Array]] = deque()
         found: list[tuple[np.ndarray, np.ndarray]] = []
 
@@ -168,7 +177,7 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
 
         plans = plan_batches(infos, config.audio, batch)
         for plan, wave, lengths in load_batches(clips, plans, config.audio, batch):
-            vectors = step(params, *jax.device_put((wave, lengths), split(mesh)))
+            vectors = step(own, *jax.device_put((wave, lengths), split(mesh)))
             computing.append((plan.rows, vectors))
             if len(computing) == IN_FLIGHT:
                 collect()
@@ -233,7 +242,9 @@ def _channel(config: Audio, dataset: DataSet) -> int | str:
     return 0 if challenge else "mean"
 
 
-def _shortest_samples(config: Audio) -> int:
-    """Return the samples a file must have: one frame, or the whole length when only cropping."""
-    whole = config.fit == "crop" and config.seconds is not None
-    return round(config.seconds * SAMPLE_RATE_HZ) if whole else audio.FRAME_SAMPLES
+def _shortest_samples(config: SystemConfig) -> int:
+    """Return the samples a file must have: one frame (of an autoencoder one vector), or the whole
+    length when only cropping."""
+    if config.audio.fit == "crop" and config.audio.seconds is not None:
+        return config.audio.samples
+    return SHORTEST_SAMPLES if isinstance(config.embedder, Autoencoder) else audio.FRAME_SAMPLES

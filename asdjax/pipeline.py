@@ -29,9 +29,9 @@ from asdjax.metrics.official import Metric
 from asdjax.models.embedder import Embedder
 from asdjax.options import Options
 from asdjax.report import console, figures
+from asdjax.scoring.score import changed, threshold
 from asdjax.scoring.score import score as score_machines
-from asdjax.scoring.score import threshold
-from asdjax.training import train_run
+from asdjax.training import fitted_scores, train_run
 from asdjax.two_stage import with_labels
 from asdjax.types import Clip, InputError, Scores
 
@@ -57,7 +57,7 @@ def _run(config: SystemConfig, data: Path, out: Path, told: Options) -> list[Met
     made, infos = _prepare(config, data, told)
     made = with_labels(made, infos, out, told)
     if config.train is not None:
-        train_run(made, infos, out, force=told.force, reported=told.reported)
+        train_run(made, infos, out, force=told.force, reported=told.reported, reuse=told.reuse)
     embedder, made = load_embedder(made, out)
     if not told.force and _finished(made, out):
         console.note(f"already finished: {out}")
@@ -80,7 +80,7 @@ def train(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
         with together("recordings"):
             made, infos = _prepare(config, data, told)
             made = with_labels(made, infos, out, told)
-        train_run(made, infos, out, force=told.force, reported=told.reported)
+        train_run(made, infos, out, force=told.force, reported=told.reported, reuse=told.reuse)
 
 
 def embed(config: SystemConfig, data: Path, out: Path, **options: Any) -> None:
@@ -119,27 +119,29 @@ def _embed(made: runs.Run, embedder: Embedder, infos: Infos, out: Path, told: Op
     embed_groups(made, embedder, infos, out, made.groups, force=told.force, reuse=told.reuse)
 
 
-def score(out: Path, **changes: object) -> None:
+def score(out: Path, scorer: str | None = None, **changes: object) -> None:
     """Write the challenge's score and decision files from the embeddings of a run.
 
     Args:
       out: the run's folder.
-      changes: fields of the scorer to replace; they are recorded as the run's.
+      scorer: a name of `asdjax.scoring.score.SCORERS`; None: the run's own back end.
+      changes: fields of the scorer to replace. Both are recorded as the run's.
     """
     out = Path(out)
-    made = runs.load(out)
-    if changes:
-        scorer = replace(made.system.scorer, **changes)
-        made = replace(made, system=replace(made.system, scorer=scorer))
-        runs.save(out, made)
+    before = runs.load(out)
+    config = changed(before.system.scorer, scorer, changes)
+    made = replace(before, system=replace(before.system, scorer=config))
     machines = [runs.load_embeddings(out, made, group) for group in made.groups]
     if None in machines:
         raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
     train, test = ([m.select(name) for m in machines] for name in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer, console.note)
     runs.clear(out, *RESULTS, "scores")
+    if made != before:
+        runs.save(out, made)
     for i, (values, normal) in enumerate(zip(found, left_out, strict=True)):
-        write_scores(out / runs.SCORES, test[i].clips, values, threshold(normal), made.year)
+        limit = threshold(fitted_scores(made, out, test[i].clips[0].group, normal))
+        write_scores(out / runs.SCORES, test[i].clips, values, limit, made.year)
         runs.save_left_out(out, train[i].clips, normal)
     console.note(f"scores: {out / runs.SCORES}")
 

@@ -9,8 +9,8 @@ RUN/model.safetensors                    what was trained: adapters, or all weig
 RUN/first-stage/                         with pseudo labels: the training they are from, embedded
 RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n], key
-RUN/scores/knn/*.csv                     the challenge's anomaly score and decision files
-RUN/scores/knn/leave_one_out_*.csv       name,score of the normal training clips
+RUN/scores/*.csv                     the challenge's anomaly score and decision files
+RUN/scores/leave_one_out_*.csv       name,score of the normal training clips
 RUN/results.csv                          machine,metric,value
 RUN/skipped.csv                          broken files left out with --skip-bad, and why
 RUN/figures/*.png
@@ -35,7 +35,7 @@ from asdjax.types import Clip, Embeddings, InputError, Split, preview
 from asdjax.version import __version__
 
 MODEL = "model.safetensors"
-SCORES = "scores/knn"
+SCORES = "scores"
 Group = tuple[str, str]  # machine and section
 
 
@@ -50,6 +50,7 @@ class Run:
     weights_sha256: str  # "" where the embedder has no weights
     skipped: dict[str, str]  # broken files and what is wrong with them
     keys: dict[str, str] = field(default_factory=dict)  # embeddings file -> what it is made from
+    supplement: tuple[Clip, ...] = ()  # clips that training uses besides; nothing else sees them
 
     @property
     def groups(self) -> dict[Group, tuple[Clip, ...]]:
@@ -90,9 +91,8 @@ def save(out: Path, run: Run) -> None:
         "transductive": False,  # no scorer uses statistics of test clips
     }
     write_json(out / "config.json", described)
-    write_json(
-        out / "clips.json", [{**dataclasses.asdict(c), "path": str(c.path)} for c in run.clips]
-    )
+    clips = [*run.clips, *run.supplement]
+    write_json(out / "clips.json", [{**dataclasses.asdict(c), "path": str(c.path)} for c in clips])
 
 
 def clear(out: Path, *names: str) -> None:
@@ -113,14 +113,16 @@ def load(out: Path) -> Run:
         raise InputError(f"expected a run's folder, got {out} without {error.filename}") from error
     except ValueError as error:
         raise InputError(f"{out}: config.json or clips.json is damaged; run it again") from error
+    clips = [Clip(**{**clip, "path": Path(clip["path"])}) for clip in clips]
     return Run(
         from_json(described["system"]),
         Path(described["data"]),
-        tuple(Clip(**{**clip, "path": Path(clip["path"])}) for clip in clips),
+        tuple(clip for clip in clips if clip.split != "supplemental"),
         described["year"],
         described["weights_sha256"],
         described["skipped"],
         described["embeddings"],
+        tuple(clip for clip in clips if clip.split == "supplemental"),
     )
 
 

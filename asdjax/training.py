@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
+
 from asdjax import params
-from asdjax.config import digest, to_json
+from asdjax.config import SystemConfig, digest, to_json
 from asdjax.data.audio import AudioInfo
 from asdjax.devices import agree
-from asdjax.models.backbone import Backbone
-from asdjax.models.system import FineTuned
+from asdjax.files import atomic
+from asdjax.models.system import Base, Branch, Scratch, Untrained
 from asdjax.params import Params
 from asdjax.report import console
-from asdjax.runs import MODEL, Run
-from asdjax.train import loop
+from asdjax.runs import MODEL, Group, Run
+from asdjax.train import autoencoders, loop
+from asdjax.train.autoencoders import FitAutoencoders, name_of
+from asdjax.train.frames import cut_vectors, read_frames
 from asdjax.train.plan import make_plan
 from asdjax.types import InputError
 from asdjax.weights import load_backbone
 
 
 def train_run(
-    run: Run, infos: Mapping[Path, AudioInfo], out: Path, *, force: bool, reported: str
+    run: Run,
+    infos: Mapping[Path, AudioInfo],
+    out: Path,
+    *,
+    force: bool,
+    reported: str,
+    reuse: Sequence[Path] = (),
 ) -> None:
     """Train the system of a run, unless `out` already holds what the training would give.
 
@@ -30,6 +41,8 @@ def train_run(
       infos: what is known of each file.
       force: train again all the same.
       reported: parameter counts of the report, to be printed beside ours.
+
+      reuse: other runs' folders: an autoencoder is taken from them where it is the very same.
 
     Raises:
       InputError: `out` has what another training gave, and it is not to be replaced by force.
@@ -44,14 +57,18 @@ def train_run(
             f"{out / MODEL} is of another training (other settings, weights or recordings); choose "
             "another --out, or train anew with --force"
         )
-    clips = [clip for clip in run.clips if clip.split == "train"]
+    if isinstance(run.system.train, FitAutoencoders):
+        _fit_autoencoders(run, infos, out, force, reuse)
+        return
+    clean = [clip for clip in run.supplement if clip.supplement == "clean"]
+    clips = [*(clip for clip in run.clips if clip.split == "train"), *clean]
     plan = make_plan(run.system.train, clips)
     for line in plan.notes:
         console.note(line)
     loop.train(
         run.system.embedder,
         run.system.train,
-        load_backbones(run.system.embedder),
+        load_bases(run.system),
         plan,
         clips,
         [infos[clip.path] for clip in clips],
@@ -61,12 +78,51 @@ def train_run(
         training_of(run),
         reported,
         anew=force,
+        noise=[(c, infos[c.path]) for c in run.supplement if c.supplement == "noise"],
     )
 
 
-def load_backbones(config: FineTuned) -> list[Backbone]:
-    """Return the backbone of each branch."""
-    return [load_backbone(branch.weights, branch.dtype) for branch in config.branches]
+def _fit_autoencoders(
+    run: Run, infos: Mapping[Path, AudioInfo], out: Path, force: bool, reuse: Sequence[Path]
+) -> None:
+    """Train a run's autoencoders, or take them from another run that has the very same."""
+    for other in () if force else reuse:
+        if is_trained(run, other):
+            console.note(f"the training of {other}")
+            with atomic(out / MODEL) as temporary:
+                shutil.copyfile(other / MODEL, temporary)
+            return
+    clips = [clip for clip in run.clips if clip.split == "train"]
+    with console.progress("log-mel", len(clips)) as advance:
+        mels = read_frames(clips, [infos[c.path] for c in clips], run.system.audio, advance)
+    frames, machines = cut_vectors(mels, clips)
+    del mels  # as much again
+    described = training_of(run)
+    autoencoders.train(run.system.train, frames, machines, out, out / MODEL, described, force)
+
+
+def fitted_scores(run: Run, out: Path, group: Group, train_scores: np.ndarray) -> np.ndarray:
+    """Return the scores `[n]` of normal sounds to which a threshold is fitted.
+
+    Those of the training clips, but from 2023 on the baseline's of mini-batches, which training
+    left in `out`. They scatter less: its threshold lies close to the average score.
+
+    Args:
+      train_scores: `[n]`, of the training clips.
+    """
+    if not isinstance(run.system.train, FitAutoencoders) or (run.year or 0) < 2023:
+        return train_scores
+    return params.load(out / MODEL)[0][f"{name_of(group)}.batches.{run.system.scorer.kind}"]
+
+
+def load_bases(system: SystemConfig) -> list[Base]:
+    """Return what each branch begins with."""
+    return [
+        load_backbone(branch.weights, branch.dtype)
+        if isinstance(branch, Branch)
+        else Untrained(Scratch(branch, system.audio.samples), {})
+        for branch in system.embedder.branches
+    ]
 
 
 def is_trained(run: Run, out: Path) -> bool:
@@ -89,10 +145,11 @@ def training_of(run: Run) -> dict:
     system = to_json(run.system)
     kept = {name: system[name] for name in ("embedder", "audio", "train")}
     for name in ("log_every", "source"):  # what changes nothing in the result
-        del kept["train"][name]
-    for branch in kept["embedder"]["branches"]:
-        del branch["weights"]  # where they lie; their SHA-256 says what they are
-    files = [(c, c.path.stat()) for c in run.clips if c.split == "train"]
+        kept["train"].pop(name, None)
+    for branch in kept["embedder"].get("branches", ()):
+        branch.pop("weights", None)  # where they lie; their SHA-256 says what they are
+    used = [*(clip for clip in run.clips if clip.split == "train"), *run.supplement]
+    files = [(clip, clip.path.stat()) for clip in used]
     clips = [
         (*c.group, c.name, c.domain, c.attributes, file.st_size, file.st_mtime_ns)
         for c, file in files

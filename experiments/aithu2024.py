@@ -15,16 +15,11 @@ import argparse
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
 import repeated
 
 from asdjax import params
 from asdjax.__main__ import dispatch
-from asdjax.models import backbone
-from asdjax.models.beats import BeatsConfig
-from asdjax.models.eat import EatConfig
 from asdjax.models.system import named
 from asdjax.recipes import RECIPES
 from asdjax.recipes.aithu2024 import (
@@ -36,7 +31,7 @@ from asdjax.recipes.aithu2024 import (
 )
 from asdjax.report import console
 from asdjax.runs import MODEL
-from asdjax.weights import CHECKPOINTS, find
+from asdjax.weights import find
 
 SCALES = {"training clips": [], "test clips, as in the report": ["--transductive"]}
 SEARCHED = {"aithu2024/system1": (1, 4, 6), "aithu2024/system3": range(7)}  # which of SINGLES
@@ -44,23 +39,24 @@ SEARCHED = {"aithu2024/system1": (1, 4, 6), "aithu2024/system3": range(7)}  # wh
 
 def main() -> None:
     reading = repeated.parser(__doc__.splitlines()[0], SINGLES)
-    reading.add_argument("--tiny", action="store_true", help="small backbones, a few steps")
-    reading.add_argument(
-        "--hide", nargs="+", default=[], help="machines to take the attributes from, as in 2024"
-    )
+    repeated.add_tiny(reading)
+    repeated.add_hide(reading)
     given, fields = reading.parse_known_args()
     if given.hide:
-        given.data = hide(given.data, given.hide, given.out)
+        given.data = repeated.hide(given.data, given.hide, given.out)
     if given.tiny:
         given.runs = 1
-        given.weights = given.weights or tiny_backbones(given)
+        given.weights = given.weights or repeated.tiny_backbones(given)
     results = repeated.run_all(given, fields, tiny_fields if given.tiny else lambda system: ())
     table_1(given, results)
     if set(given.systems) == set(SINGLES):
         seeds = range(given.runs)
         table_3({name: [search(name, seed, given) for seed in seeds] for name in SEARCHED})
-        for scale in SCALES:
-            found = {n: [combine(n, seed, given, scale) for seed in seeds] for n in COEFFICIENTS}
+        for scale, flags in SCALES.items():
+            found = {
+                n: [repeated.combine(n, seed, given, *flags) for seed in seeds]
+                for n in COEFFICIENTS
+            }
             table_4(found, scale)
 
 
@@ -117,16 +113,6 @@ def cell(values: Sequence[Sequence[float]], column: int) -> float:
     return statistics.harmonic_mean([x for row in taken for x in row])
 
 
-def combine(name: str, seed: int, given: argparse.Namespace, scale: str) -> repeated.Numbers:
-    """Combine the single systems of one random start with the report's coefficients."""
-    config, flags = RECIPES[name].config, SCALES[scale]
-    out = repeated.folder(given.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
-    members = [str(repeated.folder(given.out, member, seed)) for member in config.members]
-    weights = map(str, config.ensemble.weights)
-    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
-    return repeated.numbers(out)
-
-
 def search(name: str, seed: int, given: argparse.Namespace) -> list[float]:
     """Return the coefficients of SINGLES that are best on our scores and labels."""
     out, used = repeated.folder(given.out, f"{name}-searched", seed), SEARCHED[name]
@@ -144,38 +130,6 @@ def counts(given: argparse.Namespace, system: str) -> tuple[str, str]:
     trained = {n: v for n, v in trained.items() if not n.endswith((".mean", ".var"))}
     every = named(bases) | trained
     return tuple(f"{sum(v.size for v in x.values()) / 1e6:.2f}M" for x in (every, trained))
-
-
-def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
-    """Link the recordings into a folder of `out`, those of some machines without attributes."""
-    out = out / "-".join(["data-without", *sorted(machines)])
-    for path in sorted(data.rglob("*.wav")):
-        machine, split = path.parts[-3:-1]
-        kept = path.stem.split("_")[:6]  # section_00_source_train_normal_0000
-        name = "_".join([*kept, "noAttribute"]) + ".wav" if machine in machines else path.name
-        link = out / machine / split / name
-        link.parent.mkdir(parents=True, exist_ok=True)
-        if not link.is_symlink():
-            link.symlink_to(path.resolve())
-    return out
-
-
-def tiny_backbones(given: argparse.Namespace) -> list[str]:
-    """Write small backbones with random weights: they show that all runs, and nothing else.
-
-    Returns:
-      A file in place of each backbone of the systems asked for.
-    """
-    small = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}
-    small |= {"encoder_attention_heads": 2, "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 2}
-    beats, eat = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
-    paths = []
-    for name in repeated.backbones(given):
-        kind = CHECKPOINTS[name].kind
-        structure, path = {"beats": beats, "eat": eat}[kind], given.out / f"tiny-{kind}.safetensors"
-        params.save(path, backbone.initialize(structure), params.Header(kind, asdict(structure)))
-        paths.append(str(path))
-    return paths
 
 
 def tiny_fields(system: str) -> list[str]:

@@ -11,13 +11,20 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from asdjax import params
 from asdjax.__main__ import dispatch
 from asdjax.data.decode import kept_in_memory
 from asdjax.files import read_csv
+from asdjax.models.backbone import initialize
+from asdjax.models.beats import BeatsConfig
+from asdjax.models.eat import EatConfig
 from asdjax.recipes import RECIPES
+from asdjax.report import console
 from asdjax.runs import MODEL
+from asdjax.weights import CHECKPOINTS
 
 MEASURED = ("auc_source", "auc_target", "pauc")
 Numbers = dict[tuple[str, str], float]  # machine and metric -> value in per cent
@@ -92,7 +99,8 @@ def run(
     done = (folder(given.out, other, seed) for other in given.systems if other != system)
     reuse = [str(path) for path in done if (path / MODEL).is_file()]
     words = ["run", system, "--data", str(given.data), "--out", str(out)]
-    words += ["--weights", *(weights[name] for name in RECIPES[system].config.backbones)]
+    own = [weights[name] for name in RECIPES[system].config.backbones]
+    words += ["--weights", *own] if own else []
     words += ["--reuse", *reuse] if reuse else []
     dispatch([*words, "--train.seed", str(seed), *fields])
     return numbers(out)
@@ -118,3 +126,80 @@ def spread(values: Sequence[float]) -> str:
     """Return mean and sample deviation over runs."""
     average = f"{statistics.fmean(values):.2f}"
     return f"{average} ± {statistics.stdev(values):.2f}" if len(values) > 1 else average
+
+
+def compare(
+    given: argparse.Namespace,
+    results: Mapping[str, Sequence[Numbers]],
+    published: Mapping[str, Mapping[str, Sequence[float]]],
+) -> None:
+    """Print a table for each system: ours beside published, the last row over all machines.
+
+    Args:
+      given: the command line.
+      results: of `run_all`.
+      published: system -> machine -> AUC source, AUC target, pAUC in per cent.
+    """
+    for system, runs in results.items():
+        rows, theirs = [], published[system]
+        for machine in machines_of(runs):
+            known = [f"{x:.2f}" for x in theirs.get(machine, ())] or ["-"] * len(MEASURED)
+            for name, number in zip(MEASURED, known, strict=True):
+                rows.append([machine, name, spread([run[machine, name] for run in runs]), number])
+        ours = spread([mean(run, machines_of(runs)) for run in runs])
+        total = statistics.harmonic_mean([x for numbers in theirs.values() for x in numbers])
+        rows.append(["all", "harmonic mean", ours, f"{total:.2f}"])
+        heading = ["machine", "", f"ours, {len(runs)} runs", "published"]
+        console.table(heading, rows, f"{system}, {given.data}")
+
+
+def combine(name: str, seed: int, given: argparse.Namespace, *flags: str) -> Numbers:
+    """Combine the runs of one random start as an ensemble's recipe says."""
+    config = RECIPES[name].config
+    out = folder(given.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
+    members = [str(folder(given.out, member, seed)) for member in config.members]
+    weights = map(str, config.ensemble.shares(len(members)))
+    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
+    return numbers(out)
+
+
+def add_tiny(reading: argparse.ArgumentParser) -> None:
+    reading.add_argument("--tiny", action="store_true", help="small networks, a few steps")
+
+
+def add_hide(reading: argparse.ArgumentParser) -> None:
+    reading.add_argument(
+        "--hide", nargs="+", default=[], help="machines to take the attributes from, as in 2024"
+    )
+
+
+def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
+    """Link the recordings into a folder of `out`, those of some machines without attributes."""
+    out = out / "-".join(["data-without", *sorted(machines)])
+    for path in sorted(data.rglob("*.wav")):
+        machine, split = path.parts[-3:-1]
+        kept = path.stem.split("_")[:6]  # section_00_source_train_normal_0000
+        name = "_".join([*kept, "noAttribute"]) + ".wav" if machine in machines else path.name
+        link = out / machine / split / name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(path.resolve())
+    return out
+
+
+def tiny_backbones(given: argparse.Namespace) -> list[str]:
+    """Write small backbones with random weights: they show that all runs, and nothing else.
+
+    Returns:
+      A file in place of each backbone of the systems asked for.
+    """
+    small = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}
+    small |= {"encoder_attention_heads": 2, "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 2}
+    beats, eat = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
+    paths = []
+    for name in backbones(given):
+        kind = CHECKPOINTS[name].kind
+        structure, path = {"beats": beats, "eat": eat}[kind], given.out / f"tiny-{kind}.safetensors"
+        params.save(path, initialize(structure), params.Header(kind, asdict(structure)))
+        paths.append(str(path))
+    return paths

@@ -28,11 +28,11 @@ def tone_machine(root: Path, machine: str, seed: int = 0, name=None) -> None:
             soundfile.write(path, wave, 16000, "PCM_16")
 
 
-def one_branch(*branch, embedding=128, **fields):
-    """Return a fine-tuned embedder of one branch, whose fields are those of `Branch`."""
-    from asdjax.models.system import Branch, FineTuned
+def one_branch(*branch, **fields):
+    """Return an embedder of one branch, whose fields are those of `Branch`."""
+    from asdjax.models.system import Branch, Trained
 
-    return FineTuned((Branch(*branch, **fields),), embedding)
+    return Trained((Branch(*branch, **fields),))
 
 
 def tiny_backbone(path: Path) -> Path:

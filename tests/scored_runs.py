@@ -49,7 +49,7 @@ def make_flipped(clips) -> list[Clip]:
 def fan(kind: str) -> str:
     """Return where a run has scores of the fan."""
     end = "train" if kind == "leave_one_out" else "test"
-    return f"scores/knn/{kind}_fan_section_00_{end}.csv"
+    return f"scores/{kind}_fan_section_00_{end}.csv"
 
 
 def spoil(path: Path, old: str, new: str) -> None:

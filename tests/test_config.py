@@ -11,7 +11,7 @@ from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
 from asdjax.models.embedder import LogMel, Pretrained
 from asdjax.models.lora import Lora
-from asdjax.models.system import FineTuned
+from asdjax.models.system import Trained
 from asdjax.recipes import RECIPES
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import InputError
@@ -81,13 +81,15 @@ def test_fields_that_are_absent_take_their_defaults():
 
 def test_a_trained_system_says_how_and_the_others_do_not():
     for embedder, train in (
-        (FineTuned(), None),
+        (Trained(), None),
         (Pretrained(), Train()),
         (LogMel(), Train()),
     ):
-        with pytest.raises(InputError, match="`train` with a fine-tuned embedder, and only there"):
+        with pytest.raises(
+            InputError, match="`train` with an embedder of branches, and only there"
+        ):
             SystemConfig(embedder, train=train)
-    assert SystemConfig(FineTuned(), train=Train())
+    assert SystemConfig(Trained(), train=Train())
 
 
 @pytest.mark.parametrize(
@@ -127,7 +129,7 @@ def test_losses_of_branches_are_for_all_of_them_or_none():
     with pytest.raises(
         InputError, match=r"branch_weights for 1 branches or none, got \[0.5, 0.5\]"
     ):
-        SystemConfig(FineTuned(), train=Train(heads=heads))
+        SystemConfig(Trained(), train=Train(heads=heads))
 
 
 def test_backbones_are_named_once_each_and_replaced_by_name():

@@ -17,15 +17,15 @@ from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.embedder import Pretrained
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, FineTuned
+from asdjax.models.system import Branch, Trained
 from asdjax.train.config import HeadConfig
 
 WIDTH = 8  # of the embedding of a branch
 ADAPTER = Lora(rank=2, alpha=2.0, targets=("q",))
 
 
-def branches(*paths: Path) -> FineTuned:
-    return FineTuned(tuple(Branch(str(p), ADAPTER, "mean") for p in paths), embedding=WIDTH)
+def branches(*paths: Path) -> Trained:
+    return Trained(tuple(Branch(str(p), ADAPTER, "mean", WIDTH) for p in paths))
 
 
 def test_the_digest_of_the_weights_is_of_the_files_of_all_branches(tmp_path):

@@ -41,7 +41,7 @@ def record(out: Path) -> dict:
 
 
 def left_out(member: Path, machine: str) -> np.ndarray:
-    path = member / f"scores/knn/leave_one_out_{machine}_section_00_train.csv"
+    path = member / f"scores/leave_one_out_{machine}_section_00_train.csv"
     return np.array([float(row.split(",")[1]) for row in path.read_text().split()])
 
 

@@ -11,7 +11,7 @@ from asdjax import pipeline
 from asdjax.recipes import RECIPES
 
 SYSTEM = RECIPES["frozen/logmel"].config
-FIRST = "scores/knn/anomaly_score_fan_section_00_test.csv"
+FIRST = "scores/anomaly_score_fan_section_00_test.csv"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_a_run_without_its_last_file_is_scored_and_reported_again(asked, out, fi
     assert "already finished" not in capsys.readouterr().err
 
 
-LOST = FIRST, "scores/knn/leave_one_out_pump_section_00_train.csv", "figures"
+LOST = FIRST, "scores/leave_one_out_pump_section_00_train.csv", "figures"
 
 
 @pytest.mark.parametrize("lost", LOST)

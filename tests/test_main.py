@@ -161,7 +161,7 @@ def test_ctrl_c_and_a_full_disk_end_with_a_message(call, made, tmp_path, monkeyp
 
 def test_a_score_file_that_lacks_a_clip_is_refused(call, made, tmp_path):
     call("run", "frozen/logmel", "--data", made, "--out", tmp_path / "run")
-    path = tmp_path / "run/scores/knn/anomaly_score_fan_section_00_test.csv"
+    path = tmp_path / "run/scores/anomaly_score_fan_section_00_test.csv"
     first, *rows = path.read_text().splitlines()
     (path.parent / "decision_result_fan_section_00_test.csv").unlink()
     path.write_text("\n".join([*rows, rows[0]]) + "\n")

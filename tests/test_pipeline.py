@@ -78,15 +78,15 @@ def test_a_run_leaves_the_files_it_promises(finished, made):
         "figures/roc.png",
         "figures/top_clips.png",
         "results.csv",
-        "scores/knn/anomaly_score_fan_section_00_test.csv",
-        "scores/knn/anomaly_score_pump_section_00_test.csv",
-        "scores/knn/decision_result_fan_section_00_test.csv",
-        "scores/knn/decision_result_pump_section_00_test.csv",
-        "scores/knn/leave_one_out_fan_section_00_train.csv",
-        "scores/knn/leave_one_out_pump_section_00_train.csv",
+        "scores/anomaly_score_fan_section_00_test.csv",
+        "scores/anomaly_score_pump_section_00_test.csv",
+        "scores/decision_result_fan_section_00_test.csv",
+        "scores/decision_result_pump_section_00_test.csv",
+        "scores/leave_one_out_fan_section_00_train.csv",
+        "scores/leave_one_out_pump_section_00_train.csv",
         "skipped.csv",
     }
-    rows = (finished / "scores/knn/anomaly_score_fan_section_00_test.csv").read_text().split()
+    rows = (finished / "scores/anomaly_score_fan_section_00_test.csv").read_text().split()
     names = {path.name for path in (made / "fan" / "test").iterdir()}
     assert {row.split(",")[0] for row in rows} == names
     assert runs.load(finished).system == replace(LOGMEL, audio=Audio(channel=0))
@@ -203,7 +203,7 @@ def test_another_scorer_is_recorded_and_used(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     pipeline.score(out, k=2, standardize=True)
     assert runs.load(out).system.scorer == Knn(k=2, standardize=True)
-    name = "scores/knn/anomaly_score_fan_section_00_test.csv"
+    name = "scores/anomaly_score_fan_section_00_test.csv"
     assert (out / name).read_text() != (finished / name).read_text()
 
 
@@ -276,7 +276,7 @@ def test_machines_that_cannot_be_evaluated_do_not_spoil_the_others(tmp_path, cap
     assert (
         "no official numbers of press/section_00: no labelled test clip" in capsys.readouterr().err
     )
-    assert (tmp_path / "run/scores/knn/anomaly_score_press_section_00_test.csv").is_file()
+    assert (tmp_path / "run/scores/anomaly_score_press_section_00_test.csv").is_file()
 
 
 def test_a_second_run_leaves_nothing_of_the_first(data, tmp_path):

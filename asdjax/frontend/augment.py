@@ -24,26 +24,40 @@ class Augment:
       mask: SpecAugment: the largest width of the two masks of a clip, one over frames and one over
         mel bands; 0 for none.
       mask_probability: of each of the two masks, per clip.
-      mixup: probability, per clip, that its log-mel is mixed with that of another clip.
+      mixup: probability, per clip, that it is mixed with another clip.
+      mixup_alpha: the share of a mixed clip is of Beta(alpha, alpha): 1 is uniform, less mixes
+        mostly a little, more mixes mostly half and half.
+      mixup_on: what is mixed: the input of each branch (log-mel, spectrum), or the wave before
+        all front ends.
       crop: which part of a clip longer than audio.seconds is taken.
       shift: move each clip in time by a random amount; what leaves at the end enters at the start.
+      warp: probability, per clip, that its time is warped, and with it its pitch.
+      warp_sigma: standard deviation of the speed, which is 1 on average.
     """
 
     mask: int = 0
     mask_probability: float = 0.5
     mixup: float = 0.0
+    mixup_alpha: float = 1.0
+    mixup_on: Literal["input", "wave"] = "input"
     crop: Literal["start", "random"] = "start"
     shift: bool = False
+    warp: float = 0.0
+    warp_sigma: float = 0.2
 
     def __post_init__(self):
         check_choices(self)
         if self.mask < 0:
             raise InputError(f"expected a mask of 0 (none) or more frames and bands: {self.mask}")
-        for name in ("mask_probability", "mixup"):
+        for name in ("mask_probability", "mixup", "warp"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(
                     f"expected a probability {name} of 0 to 1, got {getattr(self, name)}"
                 )
+        if not 0.1 <= self.mixup_alpha <= 10:  # beyond, a mixed clip is one of the two, or the mean
+            raise InputError(f"expected a mixup_alpha of 0.1 to 10, got {self.mixup_alpha}")
+        if not 0 < self.warp_sigma <= 0.5:  # beyond: many clips would stand still
+            raise InputError(f"expected a warp_sigma in (0, 0.5], got {self.warp_sigma}")
 
 
 def spec_augment(mel, key, width: int, probability: float):
@@ -78,7 +92,7 @@ def _stretches(key, batch: int, size: int, width: int, probability: float):
     return (starts[:, None] <= position) & (position < (starts + lengths)[:, None])
 
 
-def mixup(x, label, key, probability: float):
+def mixup(x, label, key, probability: float, alpha: float = 1.0):
     """Mix clips with those of the reversed batch: x_i <- r x_i + (1 - r) x_(B-1-i).
 
     Args:
@@ -86,15 +100,18 @@ def mixup(x, label, key, probability: float):
         a mixed one is as long as the longer of its two parts.
       label: `[B, ..., 1]` classes.
       key: of this batch.
-      probability: of each clip to be mixed; r is uniform in [0, 1), and 1 for the others.
+      probability: of each clip to be mixed; r is 1 for the others.
+      alpha: r is of Beta(alpha, alpha); a number, not a traced value.
 
     Returns:
       `x` in float32; `label [B, ..., 2]`, of the clip and of its partner; `weight [B, 2]` float32,
       (r, 1 - r).
 
-    Source: Zhang et al. 2018, "mixup", section 2, with alpha = 1: Beta(1, 1) is uniform.
+    Source: Zhang et al. 2018, "mixup", section 2.
     """
     mixed, share = jax.random.uniform(key, (2, len(x)))
+    if alpha != 1:  # Beta(1, 1) is uniform
+        share = jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha, share.shape)
     own = jnp.where(mixed < probability, share, 1.0)
     part = jnp.expand_dims(own, range(1, x.ndim))
     x = to_float(x)
@@ -138,3 +155,26 @@ def time_shift(wave, lengths, key):
     source = first + position
     source = jnp.where(source < lengths, source, source - lengths)
     return jnp.take_along_axis(wave, jnp.where(position < lengths, source, position), 1)
+
+
+def add_noise(wave, noise, lengths, key, snr_db: tuple[float, float]):
+    """Add noise to each clip, at a random ratio of their powers over the length of the clip.
+
+    Args:
+      wave: `[B, N]`; int16 is taken as 16-bit PCM (`to_float`).
+      noise: `[B, N]`, likewise; zeros change nothing. Silent clips stay silent.
+      lengths: `[B]` int, samples of each clip before its padding, which stays silent.
+      key: of this batch.
+      snr_db: bounds of the clip's power over the noise's, dB; uniform between them.
+
+    Returns:
+      `[B, N]` float32; it may exceed full scale.
+    """
+    clip = to_float(wave)
+    inside = jnp.arange(wave.shape[1])[None] < lengths[:, None]
+    noise = jnp.where(inside, to_float(noise), 0.0)
+    loud, beside = (jnp.square(x).sum(1, keepdims=True) for x in (clip, noise))
+    snr = jax.random.uniform(key, loud.shape, minval=snr_db[0], maxval=snr_db[1])
+    silent = beside == 0
+    power = jnp.where(silent, 0.0, loud / jnp.where(silent, 1.0, beside))
+    return clip + jnp.sqrt(power) * 10 ** (-snr / 20) * noise

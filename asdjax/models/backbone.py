@@ -17,8 +17,24 @@ from asdjax.params import Params
 from asdjax.types import InputError
 
 
-class Structure(Protocol):
-    """What the configuration of every backbone offers, so that nobody asks which one it is."""
+class Listener(Protocol):
+    """What a branch hears of the waves, and the weights it begins with."""
+
+    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Return the input of the network `[B, ...]` from waves `[B, N]`; pure."""
+
+    def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array | None:
+        """Return `[B, L]` bool, True = padding, for rows of `samples`, or None; pure."""
+
+    def for_features(self, params: Params) -> tuple[Listener, Params]:
+        """Return structure and weights without a class head."""
+
+
+class Structure(Listener, Protocol):
+    """What the configuration of every backbone offers, so that nobody asks which one it is.
+
+    Its front end gives `[B, T, F]`, and it always has tokens.
+    """
 
     width: int  # D
     layers_count: int
@@ -30,17 +46,8 @@ class Structure(Protocol):
     def build(self, **how) -> nnx.Module:
         """Make the module, `(mel, padding, layer) -> tokens`; `how`: dtype, train, remat, ..."""
 
-    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        """Return the module's input `[B, T, F]` from waves `[B, N]`; pure."""
-
     def token_count(self, samples: int) -> int:
         """Return L, extra tokens included, of a row of `samples`."""
-
-    def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
-        """Return `[B, L]` bool, True = padding, for rows of `samples`; pure."""
-
-    def for_features(self, params: Params) -> tuple[Structure, Params]:
-        """Return structure and weights without the class head."""
 
     def without_dropout(self) -> Structure:
         """Return the structure with every rate of dropping values and layers at 0."""

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 
 from asdjax import params as weights
 from asdjax.frontend.fbank import BEATS, fbank, frame_mask
+from asdjax.models.autoencoder import score_clips
 from asdjax.models.backbone import Backbone
 from asdjax.models.lora import fold
 from asdjax.models.pooling import masked_mean
-from asdjax.models.system import FineTuned, Input, named, of_branch, take_apart
+from asdjax.models.system import Base, Branch, Input, Trained, named, of_branch, take_apart
 from asdjax.params import Params
 from asdjax.types import InputError
 
@@ -42,10 +43,14 @@ class Pretrained:
 
 
 class Embedder(NamedTuple):
-    """`apply(params, wave [B, N], lengths [B]) -> [B, E] float32`, to be jitted by the caller."""
+    """`apply(own, wave [B, N], lengths [B]) -> [B, E] float32`, to be jitted by the caller.
+
+    `own = select(params, (machine, section))` are the weights for clips of one machine.
+    """
 
     params: Params
     apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    select: Callable[[Params, tuple[str, str]], Params] = lambda params, group: params
 
 
 def logmel_embedder() -> Embedder:
@@ -67,23 +72,20 @@ def backbone_embedder(backbone: Backbone, config: Pretrained) -> Embedder:
     return Embedder(backbone.params, apply)
 
 
-def finetuned_embedder(
-    backbones: Sequence[Backbone], config: FineTuned, trained: Params
-) -> Embedder:
+def trained_embedder(bases: Sequence[Base], config: Trained, trained: Params) -> Embedder:
     """Return the embedder of a trained system; adapters are folded into the weights.
 
     Args:
-      backbones: those it was trained from, one per branch.
+      bases: what its branches began with.
       trained: trainable weights and statistics, as training saves them; heads are left out.
 
     Raises:
       InputError: `trained` is not of such a system.
     """
-    each = [backbone.config.for_features(backbone.params) for backbone in backbones]
-    structures, bases = zip(*each, strict=True)
+    structures, weights_of = zip(*(b.config.for_features(b.params) for b in bases), strict=True)
     kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
-    params = _folded(named(bases) | kept, config)
-    plain = replace(config, branches=tuple(replace(b, adapter=None) for b in config.branches))
+    params = _folded(named(weights_of) | kept, config)
+    plain = replace(config, branches=tuple(map(_without_adapter, config.branches)))
     parts = take_apart(plain, structures, train=False)
     if problems := weights.misfits(params, parts.statistics | parts.trainable | parts.frozen):
         raise InputError(f"the trained weights do not fit the system{problems}")
@@ -98,13 +100,33 @@ def finetuned_embedder(
     return Embedder(params, apply)
 
 
-def _folded(params: Params, config: FineTuned) -> Params:
+def autoencoder_embedder(trained: Params) -> Embedder:
+    """Return the embedder of the baseline's autoencoders, of which every machine has its own.
+
+    Args:
+      trained: names begin with `<machine>_<section>.`, as training saves them.
+    """
+    kept = {name: value for name, value in trained.items() if ".batches." not in name}
+
+    def select(params: Params, group: tuple[str, str]) -> Params:
+        begin = "_".join(group) + "."
+        return {n.removeprefix(begin): value for n, value in params.items() if n.startswith(begin)}
+
+    return Embedder(kept, score_clips, select)
+
+
+def _folded(params: Params, config: Trained) -> Params:
     """Fold the adapters of every branch."""
     for i, branch in enumerate(config.branches):
         own = {name: value for name, value in params.items() if name.startswith(of_branch(i))}
         others = {name: value for name, value in params.items() if name not in own}
-        params = others | (fold(own, branch.adapter) if branch.adapter else own)
+        adapter = getattr(branch, "adapter", None)
+        params = others | (fold(own, adapter) if adapter else own)
     return params
+
+
+def _without_adapter(branch: object) -> object:
+    return replace(branch, adapter=None) if isinstance(branch, Branch) else branch
 
 
 def logmel_statistics(wave, lengths):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asdjax.models.norm import batch_norm
 from asdjax.types import InputError
 
 Pooling = Literal["mean", "cls", "statistics"]
@@ -44,8 +45,7 @@ class AttentiveStatistics(nnx.Module):
     a linear layer to D / 16, ReLU, BatchNorm, tanh and a linear layer to D; a softmax over the real
     tokens weighs channel by channel. BatchNorm follows on the statistics `[B, 2 D]`.
 
-    Deviations are those of the population (1 / n), so that a clip of one token has some. Running
-    variances are too, PyTorch's are those of a sample (1 / (n - 1)).
+    Deviations are those of the population (1 / n), so that a clip of one token has some.
 
     Args:
         width: D; below 16 the hidden layer has one channel.
@@ -61,9 +61,9 @@ class AttentiveStatistics(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (3 * width, hidden)))  # of [x, mean, std]
         self.bias = nnx.Param(jnp.zeros(hidden))
-        self.hidden_norm = _batch_norm(hidden, train, rngs)
+        self.hidden_norm = batch_norm(hidden, train=train, rngs=rngs)
         self.score = nnx.Linear(hidden, width, rngs=rngs)
-        self.norm = _batch_norm(2 * width, train, rngs)
+        self.norm = batch_norm(2 * width, train=train, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, inside: jax.Array | None = None) -> jax.Array:
         """Return float32 `[B, 2 D]`; `inside [B, L]`, None if all tokens are real."""
@@ -94,17 +94,6 @@ def _statistics(x, weight):
     mean = (weight * x).sum(1)
     variance = (weight * jnp.square(x - mean[:, None])).sum(1)
     return mean, jnp.sqrt(jnp.maximum(variance, VARIANCE_FLOOR))
-
-
-def _batch_norm(width: int, train: bool, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    return nnx.BatchNorm(
-        width,
-        use_running_average=not train,
-        momentum=0.9,  # PyTorch's 0.1
-        epsilon=1e-5,
-        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
-        rngs=rngs,
-    )
 
 
 def make_pool(

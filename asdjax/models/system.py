@@ -1,8 +1,9 @@
 """A system that learns: branches, and heads that classify machines by what the branches give.
 
-A branch is a front end, a backbone, pooling and a projection: tokens `[B, L, D]` -> `[B, P]` -> a
-dense layer `[B, E]`. The embedding is that of all branches, one behind the other. The centers of a
-head are the second dense layer of the reports, from the embedding to the classes.
+A branch is a front end and a network that makes one vector of what it gives. A pre-trained backbone
+is followed by pooling and a projection: tokens `[B, L, D]` -> `[B, P]` -> a dense layer `[B, E]`; a
+spectral network gives `[B, E]` itself. The embedding is that of all branches, one behind the other.
+The centers of a head are the second dense layer of the reports, from the embedding to the classes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,25 +20,29 @@ from flax import nnx
 
 from asdjax import params as weights
 from asdjax.losses.adacos import AdaCos, adacos_loss, initial_scale, next_scale
-from asdjax.losses.margin import Margin, class_cosines, cosines, margin_loss
+from asdjax.losses.contrastive import Contrastive, contrastive_loss
+from asdjax.losses.margin import Margin, class_cosines, cosines, margin_loss, unit
 from asdjax.models.attention import Implementation
-from asdjax.models.backbone import Structure
+from asdjax.models.backbone import Listener, Structure
 from asdjax.models.dropout import Key
 from asdjax.models.lora import Lora, adapt, is_adapter
+from asdjax.models.norm import batch_norm
 from asdjax.models.pooling import Pooling, make_pool, pool_width
+from asdjax.models.spectral import ConvNet1d, ResNet
 from asdjax.params import Params
 from asdjax.types import InputError, check_choices
 
 
 @dataclass(frozen=True)
 class Branch:
-    """A backbone and how it becomes one vector.
+    """A pre-trained backbone and how it becomes one vector.
 
     Args:
       weights: a name of `asdjax weights list` or a converted `.safetensors` file to start from.
       adapter: LoRA; None trains every weight of the backbone.
       pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
         attentive statistics of the patches.
+      embedding: width of its part of the embedding.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pre-trained files, holds either way.)
       dtype: of the matrix products; parameters, norms, pooling, margins stay float32.
@@ -50,6 +55,7 @@ class Branch:
     weights: str = "beats-iter3"
     adapter: Lora | None = None
     pooling: Pooling = "statistics"
+    embedding: int = 128
     dropout: bool = True
     dtype: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
@@ -57,32 +63,79 @@ class Branch:
 
     def __post_init__(self):
         check_choices(self)
+        if self.embedding < 2:
+            raise InputError(f"expected an embedding of at least 2 numbers, got {self.embedding}")
 
 
 @dataclass(frozen=True)
-class FineTuned:
-    """Branches, trained together as `train` says, and their embedding.
+class Trained:
+    """Branches, trained together as `train` says.
 
     Args:
       branches: one, or several whose embeddings stand one behind the other.
-      embedding: width of the embedding of each branch.
+      perturbation: hidden width of a feature-perturbation head (OS-SCL) behind them, whose output
+        is then the embedding; 0 for none.
     """
 
-    branches: tuple[Branch, ...] = (Branch(),)
-    embedding: int = 128
+    branches: tuple[Branch | ConvNet1d | ResNet, ...] = (Branch(),)
+    perturbation: int = 0
 
     def __post_init__(self):
         if not self.branches:
             raise InputError("expected at least one branch, got none")
-        if self.embedding < 2:
-            raise InputError(f"expected an embedding of at least 2 numbers, got {self.embedding}")
+        if self.perturbation < 0:
+            raise InputError(f"expected perturbation >= 0 (0: none), got {self.perturbation}")
+
+    def part(self, branch: int | None) -> slice:
+        """Return where a branch's part of the embedding lies; None: all of it."""
+        widths = [one.embedding for one in self.branches]
+        if branch is None:
+            return slice(0, sum(widths))
+        start = sum(widths[:branch])
+        return slice(start, start + widths[branch])
+
+
+@dataclass(frozen=True)
+class Scratch:
+    """The `Listener` of a spectral network, which begins without weights, for waves of one length.
+
+    Args:
+      config: the network.
+      samples: of every wave.
+    """
+
+    config: ConvNet1d | ResNet
+    samples: int
+
+    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        return self.config.frontend(wave, lengths)
+
+    def token_padding(self, samples: int, lengths: jax.Array) -> None:
+        return None
+
+    def for_features(self, params: Params) -> tuple[Scratch, Params]:
+        return self, params
+
+
+class Base(Protocol):
+    """What a branch begins with: a `Backbone`, or a network without weights (`Untrained`)."""
+
+    config: Listener
+    params: Params
+
+
+class Untrained(NamedTuple):
+    """The `Base` of a spectral network: no weights, `{}`."""
+
+    config: Scratch
+    params: Params
 
 
 class Task(NamedTuple):
     """What one head tells apart, and how much of the loss that is."""
 
-    loss: Margin | AdaCos
-    counts: np.ndarray  # [C] int, centers of each class
+    loss: Margin | AdaCos | Contrastive
+    counts: np.ndarray  # [C] int, centers of each class; a contrastive loss has none
     labels: int = 0  # which of a clip's labels are its classes
     weight: float = 1.0  # of its loss in the sum over heads
     branch: int | None = None  # whose part of the embedding it sees; None sees all
@@ -91,7 +144,7 @@ class Task(NamedTuple):
 class Input(NamedTuple):
     """What a branch sees of the clips."""
 
-    mel: jax.Array  # [B, T, F], from its front end
+    x: jax.Array  # [B, ...], from its front end
     padding: jax.Array | None = None  # [B, L] bool, True = no token
 
 
@@ -111,32 +164,30 @@ class Head(nnx.Module):
 
     Args:
       task: which loss and classes.
-      embedding: width of what it sees.
+      part: of the whole embedding, that it sees.
       train: let a dynamic scale follow the batch.
     """
 
-    def __init__(self, task: Task, embedding: int, *, train: bool, rngs: nnx.Rngs):
+    def __init__(self, task: Task, part: slice, *, train: bool, rngs: nnx.Rngs):
         self.loss, self.counts, self.train = task.loss, tuple(map(int, task.counts)), train
         self.labels, self.weight, self.branch = task.labels, task.weight, task.branch
-        shape = len(self.counts), max(self.counts), embedding
-        centers = jax.random.normal(rngs.params(), shape) * embedding**-0.5
+        self.first, width = part.start, part.stop - part.start
+        shape = len(self.counts), max(self.counts), width
+        centers = jax.random.normal(rngs.params(), shape) * width**-0.5
         fixed = isinstance(self.loss, AdaCos) and not self.loss.trained
         self.centers = (FixedCenters if fixed else nnx.Param)(centers)
         if isinstance(self.loss, AdaCos):
-            self.scale = Scale(jnp.float32(initial_scale(*shape[:2])))
+            self.scale = Scale(jnp.float32(initial_scale(sum(self.counts))))
 
     def seen(self, embedding):
-        """Return the part of the whole embedding `[B, n E]` that this head judges."""
-        if self.branch is None:
-            return embedding
-        width = self.centers.shape[-1]
-        return embedding[:, self.branch * width : (self.branch + 1) * width]
+        """Return the part of the whole embedding that this head judges."""
+        return embedding[:, self.first : self.first + self.centers.shape[-1]]
 
     def __call__(self, embedding, label, weight):
         """Return the loss of each clip `[B]` and its cosine to each class `[B, C]`, float32.
 
         Args:
-          embedding: `[B, n E]`, of the whole system.
+          embedding: `[B, E]`, of the whole system.
           label, weight: `[B, M]`, classes of a clip and how much of it they are.
         """
         embedding, counts = self.seen(embedding), np.array(self.counts)
@@ -152,12 +203,47 @@ class Head(nnx.Module):
         return loss, class_cosines(cosine, counts)
 
 
-class Encoder(nnx.Module):
-    """One branch: its input in, `[B, E]` out."""
+class ContrastiveHead(nnx.Module):
+    """The contrastive loss of whole embeddings; it has no centers and tells no classes.
 
-    def __init__(
-        self, config: Branch, structure: Structure, embedding: int, *, train: bool, rngs: nnx.Rngs
-    ):
+    Source: Huang et al. 2025 (OS-SCL): of a mixed clip only its own class counts.
+    """
+
+    def __init__(self, task: Task):
+        self.loss, self.labels, self.weight, self.branch = task.loss, task.labels, task.weight, None
+
+    def __call__(self, embedding, label, weight):
+        """Return the loss of each clip `[B]`, and None; arguments as of `Head`."""
+        temperature = self.loss.temperature
+        return contrastive_loss(embedding, label[:, 0], temperature=temperature), None
+
+
+class Perturbation(nnx.Module):
+    """Two layers `[B, E] -> [B, hidden] -> [B, E]` that disturb embeddings, and unit length.
+
+    Each is a linear layer, ReLU and batch normalization, in this order.
+
+    Source: Huang et al. 2025 (OS-SCL), feature-perturbation head (128-64-128 there).
+    """
+
+    def __init__(self, width: int, hidden: int, *, train: bool, rngs: nnx.Rngs):
+        self.down, self.up = (
+            nnx.Linear(width, hidden, rngs=rngs),
+            nnx.Linear(hidden, width, rngs=rngs),
+        )
+        self.down_norm, self.up_norm = (
+            batch_norm(n, train=train, rngs=rngs) for n in (hidden, width)
+        )
+
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        hidden = self.down_norm(jax.nn.relu(self.down(embedding)))
+        return unit(self.up_norm(jax.nn.relu(self.up(hidden))))
+
+
+class Encoder(nnx.Module):
+    """A branch of a backbone: its input in, `[B, E]` out."""
+
+    def __init__(self, config: Branch, structure: Structure, *, train: bool, rngs: nnx.Rngs):
         if config.pooling == "cls" and not structure.extra_tokens:
             raise InputError('pooling "cls": BEATs has no class token; use "mean" or "statistics"')
         structure = structure if config.dropout else structure.without_dropout()
@@ -172,12 +258,23 @@ class Encoder(nnx.Module):
         if config.adapter is not None:
             adapt(self.backbone, config.adapter, train=train, rngs=rngs)
         self.pool = make_pool(config.pooling, structure.width, train=train, rngs=rngs)
-        self.project = nnx.Linear(pool_width(config.pooling, structure.width), embedding, rngs=rngs)
+        width = pool_width(config.pooling, structure.width)
+        self.project = nnx.Linear(width, config.embedding, rngs=rngs)
 
     def __call__(self, given: Input) -> jax.Array:
-        tokens = self.backbone(given.mel, given.padding)[:, self.first :]
+        tokens = self.backbone(given.x, given.padding)[:, self.first :]
         inside = None if given.padding is None else ~given.padding[:, self.first :]
         return self.project(self.pool(tokens, inside))
+
+
+class SpectralEncoder(nnx.Module):
+    """A branch of a spectral network: its input in, `[B, E]` out."""
+
+    def __init__(self, listener: Scratch, *, train: bool, rngs: nnx.Rngs):
+        self.network = listener.config.build(listener.samples, train=train, rngs=rngs)
+
+    def __call__(self, given: Input) -> jax.Array:
+        return self.network(given.x)
 
 
 class System(nnx.Module):
@@ -185,29 +282,39 @@ class System(nnx.Module):
 
     def __init__(
         self,
-        config: FineTuned,
-        structures: Sequence[Structure],
+        config: Trained,
+        structures: Sequence[Listener],
         tasks: Sequence[Task] = (),
         *,
         train: bool,
         rngs: nnx.Rngs,
     ):
-        each = zip(config.branches, structures, strict=True)
-        make = partial(Encoder, embedding=config.embedding, train=train, rngs=rngs)
-        self.branches = nnx.List([make(branch, structure) for branch, structure in each])
-        whole = len(structures) * config.embedding
-        widths = [whole if task.branch is None else config.embedding for task in tasks]
+        how = {"train": train, "rngs": rngs}
+        self.branches = nnx.List(
+            [
+                Encoder(branch, one, **how)
+                if isinstance(branch, Branch)
+                else SpectralEncoder(one, **how)
+                for branch, one in zip(config.branches, structures, strict=True)
+            ]
+        )
+        width = config.part(None).stop
+        hidden = config.perturbation
+        self.perturbation = Perturbation(width, hidden, **how) if hidden else None
         self.heads = nnx.List(
             [
-                Head(task, width, train=train, rngs=rngs)
-                for task, width in zip(tasks, widths, strict=True)
+                ContrastiveHead(task)
+                if isinstance(task.loss, Contrastive)
+                else Head(task, config.part(task.branch), **how)
+                for task in tasks
             ]
         )
 
     def __call__(self, inputs: Sequence[Input]) -> jax.Array:
-        """Return `[B, branches E]` float32 from the input of each branch."""
+        """Return `[B, E]` float32, of all branches, from the input of each."""
         each = zip(self.branches, inputs, strict=True)
-        return jnp.concatenate([branch(given) for branch, given in each], -1)
+        embedding = jnp.concatenate([branch(given) for branch, given in each], -1)
+        return embedding if self.perturbation is None else self.perturbation(embedding)
 
 
 class Parts(NamedTuple):
@@ -221,7 +328,7 @@ class Parts(NamedTuple):
 
 
 def take_apart(
-    config: FineTuned, structures: Sequence[Structure], tasks: Sequence[Task] = (), *, train: bool
+    config: Trained, structures: Sequence[Listener], tasks: Sequence[Task] = (), *, train: bool
 ) -> Parts:
     """Return the parts of a system, as shapes; refuses an adapter that does not fit."""
     system = partial(System, config, structures, tasks, train=train)
@@ -229,8 +336,8 @@ def take_apart(
 
 
 def initialize(
-    config: FineTuned,
-    structures: Sequence[Structure],
+    config: Trained,
+    structures: Sequence[Listener],
     tasks: Sequence[Task],
     bases: Sequence[Params],
     seed: int,
@@ -238,7 +345,7 @@ def initialize(
     """Return statistics, trainable and frozen weights before the first step.
 
     Args:
-      bases: the weights of each branch's backbone, under its own names.
+      bases: the weights of each branch's backbone, under its own names; {} where there is none.
       seed: of everything the checkpoints do not have.
     """
 
@@ -274,13 +381,14 @@ def named(bases: Sequence[Params]) -> Params:
     }
 
 
-def _split(system: System, config: FineTuned) -> Parts:
+def _split(system: System, config: Trained) -> Parts:
     return Parts(*weights.split(system, Key, STATISTICS, _trains(config)))
 
 
-def _trains(config: FineTuned):
+def _trains(config: Trained):
     """Return the filter of what gets gradients: all, or of a backbone with LoRA the adapters."""
-    adapted = {("branches", i, "backbone") for i, b in enumerate(config.branches) if b.adapter}
+    branches = enumerate(config.branches)
+    adapted = {("branches", i, "backbone") for i, b in branches if getattr(b, "adapter", None)}
 
     def frozen(path: tuple, value: object) -> bool:
         return path[:3] in adapted

@@ -18,7 +18,7 @@ from asdjax.data.loader import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.margin import Margin
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, FineTuned
+from asdjax.models.system import Branch, Trained
 from asdjax.recipes.recipe import Recipe
 from asdjax.scoring.balance import Smote
 from asdjax.scoring.ensemble import Ensemble
@@ -123,7 +123,7 @@ CLUSTERS = {  # table 2: machines of both sets without attributes
 
 
 def system(train: Train, *branches: Branch, pseudo: Pseudo | None = None) -> SystemConfig:
-    return SystemConfig(FineTuned(branches), SCORER, AUDIO, train, pseudo)
+    return SystemConfig(Trained(branches), SCORER, AUDIO, train, pseudo)
 
 
 BEATS, EAT = Branch("beats-iter3"), Branch("eat-base")

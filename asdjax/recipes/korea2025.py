@@ -11,7 +11,7 @@ from asdjax.config import SystemConfig
 from asdjax.data.loader import Audio
 from asdjax.losses.margin import Margin
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, FineTuned
+from asdjax.models.system import Branch, Trained
 from asdjax.recipes.recipe import Recipe
 from asdjax.scoring.score import Knn
 from asdjax.train.config import HeadConfig, Train
@@ -28,7 +28,7 @@ PUBLISHED = {  # table 1, System1: AUC source, AUC target, pAUC
 }
 
 SYSTEM1 = SystemConfig(
-    FineTuned((Branch("beats-iter3", Lora(rank=64, alpha=64.0, targets=("q", "k", "v")), "mean"),)),
+    Trained((Branch("beats-iter3", Lora(rank=64, alpha=64.0, targets=("q", "k", "v")), "mean"),)),
     Knn(k=1, standardize=True),
     Audio(seconds=10.0, fit="pad"),
     Train(

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from asdjax.scoring.banks import unit
 from asdjax.types import InputError
-
-SMALLEST = 1e-12  # length below which a row counts as zero
 
 
 @dataclass(frozen=True)
@@ -66,11 +65,6 @@ def oversample(
         random_state=config.seed,
     )
     return unit(smote.fit_resample(values, target)[0][len(values) :]), ""
-
-
-def unit(values: np.ndarray) -> np.ndarray:
-    """Return rows `[n, E]` divided by their length; zeros stay zeros."""
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), SMALLEST)
 
 
 def _why_not(values: np.ndarray, target: np.ndarray, config: Smote) -> str:

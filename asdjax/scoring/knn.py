@@ -48,11 +48,11 @@ def knn_scores(
             buckets[len(bank).bit_length()].append(group)
     scores = [np.zeros(len(query), np.float32) for query in queries]
     for groups in buckets.values():
-        query, bank = _stack([queries[g] for g in groups]), _stack([banks[g] for g in groups])
-        bank_id = _stack([np.arange(len(banks[g]), dtype=np.int32) for g in groups], PADDING)
+        query, bank = stack([queries[g] for g in groups]), stack([banks[g] for g in groups])
+        bank_id = stack([np.arange(len(banks[g]), dtype=np.int32) for g in groups], PADDING)
         query_id = np.full(query.shape[:2], PADDING, np.int32)
         if own is not None:
-            query_id = _stack([own[g].astype(np.int32) for g in groups], PADDING)
+            query_id = stack([own[g].astype(np.int32) for g in groups], PADDING)
         distance = np.asarray(knn_distance(query, bank, query_id, bank_id, k))
         for group, row in zip(groups, distance, strict=True):
             scores[group] = row[: len(queries[group])]
@@ -83,8 +83,8 @@ def knn_distance(query, bank, query_id, bank_id, k: int = 1):
             identity = _cut(bank_id, first, columns)
             old = (first + jnp.arange(columns) < begin)[None]
             hidden = (own[:, :, None] == identity[:, None]) | (old | (identity == PADDING))[:, None]
-            cosine = _cosine(query_block, _cut(bank, first, columns))
-            found = _largest(jnp.where(hidden, -jnp.inf, cosine), k)
+            near = cosine(query_block, _cut(bank, first, columns))
+            found = _largest(jnp.where(hidden, -jnp.inf, near), k)
             return _largest(jnp.concatenate([best, found], -1), k), None
 
         best = jnp.full((groups, rows, k), -jnp.inf)
@@ -98,7 +98,7 @@ def knn_distance(query, bank, query_id, bank_id, k: int = 1):
     return jnp.where(found.any(-1), total / jnp.maximum(found.sum(-1), 1), jnp.inf)
 
 
-def _cosine(query, bank):
+def cosine(query, bank):
     """Return `[G, Q, R]` from unit queries and any bank; scaling products spares a copy of it."""
     length = jax.lax.rsqrt(jnp.maximum(jnp.square(bank).sum(-1), SMALLEST))
     product = jnp.einsum("gqe,gre->gqr", query, bank, precision=jax.lax.Precision.HIGHEST)
@@ -121,7 +121,7 @@ def _unit(x):
     return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), SMALLEST))
 
 
-def _stack(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
+def stack(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
     """Pad arrays `[n_g, ...]` to one `[G, n, ...]`."""
     if len(arrays) == 1:
         return arrays[0][None]  # no copy of a large bank

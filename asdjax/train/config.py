@@ -9,8 +9,10 @@ from typing import Literal
 from asdjax.data.labels import LabelKind
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
+from asdjax.losses.contrastive import Contrastive
 from asdjax.losses.margin import Margin
 from asdjax.train.optimizer import Optimizer
+from asdjax.train.supplement import Supplement
 from asdjax.types import InputError, check_choices
 
 
@@ -19,23 +21,31 @@ class HeadConfig:
     """What one head tells apart, and by which loss.
 
     Args:
-      loss: softmax, AM-softmax, (sub-center) ArcFace, or (sub-cluster) AdaCos.
+      loss: softmax, AM-softmax, (sub-center) ArcFace, (sub-cluster) AdaCos, or the contrastive term
+        of OS-SCL, which is added to another head on the same labels.
       labels: classes: machines, or machines with each of their attribute strings.
       weight: of its loss in the sum over heads.
       branch_weights: of the same loss, with centers of its own, on the embedding of each branch
         alone; none for no such losses.
+      subcenters: (machine or class, number of its sub-centers) where it differs from the loss's.
     """
 
-    loss: Margin | AdaCos = field(default_factory=Margin)
+    loss: Margin | AdaCos | Contrastive = field(default_factory=Margin)
     labels: LabelKind = "attributes"
     weight: float = 1.0
     branch_weights: tuple[float, ...] = ()
+    subcenters: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
         check_choices(self)
         for weight in (self.weight, *self.branch_weights):
             if not 0 < weight < math.inf:
                 raise InputError(f"expected positive weights of a head, got {weight}")
+        if isinstance(self.loss, Contrastive) and (self.branch_weights or self.subcenters):
+            raise InputError(
+                "expected no branch_weights and no subcenters with a contrastive loss: it has no "
+                "centers and is of whole embeddings"
+            )
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Train:
       heads: what is told apart.
       optimizer: Adam or AdamW and the learning rate.
       augment: what is done to the clips at each step, on the device.
+      balance: classes get synthetic clips (SMOTE) up to this part of the largest class; 0 for none.
+      supplement: what of the supplemental clips of 2025 is used.
       ema: decay of a moving average of weights and statistics, per update n at most n / (9 + n), so
         that the start is soon forgotten; 0 for none. If there is one, it is what embeds.
       held_out: part of the normal training clips kept for validation, from classes of at least ten.
@@ -69,6 +81,8 @@ class Train:
     heads: tuple[HeadConfig, ...] = (HeadConfig(),)
     optimizer: Optimizer = field(default_factory=Optimizer)
     augment: Augment = field(default_factory=Augment)
+    balance: float = 0.0
+    supplement: Supplement = field(default_factory=Supplement)
     ema: float = 0.0
     held_out: float = 0.0
     select: Literal["last", "best"] = "last"
@@ -86,10 +100,12 @@ class Train:
             for name in ("ema", "held_out")
             if not 0 <= getattr(self, name) < 1
         ]
+        if not 0 <= self.balance <= 1:
+            wrong.append(f"balance in [0, 1], got {self.balance}")
         if self.seed < 0:
             wrong.append(f"seed >= 0, got {self.seed}")
-        if not self.heads:
-            wrong.append("at least one head, got none")
+        if all(isinstance(head.loss, Contrastive) for head in self.heads):
+            wrong.append("at least one head that tells classes, got none")
         if self.passes < self.accumulate:
             wrong.append(f"steps >= accumulate ({self.accumulate}), got {self.steps}: no update")
         if self.select == "best" and not self.held_out:

@@ -20,9 +20,8 @@ from asdjax.data.audio import AudioInfo
 from asdjax.data.loader import Audio
 from asdjax.devices import agree, data_mesh, leads, own_share, put_copies
 from asdjax.files import write_json
-from asdjax.models.backbone import Backbone
 from asdjax.models.lora import summary
-from asdjax.models.system import FineTuned, initialize, take_apart
+from asdjax.models.system import Base, Trained, initialize, take_apart
 from asdjax.params import Header, Params
 from asdjax.report import console
 from asdjax.train import interrupt, source
@@ -30,6 +29,7 @@ from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Train
 from asdjax.train.log import Log
 from asdjax.train.optimizer import learning_rate, make_optimizer
+from asdjax.train.passes import one_after_another, training_passes
 from asdjax.train.plan import Plan
 from asdjax.train.source import Source
 from asdjax.train.step import TrainState, make_hear, make_step, make_validate
@@ -40,9 +40,9 @@ IN_FLIGHT = 2  # passes given to the device: one it computes, one that waits
 
 
 def train(
-    config: FineTuned,
+    config: Trained,
     how: Train,
-    backbones: Sequence[Backbone],
+    bases: Sequence[Base],
     plan: Plan,
     clips: Sequence[Clip],
     infos: Sequence[AudioInfo],
@@ -52,12 +52,13 @@ def train(
     described: dict,
     reported: str = "",
     anew: bool = False,
+    noise: Sequence[tuple[Clip, AudioInfo]] = (),
 ) -> None:
     """Train and write what was trained; go on where an earlier call was stopped.
 
     Args:
       config, how: the system and its training.
-      backbones: those that the branches' `weights` name.
+      bases: what the branches begin with.
       plan: of these clips (`make_plan`).
       clips, infos: normal training clips and what is known of their files.
       audio: how a file becomes a wave.
@@ -66,6 +67,7 @@ def train(
       described: what the result depends on, stored with each checkpoint and compared on resuming.
       reported: parameter counts of the report, to be printed beside ours.
       anew: do not go on; remove what an earlier training left.
+      noise: clips that are added to those of their machine, as `how.supplement` says.
 
     Raises:
       InputError: an adapter that does not fit, a checkpoint of another run, a loss that is not
@@ -76,8 +78,8 @@ def train(
     agree({"recipe, settings, recordings and weights": f"{described} {how}"})
 
     # The system, and what of it trains.
-    each = [backbone.config.for_features(backbone.params) for backbone in backbones]
-    structures, bases = zip(*each, strict=True)
+    each = [base.config.for_features(base.params) for base in bases]
+    structures, begin_with = zip(*each, strict=True)
     mesh = data_mesh(jax.devices())
     building = config, structures, plan.tasks
     parts, used = take_apart(*building, train=True), take_apart(*building, train=False)
@@ -94,22 +96,22 @@ def train(
         checkpoints.refuse_others()
 
         # The state: of the last checkpoint, else the start.
-        *begun, frozen = initialize(*building, bases, how.seed)
+        *begun, frozen = initialize(*building, begin_with, how.seed)
         state, frozen = put_copies((start(*begun, optimizer, how), frozen), mesh)
-        del begun, each, bases  # all weights once more, when all train
+        del begun, each, begin_with  # all weights once more, when all train
         first = 0
         if checkpoints.latest() is not None:
             state, first = checkpoints.restore(jax.tree.map(_abstract, state))
             note(f"going on after step {first} of {how.passes}")
 
         # The data: the same order whether it is kept on the devices or streamed.
-        make = partial(_source, clips, infos, plan, audio, how, mesh, lead=lead)
-        training, samples, padded = make(np.flatnonzero(~plan.held_out), shuffled=True)
+        make = partial(_source, clips, infos, plan, audio, how, mesh, note)
+        training, samples, padded = make(np.flatnonzero(~plan.held_out), noise=noise)
         hear = make_hear(structures, mesh, padded)
         step = make_step(parts, hear, training.take, how, optimizer, samples)
         validate = _nothing_held_out
         if plan.held_out.any():
-            held, _, padded = make(np.flatnonzero(plan.held_out), shuffled=False)
+            held, _, padded = make(np.flatnonzero(plan.held_out), training=False)
             hear = make_hear(structures, mesh, padded)
             right = make_validate(used, hear, held.take, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
@@ -167,7 +169,7 @@ def train(
             note(f"best on held-out clips: step {chosen}")
     if lead:
         write_json(out / "labels.json", plan.described)  # before the model, which ends the training
-        header = Header("finetuned", described, source_sha256=described["weights_sha256"])
+        header = Header("trained", described, source_sha256=described["weights_sha256"])
         weights.save(model, state.average or state.trainable | state.statistics, header)
 
 
@@ -191,21 +193,27 @@ def _remove(checkpoints: Path, model: Path) -> None:
 
 
 def _source(
-    clips, infos, plan, audio, how, mesh, rows, *, shuffled: bool, lead: bool
+    clips, infos, plan, audio, how, mesh, note, rows, *, training: bool = True, noise=()
 ) -> tuple[Source, int, bool]:
     """Return batches of some rows, the samples of a training clip, and if some are shorter."""
     chosen, known = [clips[i] for i in rows], [infos[i] for i in rows]
     whole = how.augment.crop == "random"
     listed, samples = source.make_clips(chosen, known, plan.label[rows], audio, whole)
-    turn = source.order if shuffled else source.in_turn
-    asked = turn(len(rows), how.batch, how.seed)
+    if training:
+        added, of_noise = [clip for clip, _ in noise], [info for _, info in noise]
+        ask, line = training_passes(chosen, listed.label, added, how)
+        listed = source.beside(listed, added, of_noise)
+        if line:
+            note(line)
+    else:
+        ask = one_after_another(len(rows), how.batch)
     resident = how.source == "resident" or (how.source == "auto" and source.fits(listed.nbytes))
     if resident:
-        own = len(rows[own_share(len(rows), mesh)])
-        with console.progress("reading", own, visible=lead) as advance:
-            made = source.resident(listed, asked, mesh, advance)
+        own = len(listed.clips[own_share(len(listed.clips), mesh)])
+        with console.progress("reading", own, visible=leads()) as advance:
+            made = source.resident(listed, ask, mesh, advance)
     else:
-        made = source.streaming(listed, asked, mesh)
+        made = source.streaming(listed, ask, mesh)
     return made, samples, source.padded(known, audio, samples)
 
 

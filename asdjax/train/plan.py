@@ -8,13 +8,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from asdjax.data.labels import bare, check_classes, encode, hold_out, vocabulary
+from asdjax.data.labels import bare, check_classes, class_name, encode, hold_out, vocabulary
 from asdjax.losses.adacos import AdaCos
-from asdjax.losses.margin import check_labels, subcenter_counts
+from asdjax.losses.margin import Margin, check_labels, subcenter_counts
 from asdjax.models.system import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
-from asdjax.types import Clip, InputError
+from asdjax.types import Clip, InputError, preview
 
 
 class Plan(NamedTuple):
@@ -52,7 +52,8 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         notes.append(check_classes(clips, head.labels))
         classes.append(names)
         labels.append(label)
-        task = Task(head.loss, _counts(head, clips, names), i, head.weight)
+        notes += unknown_in_table(head, clips, names)
+        task = Task(head.loss, center_counts(head, clips, names), i, head.weight)
         parts = enumerate(head.branch_weights)
         tasks += [task, *(task._replace(weight=weight, branch=b) for b, weight in parts)]
     held_out = hold_out(_together(labels), config.held_out, config.seed)
@@ -67,14 +68,28 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
     )
 
 
-def _counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> np.ndarray:
-    """Return `[C]`: centers of each class."""
-    loss = head.loss
+def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> np.ndarray:
+    """Return `[C]`: centers of each class; in the head's table a class comes before its machine."""
+    loss, table = head.loss, dict(head.subcenters)
+    counts = np.ones(len(names), int)
     if isinstance(loss, AdaCos):
-        return subcenter_counts(loss.subclusters, len(names))
-    fewer = loss.subcenters if loss.bare_subcenters is None else loss.bare_subcenters
-    counts = np.where(bare(clips, names, head.labels), fewer, loss.subcenters)
-    return subcenter_counts(counts, len(names))
+        counts = np.full(len(names), loss.subclusters)
+    elif isinstance(loss, Margin):
+        fewer = loss.subcenters if loss.bare_subcenters is None else loss.bare_subcenters
+        counts = np.where(bare(clips, names, head.labels), fewer, loss.subcenters)
+    machine = {class_name(clip, head.labels): clip.machine for clip in clips}
+    listed = [
+        table.get(name, table.get(machine[name], count))
+        for name, count in zip(names, counts.tolist(), strict=True)
+    ]
+    return subcenter_counts(listed, len(names))
+
+
+def unknown_in_table(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> list[str]:
+    """Return a note on what a head's table lists and the recordings do not have, or nothing."""
+    known = {*names, *(clip.machine for clip in clips)}
+    unknown = [name for name, _ in head.subcenters if name not in known]
+    return [f"sub-centers of no machine or class here: {preview(unknown)}"] if unknown else []
 
 
 def _together(labels: Sequence[np.ndarray]) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -21,7 +21,8 @@ from asdjax.data.audio import AudioInfo, read_batch
 from asdjax.data.decode import free_memory
 from asdjax.data.loader import Audio, padded_samples, stays_int16
 from asdjax.devices import copied, own_share, put_copies, split
-from asdjax.train.step import Batch
+from asdjax.train.batch import SILENCE, Asked, Batch, collect, join
+from asdjax.train.passes import Ask
 from asdjax.types import SAMPLE_RATE_HZ, Clip
 
 READ_AT_ONCE = 64  # clips decoded together while the resident set is read
@@ -62,6 +63,16 @@ class Clips(NamedTuple):
             wave = wave.astype(np.float32) / 32768
         return wave, lengths
 
+    def read_some(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return waves, lengths and labels `[b, heads]` of rows, of which some are `SILENCE`."""
+        found = np.flatnonzero(rows != SILENCE)
+        wave, lengths = np.zeros((len(rows), self.samples), self.dtype), np.zeros_like(rows)
+        label = np.zeros((len(rows), self.label.shape[1]), self.label.dtype)
+        if len(found):
+            wave[found], lengths[found] = self.read(rows[found])
+            label[found] = self.label[rows[found]]
+        return wave, lengths, label
+
 
 def make_clips(
     clips: Sequence[Clip], infos: Sequence[AudioInfo], label: np.ndarray, audio: Audio, whole: bool
@@ -81,25 +92,14 @@ def make_clips(
     return Clips(clips, label, audio, samples, dtype), samples
 
 
-def order(count: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Return `rows(step) [batch]`: every clip once in each pass over the set, newly shuffled."""
-
-    @lru_cache(maxsize=2)  # a batch may lie across the end of a pass
-    def shuffled(turn: int) -> np.ndarray:
-        return np.random.default_rng((seed, turn)).permutation(count).astype(np.int32)
-
-    def rows(step: int) -> np.ndarray:
-        turn, position = np.divmod(step * batch + np.arange(batch), count)
-        return np.concatenate(
-            [shuffled(t)[position[turn == t]] for t in range(turn[0], turn[-1] + 1)]
-        )
-
-    return rows
-
-
-def in_turn(count: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Return `rows(step) [batch]`: one clip after the other, from the first again at the end."""
-    return lambda step: (step * batch + np.arange(batch, dtype=np.int32)) % count
+def beside(listed: Clips, more: Sequence[Clip], infos: Sequence[AudioInfo]) -> Clips:
+    """Return the clips with others numbered behind them, read alike; their labels mean nothing."""
+    stays = all(stays_int16(info, listed.audio) for info in infos)
+    return listed._replace(
+        clips=[*listed.clips, *more],
+        label=np.pad(listed.label, ((0, len(more)), (0, 0))),
+        dtype=listed.dtype if stays else np.float32,
+    )
 
 
 def padded(infos: Sequence[AudioInfo], audio: Audio, samples: int) -> bool:
@@ -108,9 +108,7 @@ def padded(infos: Sequence[AudioInfo], audio: Audio, samples: int) -> bool:
     return audio.fit != "tile" and shortest < samples
 
 
-def resident(
-    clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.sharding.Mesh, advance: Callable
-) -> Source:
+def resident(clips: Clips, ask: Ask, mesh: jax.sharding.Mesh, advance: Callable) -> Source:
     """Read the whole set onto every device; each process reads its share of the files.
 
     Args:
@@ -134,16 +132,19 @@ def resident(
     def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
         step = first
         while True:
-            yield (to_devices(rows(step), mesh),)
+            yield jax.tree.map(partial(to_devices, mesh=mesh), ask(step))
             step += 1
 
-    def take(store, sent) -> Batch:
-        return Batch(*(jnp.take(x, sent[0], axis=0, mode="clip") for x in store))
+    def take(store, asked: Asked) -> Batch:
+        def read(rows):
+            return tuple(jnp.take(x, rows, axis=0, mode="fill", fill_value=0) for x in store)
+
+        return join(collect(read, asked))
 
     return Source(store, batches, take)
 
 
-def streaming(clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.sharding.Mesh) -> Source:
+def streaming(clips: Clips, ask: Ask, mesh: jax.sharding.Mesh) -> Source:
     """Decode batches ahead in threads; each process decodes its rows of every batch."""
     import grain
 
@@ -157,21 +158,20 @@ def streaming(clips: Clips, rows: Callable[[int], np.ndarray], mesh: jax.shardin
             return 2**31
 
         def __getitem__(self, number: int):
-            asked = rows(self.first + number)
-            mine = asked[own_share(len(asked), mesh)]
-            return *clips.read(mine), clips.label[mine]
+            asked = ask(self.first + number)
+            own = own_share(len(asked.clip), mesh)
+            return collect(clips.read_some, jax.tree.map(lambda rows: rows[own], asked))
 
     def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
         threads = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
         sending: deque[tuple[jax.Array, ...]] = deque()
         for parts in grain.MapDataset.source(Sent(first)).to_iter_dataset(threads):
-            sending.append(
-                tuple(jax.make_array_from_process_local_data(split(mesh), x) for x in parts)
-            )
+            send = partial(jax.make_array_from_process_local_data, split(mesh))
+            sending.append(jax.tree.map(send, parts))
             if len(sending) > AHEAD:
                 yield sending.popleft()
 
-    return Source((), batches, lambda store, sent: Batch(*sent))
+    return Source((), batches, lambda store, parts: join(parts))
 
 
 def to_devices(rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:

@@ -13,10 +13,12 @@ from flax import nnx
 
 from asdjax.frontend import augment
 from asdjax.frontend.augment import Augment
-from asdjax.models.backbone import Structure
+from asdjax.frontend.warp import time_warp
+from asdjax.models.backbone import Listener
 from asdjax.models.dropout import keys_for
 from asdjax.models.system import STATISTICS, Input, Parts, System
 from asdjax.params import Params, flatten, merge
+from asdjax.train.batch import Batch
 from asdjax.train.config import Train
 from asdjax.train.optimizer import updates_done
 
@@ -34,15 +36,7 @@ class TrainState(NamedTuple):
     step: jax.Array  # [] int32, passes done; also where the order of clips stands
 
 
-class Batch(NamedTuple):
-    """What one pass sees, over all devices."""
-
-    wave: jax.Array  # [B, N] int16 or float32
-    lengths: jax.Array  # [B] int32, valid samples
-    label: jax.Array  # [B, label kinds] int32
-
-
-def make_hear(structures: Sequence[Structure], mesh: jax.sharding.Mesh, padded: bool) -> Hear:
+def make_hear(structures: Sequence[Listener], mesh: jax.sharding.Mesh, padded: bool) -> Hear:
     """Return the front ends over a mesh: `(wave, lengths) -> inputs`, one for each branch.
 
     Args:
@@ -59,11 +53,11 @@ def make_hear(structures: Sequence[Structure], mesh: jax.sharding.Mesh, padded: 
     listen = jax.shard_map(listen, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
     def hear(wave, lengths):
-        mels, samples = listen(wave, lengths), wave.shape[1]
+        views, samples = listen(wave, lengths), wave.shape[1]
         if not padded:
-            return tuple(map(Input, mels))
+            return tuple(map(Input, views))
         paddings = [one.token_padding(samples, lengths) for one in structures]
-        return tuple(map(Input, mels, paddings))
+        return tuple(map(Input, views, paddings))
 
     return hear
 
@@ -91,7 +85,8 @@ def make_step(
     def step(state: TrainState, frozen: Params, store: tuple, batch: tuple):
         augment_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = keys_for(list(parts.keys), key)
-        heard = _hear_augmented(take(store, batch), hear, config.augment, samples, augment_key)
+        taken = _with_noise(take(store, batch), config, augment_key)
+        heard = _hear_augmented(taken, hear, config.augment, samples, augment_key)
 
         def loss_of(trainable):
             system = merge(parts.graph, keys, state.statistics, trainable, frozen)
@@ -137,7 +132,8 @@ def make_validate(
         right = []
         for head in (head for head in system.heads if head.branch is None):
             label = taken.label[:, head.labels]
-            right.append(head(embedding, label[:, None], plain)[1].argmax(-1) == label)
+            cosine = head(embedding, label[:, None], plain)[1]
+            right += [] if cosine is None else [cosine.argmax(-1) == label]
         length = jnp.sqrt(jnp.square(embedding).sum(-1, keepdims=True))
         return jnp.stack(right).mean(0), embedding / jnp.maximum(length, 1e-12)
 
@@ -150,10 +146,20 @@ class Heard(NamedTuple):
     weight: jax.Array  # [B, M]
 
 
-def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -> Heard:
-    """Cut, shift, transform, mask and mix the clips of a batch, in this order.
+def _with_noise(batch: Batch, config: Train, key) -> Batch:
+    """Return the batch with its noise in it, at the ratios that `config.supplement` says."""
+    if batch.noise is None:
+        return batch
+    key, bounds = jax.random.fold_in(key, 1), config.supplement.snr_db
+    wave = augment.add_noise(batch.wave, batch.noise, batch.lengths, key, bounds)
+    return batch._replace(wave=wave, noise=None)
 
-    All branches hear the same waves and mix the same clips; each has masks of its own.
+
+def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -> Heard:
+    """Cut, shift, warp, transform, mask and mix the clips of a batch, in this order.
+
+    Waves are mixed before they are transformed. All branches hear the same waves and mix the same
+    clips; each has masks of its own, if what it sees has time and frequency.
     """
     crop, shift, mask, mix = jax.random.split(key, 4)
     wave, lengths = batch.wave, batch.lengths
@@ -163,26 +169,33 @@ def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -
         wave, lengths = wave[:, :samples], jnp.minimum(lengths, samples)
     if how.shift:
         wave = augment.time_shift(wave, lengths, shift)
+    if how.warp or batch.copied is not None:
+        chance = how.warp if batch.copied is None else jnp.where(batch.copied, 1.0, how.warp)
+        wave = time_warp(wave, lengths, jax.random.fold_in(shift, 1), chance, how.warp_sigma)
     label, weight = batch.label[..., None], jnp.ones((len(wave), 1))
+    blend = partial(augment.mixup, key=mix, probability=how.mixup, alpha=how.mixup_alpha)
+    if how.mixup and how.mixup_on == "wave":
+        wave, label, weight = blend(wave, label)
+        lengths = jnp.where(weight[:, 1] == 0, lengths, jnp.maximum(lengths, lengths[::-1]))
     inputs = []
-    for i, (mel, padding) in enumerate(hear(wave, lengths)):
-        if how.mask:
+    for i, (x, padding) in enumerate(hear(wave, lengths)):
+        if how.mask and x.ndim == 3:
             own = jax.random.fold_in(mask, i)
-            mel = augment.spec_augment(mel, own, how.mask, how.mask_probability)
-        if how.mixup:
-            mel, label, weight = augment.mixup(mel, batch.label[..., None], mix, how.mixup)
+            x = augment.spec_augment(x, own, how.mask, how.mask_probability)
+        if how.mixup and how.mixup_on == "input":
+            x, label, weight = blend(x, batch.label[..., None])
             if padding is not None:  # a mixed clip is as long as the longer of its two
                 alone = weight[:, 1:] == 0
                 padding = padding & (padding[::-1] | alone)
-        inputs.append(Input(mel, padding))
+        inputs.append(Input(x, padding))
     return Heard(tuple(inputs), label, weight)
 
 
 def classify(system: System, embedding, heard: Heard):
     """Return the weighted sum of the heads' mean losses, and the mean accuracy.
 
-    Heads of single branches have no part in the accuracy. A mixed clip counts as right if the class
-    it holds most of is found.
+    Heads of single branches, and those without classes, have no part in the accuracy. A mixed clip
+    counts as right if the class it holds most of is found.
 
     One backward pass of the sum gives what passes over each branch's weighted loss and then one
     over the whole system's add up to (the multi-backpropagation of Lv et al. 2024, section 2.3):
@@ -194,7 +207,7 @@ def classify(system: System, embedding, heard: Heard):
         label = heard.label[:, head.labels]
         each, cosine = head(embedding, label, heard.weight)
         loss = loss + head.weight * each.mean()
-        if head.branch is None:
+        if head.branch is None and cosine is not None:
             asked = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
             right.append((cosine.argmax(-1) == asked).mean())
     return loss, jnp.stack(right).mean()

@@ -22,7 +22,7 @@ from asdjax.models.backbone import initialize as initialize_backbone
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, FineTuned, Task, initialize, take_apart
+from asdjax.models.system import Branch, Task, Trained, initialize, take_apart
 from asdjax.train.config import Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import make_optimizer
@@ -39,11 +39,11 @@ def config_of(
     structures: Sequence[Structure],
     dtype: str = "float32",
     eat_attention: Implementation = "auto",
-) -> FineTuned:
+) -> Trained:
     adapter = ADAPTER if kind == "lora" else None
     branch = Branch(adapter=adapter, dropout=False, dtype=dtype)
     kernels = {EatConfig: eat_attention, BeatsConfig: "auto"}
-    return FineTuned(tuple(replace(branch, attention=kernels[type(s)]) for s in structures))
+    return Trained(tuple(replace(branch, attention=kernels[type(s)]) for s in structures))
 
 
 def tasks(structures: Sequence[Structure]) -> list[Task]:

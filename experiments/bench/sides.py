@@ -219,10 +219,26 @@ def finetune_sides(kind: str, backbone: str) -> dict[str, Callable[[], Call]]:
     }
 
 
+def spectral_ours() -> Call:
+    from spectral import step
+
+    one = step(SPECTRAL_BATCH)
+    return lambda: np.array(one())
+
+
+def spectral_torch(compiled: bool) -> Call:
+    from torch_spectral import step
+
+    one = step(compiled, SPECTRAL_BATCH, "cuda" if GPU else "cpu")
+    return lambda: np.array(one())
+
+
 GPU = shutil.which("nvidia-smi") is not None
 BATCH, DTYPE = (32, "bfloat16") if GPU else (4, "float32")
 EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of compare.py
 STEP = f"step, {BATCH} x 10 s, {DTYPE}"
+SPECTRAL_BATCH = 64  # as in training
+SPECTRAL_STEP = f"spectral branches with CBAM step, {SPECTRAL_BATCH} x 10 s"
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
 CASES: dict[str, dict[str, Callable[[], Call]]] = {
     "fbank 32 x 10 s": {
@@ -246,6 +262,11 @@ CASES: dict[str, dict[str, Callable[[], Call]]] = {
     f"dual LoRA {STEP}": {
         "ours": lambda: finetune_ours("lora", "beats", "eat"),
         "ours, one by one": lambda: finetune_in_turn("lora", "beats", "eat"),
+    },
+    SPECTRAL_STEP: {
+        "ours": spectral_ours,
+        "torch": lambda: spectral_torch(compiled=False),
+        "torch.compile": lambda: spectral_torch(compiled=True),
     },
     "kNN 7 x 200 x 1,000 x 768": {
         "ours": lambda: knn_ours(*SMALL),

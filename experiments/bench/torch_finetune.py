@@ -127,8 +127,8 @@ class System(nn.Module):
         make = Eat if isinstance(structure, EatConfig) else Beats
         self.backbone = make(structure, adapted=kind == "lora")
         self.pool = AttentiveStatistics(width)
-        self.project = nn.Linear(2 * width, config.embedding)
-        self.heads = nn.ModuleList([ArcFace(config.embedding)])
+        self.project = nn.Linear(2 * width, config.branches[0].embedding)
+        self.heads = nn.ModuleList([ArcFace(config.branches[0].embedding)])
 
 
 class Beats(nn.Module):

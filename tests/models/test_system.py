@@ -14,14 +14,14 @@ from asdjax.losses.margin import Margin
 from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
-from asdjax.models.embedder import finetuned_embedder
+from asdjax.models.embedder import trained_embedder
 from asdjax.models.lora import Lora
 from asdjax.models.system import (
     Branch,
-    FineTuned,
     Input,
     System,
     Task,
+    Trained,
     initialize,
     take_apart,
 )
@@ -198,13 +198,13 @@ def test_folded_adapters_and_no_heads_give_the_embedding_of_the_system(backbone,
         model = weights.merge(parts.graph, statistics, weight, started[2])
         return model([Input(backbone.frontend(wave), backbone.token_padding(SAMPLES, lengths))])
 
-    embedder = finetuned_embedder([backbone], LORA, weight | statistics)
+    embedder = trained_embedder([backbone], LORA, weight | statistics)
     found, expected = jax.jit(embedder.apply)(embedder.params, wave, lengths), system(wave, lengths)
     assert found.shape == (2, 8)
     assert found.dtype == jnp.float32
     # 1e-5 of the largest: the sum of two products against the product of a sum, in float32
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
-    plain = finetuned_embedder([backbone], LORA, weight | statistics | untrained(weight))
+    plain = trained_embedder([backbone], LORA, weight | statistics | untrained(weight))
     assert not np.allclose(jax.jit(plain.apply)(plain.params, wave, lengths), found, atol=1e-3)
 
 
@@ -215,7 +215,7 @@ def untrained(weight):
 
 def test_heads_and_adapters_are_not_part_of_the_embedder(backbone, trained):
     weight, statistics = trained
-    names = set(finetuned_embedder([backbone], LORA, weight | statistics).params)
+    names = set(trained_embedder([backbone], LORA, weight | statistics).params)
     assert not any(name.startswith("heads") or "lora" in name for name in names)
     assert names == set(take_apart(FULL, [STRUCTURE], train=False).trainable) | {
         name for name in statistics if name.startswith("branches.0.pool.")
@@ -236,9 +236,9 @@ def test_weights_of_another_system_are_refused(backbone, trained):
         (one_branch("", Lora(rank=3), embedding=8), r"expected rank 3, got shape \[32, 2\]"),
     ):
         with pytest.raises(InputError, match=message):
-            finetuned_embedder([backbone], config, weight | statistics)
+            trained_embedder([backbone], config, weight | statistics)
     with pytest.raises(InputError, match="not in the file"):
-        finetuned_embedder([backbone], LORA, weight)
+        trained_embedder([backbone], LORA, weight)
 
 
 def test_pooling_sees_only_real_tokens():
@@ -267,12 +267,11 @@ def test_pooling_sees_only_real_tokens():
 # Two branches
 
 EAT = EatConfig(embed_dim=32, depth=1, num_heads=2, max_length=8)
-DUAL = FineTuned(
+DUAL = Trained(
     (
-        Branch("", Lora(rank=2, alpha=3.0, targets=("q", "fc1"))),
-        Branch("", Lora(rank=3, alpha=1.0, targets=("v", "out")), pooling="cls"),
-    ),
-    embedding=8,
+        Branch("", Lora(rank=2, alpha=3.0, targets=("q", "fc1")), embedding=8),
+        Branch("", Lora(rank=3, alpha=1.0, targets=("v", "out")), pooling="cls", embedding=8),
+    )
 )
 
 
@@ -294,7 +293,7 @@ def test_each_branch_folds_its_own_adapters(backbone):
         inputs = [Input(s.frontend(wave, lengths), s.token_padding(SAMPLES, lengths)) for s in both]
         return model(inputs)
 
-    embedder = finetuned_embedder([backbone, eat], DUAL, weight | statistics)
+    embedder = trained_embedder([backbone, eat], DUAL, weight | statistics)
     found, expected = jax.jit(embedder.apply)(embedder.params, wave, lengths), system(wave, lengths)
     assert found.shape == (2, 16)
     # 1e-5 of the largest: the sum of two products against the product of a sum, in float32
@@ -336,4 +335,4 @@ def test_a_head_of_one_branch_sees_its_part_alone():
 
 def test_a_system_has_a_branch():
     with pytest.raises(InputError, match="at least one branch"):
-        FineTuned(())
+        Trained(())

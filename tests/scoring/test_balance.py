@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from imblearn.over_sampling import SMOTE
 
-from asdjax.scoring.balance import Smote, oversample, unit
+from asdjax.scoring.balance import Smote, oversample
+from asdjax.scoring.banks import unit
 from asdjax.types import InputError
 
 

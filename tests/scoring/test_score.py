@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import gamma
 
 from asdjax.scoring.balance import Smote, oversample
-from asdjax.scoring.score import Knn, score, threshold
+from asdjax.scoring.score import Centers, Knn, changed, score, threshold
 from asdjax.types import Clip, Embeddings, InputError
 
 
@@ -191,3 +191,22 @@ def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(banks):
     for row in (0, 2):
         np.testing.assert_allclose(found[row], plain[row], rtol=0, atol=1e-6)  # other padding
     assert not np.allclose(found[1], plain[1], rtol=0, atol=1e-6)
+
+
+def test_settings_of_a_scorer_are_changed_or_another_one_is_taken():
+    own = Knn(3, "domain")
+    assert changed(own, None, {"k": 1}) == Knn(1, "domain")
+    assert changed(own, "knn", {"standardize": True}) == Knn(3, "domain", True)
+    assert changed(own, "centers", {"count": 8}) == Centers(8)
+    assert changed(Centers(8), "knn", {}) == Knn()
+    with pytest.raises(
+        InputError, match=r"settings of Centers \(count, starts, seed\), got k, banks; .* mixture"
+    ):
+        changed(own, "centers", {"k": 3, "count": 8, "banks": "domain"})
+
+
+def test_threshold_takes_scores_below_zero():
+    """Log-likelihoods have any sign; a gamma distribution has a location."""
+    normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=300, random_state=1)
+    # 1e-3: the fitted location moves with the scores, up to the optimizer's tolerance.
+    assert threshold(normal - 5) == pytest.approx(threshold(normal) - 5, abs=1e-3)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from machines import one_branch, tiny_backbone, tone_machine
+from machines import tiny_backbone, tone_machine
 
 from asdjax import devices, params
 from asdjax.config import SystemConfig
@@ -28,8 +28,11 @@ from asdjax.data import dcase
 from asdjax.data.loader import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
+from asdjax.losses.contrastive import Contrastive
 from asdjax.models.lora import Lora
-from asdjax.train import interrupt, source
+from asdjax.models.spectral import ConvNet1d
+from asdjax.models.system import Branch, Trained
+from asdjax.train import interrupt, passes, source
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
 from asdjax.train.plan import make_plan
@@ -37,13 +40,14 @@ from asdjax.types import InputError
 
 PASSES, BATCH = 12, 8
 STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
+ADAPTED = Branch("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16)
 SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
-    one_branch("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16),
+    Trained((ADAPTED, ConvNet1d(embedding=8, channels=4, cbam=True)), perturbation=4),
     audio=Audio(seconds=0.3),
     train=Train(
         steps=PASSES,
         batch=BATCH,
-        heads=(HeadConfig(AdaCos(subclusters=2)),),
+        heads=(HeadConfig(AdaCos(subclusters=2)), HeadConfig(Contrastive())),
         optimizer=Optimizer("adamw", Schedule("constant", peak=1e-3)),
         augment=Augment(mask=20, mixup=0.5, crop="random", shift=True),
         ema=0.9,
@@ -236,7 +240,8 @@ def test_number_of_devices_does_not_matter(ran):
     # norm or a scale that sees one device's clips, or other random numbers, would change 1e-2.
     one, *others = ran.values()
     assert [line["step"] for line in one.log()] == list(range(2, PASSES + 1, 2))
-    statistics = {f"branches.0.pool.norm.{n}" for n in ("mean", "var")} | {"heads.0.scale"}
+    norms = "branches.0.pool.norm", "branches.1.network.norms.0", "perturbation.up_norm"
+    statistics = {f"{norm}.{n}" for norm in norms for n in ("mean", "var")} | {"heads.0.scale"}
     assert statistics <= one.arrays().keys()
     for other in others:
         for ours, theirs in zip(one.log(), other.log(), strict=True):
@@ -279,12 +284,12 @@ def test_each_process_reads_its_share_of_the_files(stopped, folder):
     )
     halves = [np.array_split(paths, 2) for paths in (trained, held)]
     assert resident == [[tuple(half[number]) for half in halves] for number in range(2)]
-    rows = source.order(len(trained), BATCH, SYSTEM.train.seed)
-    turns = source.in_turn(len(held), BATCH, SYSTEM.train.seed)
+    rows = passes.order(len(trained), BATCH, SYSTEM.train.seed)
+    turns = passes.one_after_another(len(held), BATCH)
     first, last = STOPS[0][1], STOPS[1][1]
     for read, share in zip(streaming, (slice(BATCH // 2), slice(BATCH // 2, BATCH)), strict=True):
         asked = [tuple(trained[rows(step)[share]]) for step in range(first, last + PASSES)]
-        again = [tuple(held[turns(step)[share]]) for step in range(PASSES)]
+        again = [tuple(held[turns(step).clip[share]]) for step in range(PASSES)]
         assert {*asked[: last - first], *again[:2]} <= set(read) <= {*asked, *again}  # reads ahead
 
 

@@ -23,7 +23,14 @@ from asdjax import params
 PASSES = 24
 SETTINGS = (
     *("--audio.seconds", 0.3, "--train.augment.crop", "random", "--train.augment.shift"),
-    *("--embedder.branches.0.adapter.rank", 2, "--embedder.embedding", 16, "--train.ema", 0.9),
+    *(
+        "--embedder.branches.0.adapter.rank",
+        2,
+        "--embedder.branches.0.embedding",
+        16,
+        "--train.ema",
+        0.9,
+    ),
     *("--train.steps", PASSES, "--train.batch", 4, "--train.optimizer.schedule.warmup", 2),
     *("--train.log-every", 1, "--train.save-every", 2),
 )

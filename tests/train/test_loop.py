@@ -133,7 +133,7 @@ def test_the_log_has_the_promised_steps_and_fields(finished):
 def test_the_model_has_all_that_was_trained_and_how(finished, system, data):
     out, _ = finished
     trained, header = params.load(out / "model.safetensors")
-    assert header.kind == "finetuned"
+    assert header.kind == "trained"
     assert header.config == training_of(prepare(system, data)[0])
     assert {name.removeprefix("branches.0.").split(".")[0] for name in trained} == {
         *("backbone", "project", "heads")

@@ -41,7 +41,9 @@ class Given(nnx.Module):
         for seen, right in heads.items():
             centers = CENTERS[seen] if right else CENTERS[seen][::-1]
             task = Task(Margin("softmax", 0.0, 10.0), np.ones(2, int), branch=seen)
-            head = Head(task, centers.shape[1], train=False, rngs=nnx.Rngs(0))
+            first = 2 * (seen or 0)
+            part = slice(first, first + centers.shape[1])
+            head = Head(task, part, train=False, rngs=nnx.Rngs(0))
             head.centers[...] = jnp.asarray(centers[:, None])
             made.append(head)
         self.heads = nnx.List(made)

@@ -1,4 +1,4 @@
-"""Both data paths give the same batches; the order follows from seed and step alone."""
+"""Both data paths give the same batches, as asked for."""
 
 import os
 from itertools import islice
@@ -13,6 +13,8 @@ from asdjax.data.audio import AudioInfo, probe
 from asdjax.data.loader import Audio
 from asdjax.devices import data_mesh, split
 from asdjax.train import source
+from asdjax.train.batch import SILENCE, Asked
+from asdjax.train.passes import one_after_another, order
 from asdjax.types import Clip
 
 SAMPLES = [16000, 12000, 16000, 9000, 20000, 16000, 8000]  # an odd number on two devices
@@ -57,43 +59,14 @@ def batches(made, first, count):
     return taken
 
 
-def both(clips, rows):
+def both(clips, ask):
     mesh = data_mesh()
-    return [source.resident(clips, rows, mesh, lambda n: None), source.streaming(clips, rows, mesh)]
+    return [source.resident(clips, ask, mesh, lambda n: None), source.streaming(clips, ask, mesh)]
 
 
-# The order
-
-
-def test_every_clip_comes_once_in_each_pass_over_the_set():
-    rows = source.order(10, 4, seed=0)
-    passes = np.concatenate([rows(step) for step in range(15)]).reshape(6, 10)
-    np.testing.assert_array_equal(np.sort(passes), np.tile(np.arange(10), (6, 1)))
-    assert len({tuple(each) for each in passes}) == 6  # shuffled anew: 10! orders
-
-
-def test_the_order_is_a_function_of_seed_and_step_alone():
-    once, again = source.order(10, 4, 5), source.order(10, 4, 5)
-    forward = [once(step) for step in range(20)]
-    backward = [again(step) for step in reversed(range(20))][::-1]
-    np.testing.assert_array_equal(forward, backward)
-    other = source.order(10, 4, 6)
-    assert any((other(step) != rows).any() for step, rows in enumerate(forward))
-
-
-@pytest.mark.parametrize("batch", [1, 3, 10])
-def test_the_size_of_a_batch_only_cuts_the_same_row_of_clips(batch):
-    rows = source.order(10, batch, 0)
-    joined = np.concatenate([rows(step) for step in range(30 // batch)])
-    np.testing.assert_array_equal(
-        joined, np.concatenate([source.order(10, 10, 0)(s) for s in (0, 1, 2)])
-    )
-    assert rows(0).dtype == np.int32
-
-
-def test_validation_takes_one_clip_after_the_other_and_fills_its_last_batch():
-    rows = source.in_turn(5, 4, seed=0)
-    np.testing.assert_array_equal([rows(0), rows(1)], [[0, 1, 2, 3], [4, 0, 1, 2]])
+def shuffled(count, batch, seed):
+    numbers = order(count, batch, seed)
+    return lambda step: Asked(numbers(step))
 
 
 # Both paths
@@ -102,19 +75,20 @@ def test_validation_takes_one_clip_after_the_other_and_fills_its_last_batch():
 @pytest.mark.parametrize("first", [0, 3])
 def test_resident_and_streaming_clips_are_identical(files, first):
     clips, _ = listed(files)
-    rows = source.order(7, 4, seed=1)
+    rows = shuffled(7, 4, seed=1)
     kept, streamed = (batches(made, first, 4) for made in both(clips, rows))
     for step, (one, other) in enumerate(zip(kept, streamed, strict=True), first):
-        for a, b in zip(one, other, strict=True):
+        for a, b in zip(one[:3], other[:3], strict=True):
             assert a.dtype == b.dtype
             np.testing.assert_array_equal(a, b)
-        np.testing.assert_array_equal(one.label, LABEL[rows(step)])
+        np.testing.assert_array_equal(one.label, LABEL[rows(step).clip])
+        assert one[3:] == other[3:] == (None, None)
 
 
 def test_a_row_is_the_file_followed_by_zeros(files):
     clips, samples = listed(files)
     assert samples == 32000  # the longest has 1.25 s
-    for made in both(clips, source.in_turn(7, 2, 0)):
+    for made in both(clips, one_after_another(7, 2)):
         for row, batch in enumerate(batches(made, 0, 4)[:3]):
             assert batch.wave.dtype == np.int16
             for i, clip in enumerate((2 * row, 2 * row + 1)):
@@ -125,25 +99,25 @@ def test_a_row_is_the_file_followed_by_zeros(files):
 
 def test_what_is_sent_lies_spread_over_the_devices(files):
     clips, _ = listed(files)
-    kept, streamed = both(clips, source.order(7, 4, 0))
-    ((rows,),) = islice(kept.batches(0), 1)
+    kept, streamed = both(clips, shuffled(7, 4, 0))
+    (rows,) = islice(kept.batches(0), 1)
     (sent,) = islice(streamed.batches(0), 1)
     mesh = data_mesh()
-    assert all(x.sharding.is_equivalent_to(split(mesh), x.ndim) for x in (rows, *sent))
+    assert all(x.sharding.is_equivalent_to(split(mesh), x.ndim) for x in (rows.clip, *sent.clip))
     assert all(x.sharding.is_fully_replicated for x in kept.store)
     assert streamed.store == ()
 
 
 def test_reading_tells_of_every_clip_once(files):
     counts = []
-    source.resident(listed(files)[0], source.order(7, 2, 0), data_mesh(), counts.append)
+    source.resident(listed(files)[0], shuffled(7, 2, 0), data_mesh(), counts.append)
     assert sum(counts) == 7
 
 
 def test_one_file_of_floats_makes_all_float_with_full_scale_one(files, mixed):
     (ints, _), (floats, _) = listed(files), listed(mixed)
     assert (ints.dtype, floats.dtype) == (np.int16, np.float32)
-    rows = source.in_turn(7, 2, 0)  # the third batch has no file of floats in it
+    rows = one_after_another(7, 2)  # the third batch has no file of floats in it
     for whole, parts in zip(both(ints, rows), both(floats, rows), strict=True):
         for a, b in zip(batches(whole, 0, 3), batches(parts, 0, 3), strict=True):
             assert b.wave.dtype == np.float32
@@ -153,6 +127,54 @@ def test_one_file_of_floats_makes_all_float_with_full_scale_one(files, mixed):
 def test_the_size_of_a_set_is_that_of_its_rows(files, mixed):
     assert listed(files)[0].nbytes == 7 * 32000 * 2
     assert listed(mixed)[0].nbytes == 7 * 32000 * 4
+
+
+# Mixtures and noise
+
+ASKED = Asked(
+    clip=np.array([0, 6, 3, 4], np.int32),
+    partner=np.array([2, SILENCE, 1, 4], np.int32),
+    share=np.array([0.25, 1, 255 / 256, 0.5], np.float32),
+    copied=np.array([False, True, False, False]),
+    noise=np.array([SILENCE, 7, 9, 8], np.int32),
+)
+
+
+def naive(row):
+    """Return a clip of the list with noise behind it, as a row of float64 with full scale 1."""
+    every = [*waves(), *(waves()[i] for i in (2, 5, 1))]
+    found = np.zeros(32000) if row == SILENCE else every[row] / 32768.0
+    return np.pad(found, (0, 32000 - len(found)))
+
+
+@pytest.mark.parametrize("kind", ["files", "mixed"])
+def test_partners_are_mixed_and_noise_is_beside_alike_on_both_paths(request, kind):
+    paths = request.getfixturevalue(kind)
+    clips, _ = listed(paths)
+    more = [Clip(paths[i], "fan", "section_00", "supplemental") for i in (2, 5, 1)]
+    clips = source.beside(clips, more, [probe(clip.path) for clip in more])
+    assert len(clips.label) == len(clips.clips) == 10  # no row of zeros fills the second device
+    kept, streamed = (batches(made, 0, 1)[0] for made in both(clips, lambda step: ASKED))
+    for a, b in zip(kept, streamed, strict=True):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    assert kept.wave.dtype == np.float32
+    for i in range(4):
+        share = np.float64(ASKED.share[i])
+        first, second = naive(ASKED.clip[i]), naive(ASKED.partner[i])
+        # Exact: 16-bit samples times shares in steps of 1/256 need 24 bits.
+        np.testing.assert_array_equal(kept.wave[i], share * first + (1 - share) * second)
+        scale = 32768 if kept.noise.dtype == np.int16 else 1
+        np.testing.assert_array_equal(kept.noise[i] / np.float32(scale), naive(ASKED.noise[i]))
+    np.testing.assert_array_equal(kept.lengths, [16000, 8000, 12000, 20000])  # the longer one's
+    np.testing.assert_array_equal(kept.label, LABEL[ASKED.clip])
+    np.testing.assert_array_equal(kept.copied, ASKED.copied)
+
+
+def test_noise_of_floats_makes_all_float(files, mixed):
+    clips, more = listed(files)[0], Clip(mixed[3], "fan", "section_00", "supplemental")
+    assert source.beside(clips, [more], [probe(more.path)]).dtype == np.float32
+    assert source.beside(clips, [more], [probe(files[0])]).dtype == np.int16
 
 
 # Lengths

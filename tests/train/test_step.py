@@ -326,7 +326,7 @@ def halves(backbone):
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
     built = build(backbone, PLAIN, how, optimizer)
     states, state = [], built.begin()
-    parts = [tuple(np.asarray(x)[rows] for x in batch()) for rows in (slice(0, 2), slice(2, 4))]
+    parts = [tuple(np.asarray(x)[rows] for x in batch()[:3]) for rows in (slice(0, 2), slice(2, 4))]
     for part in jax.device_put(parts * 2, split(data_mesh())):
         states.append(jax.device_get(state))
         state, _ = built.step(state, built.frozen, (), part)
@@ -377,7 +377,9 @@ HEADS = (
 def classified(centers, scale, embedding, label, weight):
     """Return loss and accuracy of three heads, and the scale of the second after it."""
     shapes = nnx.eval_shape(
-        lambda: nnx.List([Head(task, 8, train=True, rngs=nnx.Rngs(0)) for task in tasks(HEADS)])
+        lambda: nnx.List(
+            [Head(task, slice(0, 8), train=True, rngs=nnx.Rngs(0)) for task in tasks(HEADS)]
+        )
     )
     graph, _ = nnx.split(shapes)
     values = {f"{i}.centers": centers[i] for i in range(3)}

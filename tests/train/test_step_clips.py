@@ -30,8 +30,8 @@ def heard(how, samples=32, wave=CLIPS, seed=0):
 
 def test_by_default_clips_are_only_cut():
     got = heard(Augment())
-    assert got.mel.dtype == np.int16  # the front end does the conversion
-    np.testing.assert_array_equal(got.mel.reshape(4, 32), CLIPS[:, :32])
+    assert got.x.dtype == np.int16  # the front end does the conversion
+    np.testing.assert_array_equal(got.x.reshape(4, 32), CLIPS[:, :32])
     np.testing.assert_array_equal(got.padding.sum(1), [0, 0, 0, 4])
     np.testing.assert_array_equal(got.label, LABELS[..., None])
     np.testing.assert_array_equal(got.weight, np.ones((4, 1)))
@@ -43,14 +43,14 @@ def windows(clip):
 
 
 def test_random_crops_are_stretches_of_the_clips():
-    rows = heard(Augment(crop="random")).mel.reshape(4, 32)
+    rows = heard(Augment(crop="random")).x.reshape(4, 32)
     starts = [windows(CLIPS[i, : LENGTHS[i]]).index(tuple(rows[i])) for i in range(3)]
     assert len(set(starts)) > 1
     np.testing.assert_array_equal(rows[3], CLIPS[3, :32])  # shorter: all of it, with its padding
 
 
 def test_shifts_turn_the_crop_inside_its_own_length():
-    rows = heard(Augment(shift=True)).mel.reshape(4, 32)
+    rows = heard(Augment(shift=True)).x.reshape(4, 32)
     turns = []
     for row, clip, length in zip(rows, CLIPS, np.minimum(LENGTHS, 32), strict=True):
         turned = [tuple(np.roll(clip[:length], -n)) for n in range(length)]
@@ -60,7 +60,7 @@ def test_shifts_turn_the_crop_inside_its_own_length():
 
 
 def test_masks_hide_stretches_of_the_mel():
-    got = heard(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).mel
+    got = heard(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).x
     hidden = got == 0
     np.testing.assert_array_equal(got[~hidden], WAVE.reshape(4, 16, 4)[~hidden])
     assert 0 < hidden.mean() < 1
@@ -72,7 +72,7 @@ def test_mixed_clips_are_as_long_as_the_longer_of_the_two():
     mixed = own[:, 0] < 1
     assert 0 < mixed.sum() < 4
     both = own * (CLIPS / 32768) + (1 - own) * (CLIPS[::-1] / 32768)
-    np.testing.assert_allclose(got.mel.reshape(4, 64), both, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(got.x.reshape(4, 64), both, rtol=0, atol=1e-8)
     np.testing.assert_array_equal(got.label, np.stack([LABELS, LABELS[::-1]], -1))
     np.testing.assert_allclose(got.weight.sum(1), 1)
     longer = np.where(mixed, np.maximum(LENGTHS, LENGTHS[::-1]), LENGTHS)
@@ -83,8 +83,8 @@ def test_clips_are_masked_before_they_are_mixed():
     """Half a mixed clip shows through the mask of the other half."""
     how = Augment(mask=16, mask_probability=1.0, mixup=1.0)
     got = heard(how, samples=64, wave=np.ones((4, 64), np.float32))
-    own = np.broadcast_to(got.weight[:, :1, None], got.mel.shape)
-    alone = np.isclose(got.mel, own, atol=1e-6), np.isclose(got.mel, 1 - own, atol=1e-6)
+    own = np.broadcast_to(got.weight[:, :1, None], got.x.shape)
+    alone = np.isclose(got.x, own, atol=1e-6), np.isclose(got.x, 1 - own, atol=1e-6)
     assert all(part.any() for part in alone)
-    nothing, whole = np.isclose(got.mel, 0), np.isclose(got.mel, 1)
+    nothing, whole = np.isclose(got.x, 0), np.isclose(got.x, 1)
     assert (alone[0] | alone[1] | nothing | whole).all()

@@ -1,0 +1,83 @@
+"""What the spectral networks hear: the spectrum of a whole clip, or its spectrogram in a band.
+
+Magnitudes, neither squared nor logarithmic, of waves with peak 1.0; float32, also under a bfloat16
+model. A clip of 10 s gives 80,000 bins of 0.1 Hz, or 311 frames of 500 bins of 15.625 Hz.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.frontend.fbank import RATE_HZ, to_float
+
+FRAME_SAMPLES, HOP_SAMPLES = 1024, 512
+
+
+@jax.jit
+def magnitude_spectrum(wave):
+    """Return |FFT| of whole clips: `[B, N]` float in [-1, 1] or int16 -> `[B, N // 2]` float32.
+
+    Bin k is k RATE_HZ / N Hz, from 0 to below the Nyquist frequency.
+
+    Source: Wilkinghoff 2023, "Design choices for learning embeddings from auxiliary tasks for
+        domain generalization in anomalous sound detection" (ICASSP), section 3.1.
+    """
+    return _magnitude(to_float(wave))[:, : wave.shape[1] // 2]
+
+
+@partial(jax.jit, static_argnames=("low_hz", "high_hz"))
+def magnitude_spectrogram(wave, low_hz: float = 200.0, high_hz: float = RATE_HZ / 2):
+    """Compute STFT magnitudes of the bins in a band, each without its mean over the clip.
+
+    Frames of 1024 samples every 512 under a periodic Hann window, none of them padded; samples
+    behind the last whole frame are not heard.
+
+    Args:
+      wave: `[B, N]` float in [-1, 1] or int16, 16 kHz, N >= 1024.
+      low_hz, high_hz: the bins k with low_hz <= 15.625 k <= high_hz: 13 (203.125 Hz) to 512.
+
+    Returns:
+      `[B, T, F]` float32, T = 1 + (N - 1024) // 512.
+
+    Source: as `magnitude_spectrum`; its public code does not apply the band that it names.
+    """
+    low, high = band(low_hz, high_hz)
+    magnitude = _magnitude(_frames(to_float(wave)) * _hann()[None, None])[..., low:high]
+    return magnitude - magnitude.mean(1, keepdims=True)
+
+
+def frame_count(samples: int) -> int:
+    """Return T, the whole frames of a spectrogram of `samples`, 0 if too short."""
+    return max(1 + (samples - FRAME_SAMPLES) // HOP_SAMPLES, 0)
+
+
+def band(low_hz: float, high_hz: float) -> tuple[int, int]:
+    """Return the first bin of a spectrogram in the band and the first behind it."""
+    hz = np.arange(FRAME_SAMPLES // 2 + 1) * (RATE_HZ / FRAME_SAMPLES)
+    inside = np.flatnonzero((low_hz <= hz) & (hz <= high_hz))
+    return int(inside[0]), int(inside[-1]) + 1
+
+
+def _magnitude(x):
+    """Return |FFT| of the last axis; squares of 16-bit sound cannot overflow float32."""
+    spectrum = jnp.fft.rfft(x)
+    return jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag))
+
+
+def _frames(wave):
+    """Cut `[B, N]` into frames `[B, T, 1024]`: each hop and the next, which is no gather."""
+    clips, samples = wave.shape
+    count = frame_count(samples)
+    if not count:
+        raise ValueError(f"expected at least {FRAME_SAMPLES} samples, got wave {wave.shape}")
+    hops = wave[:, : (count + 1) * HOP_SAMPLES].reshape(clips, count + 1, HOP_SAMPLES)
+    return jnp.concatenate([hops[:, :-1], hops[:, 1:]], -1)
+
+
+def _hann() -> np.ndarray:
+    angle = 2 * np.pi * np.arange(FRAME_SAMPLES) / FRAME_SAMPLES
+    return (0.5 - 0.5 * np.cos(angle)).astype(np.float32)

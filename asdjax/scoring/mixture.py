@@ -1,0 +1,161 @@
+"""Gaussian mixtures of unit-length embeddings, fitted by expectation maximization."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.scoring.banks import banks, name, unit_rows
+from asdjax.scoring.folds import fitted_scores
+from asdjax.scoring.kmeans import kmeans
+from asdjax.types import Embeddings, InputError, check_choices
+
+STARTS = 10  # of the k-means that tells the components apart at first
+TOLERANCE = 1e-3  # of the mean log-likelihood, as in scikit-learn
+MOST_STEPS = 100
+FEW = 10 * float(jnp.finfo(jnp.float32).eps)  # clips of a component that has lost all
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Negative log-likelihood under a mixture of Gaussians of the normal clips of a machine.
+
+    One mixture of all training clips, of both domains: ten target clips in a thousand get the
+    density of ten in a thousand, and a component of their own only if they lie apart.
+
+    Args:
+      components: Gaussians; starting from k-means.
+      covariance: "full", or "diagonal" ones.
+      floor: added to the variances. The squared lengths are 1, so that variances are at most
+        1 / E on average, and with fewer clips per component than numbers it decides most of them.
+      seed: of the k-means starts.
+
+    Source: full covariances and the floor: Wilkinghoff, "Sub-cluster AdaCos", IJCNN 2021, with as
+      many components as sub-clusters, which start there from the centers of the loss, and whose
+      score is that of the likeliest component. IOA-CAS, DCASE 2024 Task 2, names a GMM of the
+      embeddings without its settings.
+    """
+
+    components: int = 16
+    covariance: Literal["full", "diagonal"] = "full"
+    floor: float = 1e-3
+    seed: int = 0
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.components < 1:
+            raise InputError(f"expected 1 or more components, got {self.components}")
+        if not 0 < self.floor < math.inf:
+            raise InputError(f"expected a positive floor of the variances, got {self.floor}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"expected a seed of 0 to 2**32 - 1, got {self.seed}")
+
+
+def score(
+    train: Sequence[Embeddings],
+    test: Sequence[Embeddings],
+    config: Mixture,
+    note: Callable[[str], object],
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold."""
+    train, test = unit_rows(train), unit_rows(test)
+    fitted = banks(train, "pooled")
+    clips, numbers = max(len(machine.values) for machine in train), train[0].values.shape[1]
+    rows = numbers if config.covariance == "full" else 1
+    held = 4 * config.components * numbers * (rows + clips)
+    found, left, converged = fitted_scores(train, test, fitted, held, surprise, config)
+    _note(train, config, converged, note)
+    return found, left
+
+
+def surprise(values, weight, query, config: Mixture):
+    """Return `[q]` negative log-likelihoods, and whether the fit to rows `[n, E]` converged."""
+    _, label, _ = kmeans(values, weight, config.seed, config.components, STARTS)
+    start = jax.nn.one_hot(label, config.components)
+    gaussians, steps = expectation_maximization(values, weight, start, config)
+    return -jax.nn.logsumexp(log_joint(query, gaussians), 1), steps < MOST_STEPS
+
+
+def expectation_maximization(values, weight, responsible, config: Mixture):
+    """Fit a mixture from a first guess of which component each row is of.
+
+    Args:
+      values, weight: `[n, E]`, and `[n]` of 0 and 1, the rows that count.
+      responsible: `[n, K]`, the guess, with rows that sum to 1.
+      config: the kind of covariance and its floor.
+
+    Returns:
+      Log weights `[K]`, means `[K, E]` and factors of the covariances, `[K, E, E]` lower triangular
+      or `[K, E]` deviations; how many steps were taken.
+    """
+
+    def step(state):
+        responsible, before, _, steps = state
+        joint = log_joint(values, _maximize(values, responsible, config))
+        likelihood = jax.nn.logsumexp(joint, 1, keepdims=True)
+        mean = (weight * likelihood[:, 0]).sum() / jnp.maximum(weight.sum(), 1)
+        responsible = jnp.exp(joint - likelihood) * weight[:, None]
+        return responsible, mean, jnp.abs(mean - before), steps + 1
+
+    def moves(state):
+        return (state[2] >= TOLERANCE) & (state[3] < MOST_STEPS)
+
+    state = responsible * weight[:, None], -jnp.inf, jnp.inf, 0
+    responsible, _, _, steps = jax.lax.while_loop(moves, step, state)
+    return _maximize(values, responsible, config), steps
+
+
+def _maximize(values, responsible, config: Mixture):
+    """Return the mixture that is likeliest if `responsible [n, K]` rows are of each component."""
+    size = responsible.sum(0) + FEW
+    means = _einsum("nk,ne->ke", responsible, values) / size[:, None]
+    away = (values[None] - means[:, None]) * jnp.sqrt(responsible.T)[:, :, None]  # [K, n, E]
+    if config.covariance == "diagonal":
+        factors = jnp.sqrt(jnp.square(away).sum(1) / size[:, None] + config.floor)
+    else:
+        covariances = _einsum("kne,knf->kef", away, away) / size[:, None, None]
+        factors = jnp.linalg.cholesky(covariances + config.floor * jnp.eye(values.shape[1])[None])
+    return jnp.log(size / size.sum()), means, factors
+
+
+def log_joint(values, gaussians):
+    """Return `[n, K]`: the log density of each row `[n, E]` together with each component."""
+    log_weights, means, factors = gaussians
+    away = values[None] - means[:, None]  # [K, n, E]
+    if factors.ndim == 2:
+        square = jnp.square(away / factors[:, None]).sum(2)
+        deviations = factors
+    else:
+        white = jax.scipy.linalg.solve_triangular(factors, away.mT, lower=True)  # [K, E, n]
+        square = jnp.square(white).sum(1)
+        deviations = jnp.diagonal(factors, axis1=1, axis2=2)
+    volume = jnp.log(deviations).sum(1) + means.shape[1] / 2 * math.log(2 * math.pi)
+    return (log_weights - volume)[None] - square.T / 2
+
+
+def _einsum(how, *arrays):
+    return jnp.einsum(how, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def _note(
+    train: Sequence[Embeddings],
+    config: Mixture,
+    converged: np.ndarray,
+    note: Callable[[str], object],
+) -> None:
+    """Tell which machines have too few clips for their covariances, or a fit that still moves."""
+    numbers = train[0].values.shape[1]
+    least = config.components * ((numbers if config.covariance == "full" else 1) + 1)
+    if few := [f"{name(m)} ({len(m.clips)} clips)" for m in train if len(m.clips) < least]:
+        note(
+            f"singular without the floor {config.floor:g}: {config.components} {config.covariance} "
+            f"covariances of {numbers} numbers from {', '.join(few)}"
+        )
+    if moving := [name(m) for m, done in zip(train, converged, strict=True) if not done]:
+        note(f"mixtures still moving after {MOST_STEPS} steps: {', '.join(moving)}")

@@ -1,0 +1,89 @@
+"""Centers of the source domain and all target clips, against scikit-learn and by meaning."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from asdjax.scoring.score import Centers, score
+from asdjax.types import Clip, Embeddings, InputError
+
+
+def machine(values, domains=None, split="train"):
+    domains = domains or ["source"] * len(values)
+    clips = tuple(
+        Clip(Path(f"{split}_{i}.wav"), "fan", "section_00", split, domain)
+        for i, domain in enumerate(domains)
+    )
+    return Embeddings(clips, np.asarray(values, np.float32))
+
+
+def direction(*degrees):
+    angle = np.deg2rad(np.array(degrees, float))
+    return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def gap(degrees):
+    return 1 - np.cos(np.deg2rad(degrees))
+
+
+close = {"rtol": 0, "atol": 1e-6}  # float32 cosines of unit vectors
+
+
+def test_a_source_center_and_every_target_clip_count():
+    """In the plane: source clips at 0 and 20 degrees have one center, at 10; targets at 90, 120."""
+    train = machine(direction(0, 20, 90, 120), ["source"] * 2 + ["target"] * 2)
+    test = machine(direction(20, 95, 118, 50), split="test")
+    found, left = score([train], [test], Centers(1))
+    np.testing.assert_allclose(found[0], [gap(10), gap(5), gap(2), gap(40)], **close)
+    # A source clip sees the other one as the center, and both targets; a target clip sees the
+    # center of both source clips and the other target.
+    np.testing.assert_allclose(left[0], [gap(20), gap(20), gap(30), gap(30)], **close)
+
+
+def test_equals_scikit_learn_where_the_clusters_are_clear():
+    rng = np.random.default_rng(1)
+    middle = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    values = middle[np.arange(60) % 5] + 0.1 * rng.standard_normal((60, 6))
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    domains = ["source"] * 55 + ["target"] * 5
+    test = rng.standard_normal((9, 6))
+    found = score([machine(values, domains)], [machine(test, split="test")], Centers(5))[0][0]
+    bank = [*KMeans(5, n_init=10, random_state=0).fit(values[:55]).cluster_centers_, *values[55:]]
+    bank = np.stack([row / np.linalg.norm(row) for row in bank])
+    test /= np.linalg.norm(test, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, 1 - (test @ bank.T).max(1), **close)
+
+
+@pytest.mark.parametrize("domain", [None, "source"])
+def test_without_target_clips_the_centers_alone_count(domain):
+    train = machine(direction(0, 20, 90), [domain] * 3)
+    found, left = score([train], [machine(direction(50), split="test")], Centers(2))
+    np.testing.assert_allclose(found[0], [gap(40)], **close)
+    np.testing.assert_allclose(left[0], [gap(20), gap(20), gap(70)], **close)
+
+
+def test_without_source_clips_the_target_clips_alone_count():
+    train = machine(direction(0, 20), ["target"] * 2)
+    found, left = score([train], [machine(direction(50), split="test")], Centers(2))
+    np.testing.assert_allclose(found[0], [gap(30)], **close)
+    np.testing.assert_allclose(left[0], [gap(20)] * 2, **close)
+
+
+def test_fewer_source_clips_than_centers_are_each_a_center_and_noted():
+    train = machine(direction(0, 30, 60, 100), ["source"] * 3 + ["target"])
+    lines = []
+    found, _ = score([train], [machine(direction(35, 61), split="test")], Centers(16), lines.append)
+    np.testing.assert_allclose(found[0], [gap(5), gap(1)], **close)
+    assert lines == [
+        "every source clip is one of the 16 centers of fan/section_00 (3 clips)",
+    ]
+
+
+def test_impossible_settings_are_refused():
+    for wrong in ({"count": 0}, {"starts": 0}):
+        with pytest.raises(InputError, match="1 or more centers and starts"):
+            Centers(**wrong)
+    with pytest.raises(InputError, match="seed of 0"):
+        Centers(seed=-1)

@@ -1,0 +1,174 @@
+"""Systems with networks that are trained from scratch: alone, and beside a backbone."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from machines import tiny_backbone
+from trainings import quick_compiles, small_system, two_machines
+
+from asdjax import params, pipeline, runs
+from asdjax.config import SystemConfig, from_json, to_json
+from asdjax.data.loader import Audio
+from asdjax.frontend.augment import Augment
+from asdjax.losses.adacos import AdaCos
+from asdjax.losses.contrastive import Contrastive, contrastive_loss
+from asdjax.models.spectral import ConvNet1d, ResNet
+from asdjax.models.system import (
+    Branch,
+    ContrastiveHead,
+    Input,
+    Perturbation,
+    Scratch,
+    System,
+    Task,
+    Trained,
+    Untrained,
+    take_apart,
+)
+from asdjax.scoring.centers import Centers
+from asdjax.train.config import HeadConfig, Train
+from asdjax.types import InputError
+
+SAMPLES = 6400  # 0.4 s, the clips of `small_system`
+SPECTRUM = ConvNet1d(embedding=6, channels=4)
+SPECTROGRAM = ResNet(embedding=4, channels=2, blocks=1)
+DUAL = Trained((SPECTRUM, SPECTROGRAM))
+
+
+def listeners(config: Trained) -> list[Scratch]:
+    return [Scratch(branch, SAMPLES) for branch in config.branches]
+
+
+def inputs(config: Trained, batch: int = 3) -> list[Input]:
+    wave = 0.1 * np.random.default_rng(0).standard_normal((batch, SAMPLES), np.float32)
+    return [Input(one.frontend(jnp.asarray(wave))) for one in listeners(config)]
+
+
+def build(config: Trained) -> System:
+    return System(config, listeners(config), train=False, rngs=nnx.Rngs(0))
+
+
+def test_the_embedding_is_that_of_each_branch_one_behind_the_other():
+    system, given = build(DUAL), inputs(DUAL)
+    whole = np.asarray(system(given))
+    assert whole.shape == (3, 10)
+    for i, branch in enumerate(system.branches):
+        np.testing.assert_array_equal(whole[:, DUAL.part(i)], branch(given[i]))
+    assert (DUAL.part(0), DUAL.part(1), DUAL.part(None)) == (
+        slice(0, 6),
+        slice(6, 10),
+        slice(0, 10),
+    )
+
+
+def test_the_perturbation_is_two_layers_and_norms_behind_the_relu():
+    head = Perturbation(6, 4, train=True, rngs=nnx.Rngs(0))
+    x = np.random.default_rng(0).standard_normal((5, 6)).astype(np.float32)
+    expected = x
+    for layer in (head.down, head.up):
+        expected = np.maximum(expected @ np.asarray(layer.kernel) + np.asarray(layer.bias), 0)
+        expected = (expected - expected.mean(0)) / np.sqrt(expected.var(0) + 1e-5)
+    expected = expected / np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(head(jnp.asarray(x)), expected, atol=1e-5)  # float32
+
+
+def test_the_perturbed_embedding_is_the_one_that_is_used():
+    config = replace(DUAL, perturbation=5)
+    system, given = build(config), inputs(config)
+    plain = jnp.concatenate([b(x) for b, x in zip(system.branches, given, strict=True)], -1)
+    np.testing.assert_array_equal(system(given), system.perturbation(plain))
+    np.testing.assert_allclose(np.linalg.norm(system(given), axis=1), 1, rtol=1e-6)  # float32
+
+
+def test_the_contrastive_head_takes_a_mixed_clip_for_its_own_class():
+    head = ContrastiveHead(Task(Contrastive(0.1), np.ones(2, int)))
+    embedding = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
+    label, weight = jnp.array([[0, 1], [0, 0], [1, 0], [1, 1]]), jnp.full((4, 2), 0.5)
+    loss, cosine = head(embedding, label, weight)
+    assert cosine is None
+    expected = contrastive_loss(embedding, jnp.array([0, 0, 1, 1]), temperature=0.1)
+    np.testing.assert_array_equal(loss, expected)
+    assert np.ptp(np.asarray(loss)) > 0
+
+
+def test_nothing_of_a_spectral_network_is_frozen_and_its_norms_are_statistics():
+    parts = take_apart(DUAL, listeners(DUAL), train=True)
+    assert not parts.frozen
+    assert not parts.keys
+    assert "branches.0.network.norms.3.var" in parts.statistics
+    assert "branches.1.network.input_norm.mean" in parts.statistics
+    assert all(name.endswith((".mean", ".var")) for name in parts.statistics)
+
+
+def test_a_network_for_one_length_needs_to_know_it():
+    assert Untrained(Scratch(SPECTRUM, SAMPLES), {}).config.for_features({})[1] == {}
+    with pytest.raises(InputError, match=r"expected audio.seconds, got none.*--audio.seconds"):
+        SystemConfig(DUAL, train=Train())
+    with pytest.raises(InputError, match="expected perturbation >= 0"):
+        Trained((SPECTRUM,), perturbation=-1)
+    heads = (HeadConfig(AdaCos(2), branch_weights=(1.0, 1.0)),)
+    with pytest.raises(InputError, match="no branch_weights with a perturbation"):
+        SystemConfig(replace(DUAL, perturbation=4), audio=Audio(0.4), train=Train(heads=heads))
+    with pytest.raises(InputError, match="at least one head that tells classes"):
+        Train(heads=(HeadConfig(Contrastive()),))
+    with pytest.raises(InputError, match="no branch_weights and no subcenters with a contrastive"):
+        HeadConfig(Contrastive(), subcenters=(("fan", 2),))
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> Path:
+    """A complete run, but for its figures, of a backbone beside two spectral networks."""
+    root = tmp_path_factory.mktemp("spectral")
+    small = small_system(tiny_backbone(root / "tiny.safetensors"))
+    heads = (HeadConfig(AdaCos(2), "machine"), HeadConfig(Contrastive(), "machine"))
+    augment = Augment(mask=20, mixup=1.0, mixup_alpha=0.5, mixup_on="wave", warp=0.5)
+    system = replace(
+        small,
+        embedder=Trained((*small.embedder.branches, *DUAL.branches), perturbation=5),
+        train=replace(small.train, heads=heads, augment=augment, ema=0.9),
+        scorer=Centers(count=3, starts=2),
+    )
+    assert from_json(to_json(system)) == system
+    with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.figures, "write", lambda *_: None)
+        results = pipeline.run(system, two_machines(root / "data"), root / "run")
+    assert "official_score" in {metric.metric for metric in results}
+    return root / "run"
+
+
+def test_any_spectral_network_stands_beside_any_backbone(ran):
+    trained, _ = params.load(ran / runs.MODEL)
+    parts = {name.split(".network.")[0] for name in trained if ".network." in name}
+    assert parts == {"branches.1", "branches.2"}
+    assert {name.split(".")[0] for name in trained} == {"branches", "heads", "perturbation"}
+    assert not [name for name in trained if name.startswith("heads.1")]  # the contrastive one
+    made = runs.load(ran)
+    values = runs.load_embeddings(ran, made, ("fan", "section_00")).values
+    width = made.system.embedder.part(None).stop
+    assert values.shape == (20, width)
+    np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-5)  # perturbed
+
+
+def test_a_trained_network_is_used_with_the_statistics_it_ends_with(ran):
+    """Averaged like the weights, they are neither those of the start nor those of a batch."""
+    trained, _ = params.load(ran / runs.MODEL)
+    for name in ("branches.1.network.norms.0", "branches.2.network.input_norm"):
+        mean, variance = trained[f"{name}.mean"], trained[f"{name}.var"]
+        assert np.any(mean)
+        assert np.all(variance > 0)
+        assert not np.allclose(variance, 1)
+
+
+def test_branch_widths_may_differ_and_backbones_keep_their_names(tmp_path):
+    system = small_system(tmp_path / "a.safetensors")
+    mixed = replace(
+        system, embedder=Trained((Branch("a", embedding=3), SPECTRUM, Branch("b", embedding=5)))
+    )
+    assert mixed.backbones == ("a", "b")
+    assert mixed.with_backbones({"b": "c"}).backbones == ("a", "c")
+    assert jax.tree.map(mixed.embedder.part, [0, 1, 2]) == [slice(0, 3), slice(3, 9), slice(9, 14)]

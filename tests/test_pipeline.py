@@ -288,7 +288,7 @@ def test_a_second_run_leaves_nothing_of_the_first(data, tmp_path):
     assert asdjax.run(LOGMEL, data, out) == []
     assert not (out / "results.csv").exists()
     assert not (out / "figures" / "roc.png").exists()
-    assert {path.name for path in (out / "scores" / "knn").iterdir()} == {
+    assert {path.name for path in (out / "scores").iterdir()} == {
         "anomaly_score_fan_section_00_test.csv",
         "decision_result_fan_section_00_test.csv",
         "leave_one_out_fan_section_00_train.csv",
@@ -395,7 +395,7 @@ def test_2020_has_machine_ids_and_no_decisions(tmp_path):
     tone_machine(tmp_path / "data", "fan", name=name)
     results = asdjax.run(LOGMEL, tmp_path / "data", tmp_path / "run")
     assert ("fan/id_01", "auc", 1.0) in results
-    files = sorted(path.name for path in (tmp_path / "run" / "scores" / "knn").iterdir())
+    files = sorted(path.name for path in (tmp_path / "run" / "scores").iterdir())
     assert files == ["anomaly_score_fan_id_01.csv", "leave_one_out_fan_id_01_train.csv"]
 
 
@@ -410,7 +410,7 @@ def test_2021_has_a_test_folder_and_score_files_per_domain(tmp_path):
     test.rmdir()
     results = asdjax.run(LOGMEL, tmp_path / "data", tmp_path / "run")
     assert ("fan/section_03", "pauc_target", 1.0) in results
-    files = sorted(path.name for path in (tmp_path / "run" / "scores" / "knn").glob("*_test.csv"))
+    files = sorted(path.name for path in (tmp_path / "run" / "scores").glob("*_test.csv"))
     assert files == [
         f"{kind}_fan_section_03_{domain}_test.csv"
         for kind in ("anomaly_score", "decision_result")

@@ -79,6 +79,7 @@ SUBMISSION2 = replace(SUBMISSION1, pseudo=Pseudo("kmeans"))
 SUBMISSION3 = replace(
     SUBMISSION2, train=replace(TRAIN, augment=Augment(mixup=1.0, mixup_on="wave"))
 )
+SUBMISSION4 = replace(SUBMISSION3, train=replace(SUBMISSION3.train, balance=1.0))
 CHOSEN = (
     "clips of 10 s and both branches as in Wilkinghoff 2023, which the report cites, 128 numbers "
     "of each; CBAM behind each convolution of the spectrum and on what each residual block adds; "
@@ -89,6 +90,7 @@ CHOSEN2 = (
     "the clusters are those of embeddings of submission1, trained first; their number is that of "
     f"the largest mean silhouette; {CHOSEN}"
 )
+MIXUP = "every wave is mixed, by a uniform share (Wilkinghoff 2023)"
 STATED = (
     "clips repeated and cut to one length; magnitude spectrum, and STFT magnitudes (1024, hop 512, "
     "200-8000 Hz) minus their time mean; convolutions along the one, ResNet over the other, CBAM; "
@@ -124,7 +126,17 @@ RECIPES = dict(
             "submission2 with mixup",
             SUBMISSION3,
             stated="mixup",
-            chosen=f"every wave is mixed, by a uniform share (Wilkinghoff 2023); {CHOSEN2}",
+            chosen=f"{MIXUP}; {CHOSEN2}",
+        ),
+        recipe(
+            "midea2024/submission4",
+            "submission3 with classes balanced by SMOTE and time warping",
+            SUBMISSION4,
+            stated="time warping, SMOTE and mixup; classes of a single clip are first made larger "
+            "by time warping",
+            chosen="every class of machine and attributes is brought to the size of the largest by "
+            "clips between two of its waves, drawn at random, or warped copies of a single one, "
+            f"newly warped in each pass; {MIXUP}; {CHOSEN2}",
         ),
     ]
 )

@@ -1,4 +1,4 @@
-"""The peer of `autoencoders.py`: the same training steps in PyTorch, eager, machine after machine.
+"""The peer of `autoencoders.py`: the same training steps of one machine in PyTorch, eager.
 
 Trains once to warm up, describes itself in a line, and prints the seconds of one more call for
 every line it reads.
@@ -28,21 +28,20 @@ def network() -> nn.Sequential:
 
 
 def main() -> None:
-    machines, steps = map(int, sys.argv[1:])
+    steps = int(sys.argv[1])
     device = "cuda" if torch.cuda.is_available() else "cpu"
     frames = np.random.default_rng(0).normal(-40, 5, (FRAMES, 128)).astype(np.float32)
     vectors = torch.from_numpy(frames).unfold(0, 5, 1).transpose(1, 2).reshape(-1, 640).to(device)
-    models = [network().to(device) for _ in range(machines)]
-    adams = [torch.optim.Adam(model.parameters(), lr=1e-3) for model in models]
+    model = network().to(device)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
     order = torch.randperm(BATCH * steps, device=device).split(BATCH)
 
     def train() -> None:
-        for model, adam in zip(models, adams, strict=True):
-            for rows in order:
-                x = vectors[rows]
-                adam.zero_grad()
-                nn.functional.mse_loss(model(x), x).backward()
-                adam.step()
+        for rows in order:
+            x = vectors[rows]
+            adam.zero_grad()
+            nn.functional.mse_loss(model(x), x).backward()
+            adam.step()
         if device == "cuda":
             torch.cuda.synchronize()
 

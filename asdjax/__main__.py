@@ -28,13 +28,15 @@ from asdjax.version import __version__
 
 
 def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
-    """Make synthetic machines, run frozen/logmel on them, print the official numbers.
+    """Make synthetic machines, train small/dual on them, print its numbers and frozen/logmel's.
 
     Args:
-      out: where the recordings and the run go.
+      out: where the recordings and both runs go.
     """
     data = synthetic.make(out / "data")
-    pipeline.run(RECIPES["frozen/logmel"].config, data, out / "run")
+    folders = {"frozen/logmel": out / "frozen", "small/dual": out / "run"}
+    runs = {name: pipeline.run(RECIPES[name].config, data, to) for name, to in folders.items()}
+    console.comparison_table(runs, f"made machines in {data}")
 
 
 def run(given: RunArguments | EnsembleArguments) -> None:

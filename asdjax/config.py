@@ -17,10 +17,11 @@ from asdjax.losses.adacos import AdaCos
 from asdjax.losses.contrastive import Contrastive
 from asdjax.losses.margin import Margin
 from asdjax.models.autoencoder import Autoencoder
+from asdjax.models.bands import Bands
 from asdjax.models.embedder import LogMel, Pretrained
 from asdjax.models.lora import Lora
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Branch, Trained
+from asdjax.models.system import Branch, Spectral, Trained
 from asdjax.scoring.balance import Smote
 from asdjax.scoring.centers import Centers
 from asdjax.scoring.ensemble import Ensemble
@@ -35,7 +36,8 @@ from asdjax.train.optimizer import Optimizer, Schedule
 from asdjax.train.supplement import Supplement
 from asdjax.types import InputError
 
-EMBEDDING = Audio, LogMel, Pretrained, Autoencoder, Trained, Branch, Lora, ConvNet1d, ResNet
+BRANCHES = Branch, Lora, ConvNet1d, ResNet, Bands
+EMBEDDING = Audio, LogMel, Pretrained, Autoencoder, Trained, *BRANCHES
 LOSSES = HeadConfig, Margin, AdaCos, Contrastive
 TRAINING = Train, *LOSSES, Optimizer, Schedule, Augment, Supplement, FitAutoencoders
 SCORING = Knn, Smote, Centers, Mixture, Mahalanobis, Reconstruction, Pseudo
@@ -75,7 +77,7 @@ class SystemConfig:
             )
         if isinstance(self.embedder, Autoencoder) != isinstance(self.scorer, Reconstruction):
             raise InputError("expected the scorer Reconstruction with an autoencoder, only there")
-        spectral = [one for one in self._branches if isinstance(one, ConvNet1d | ResNet)]
+        spectral = [one for one in self._branches if isinstance(one, Spectral)]
         if spectral and self.train and self.audio.seconds is None:
             raise InputError(
                 "expected audio.seconds, got none: a spectral network is built for one length; "

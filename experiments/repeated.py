@@ -102,7 +102,8 @@ def run(
     own = [weights[name] for name in RECIPES[system].config.backbones]
     words += ["--weights", *own] if own else []
     words += ["--reuse", *reuse] if reuse else []
-    dispatch([*words, "--train.seed", str(seed), *fields])
+    seeded = ["--train.seed", str(seed)] if RECIPES[system].config.train else []
+    dispatch([*words, *seeded, *fields])
     return numbers(out)
 
 

@@ -50,6 +50,42 @@ def magnitude_spectrogram(wave, low_hz: float = 200.0, high_hz: float = RATE_HZ 
     return magnitude - magnitude.mean(1, keepdims=True)
 
 
+@partial(jax.jit, static_argnames="bands")
+def spectrum_bands(wave, bands: int):
+    """Return the log of the RMS magnitude in equal bands of whole clips.
+
+    Args:
+      wave: `[B, N]` float in [-1, 1] or int16, N >= 2 bands.
+      bands: between 0 Hz and the Nyquist frequency; bins that fill no band are left out.
+
+    Returns:
+      `[B, bands]` float32. Magnitudes are divided by sqrt(N): those of noise are its RMS, however
+      long the clip is. Silence is ln 1e-4.
+    """
+    magnitude = magnitude_spectrum(wave) / np.float32(np.sqrt(wave.shape[1]))
+    width = magnitude.shape[1] // bands
+    power = jnp.square(magnitude[:, : bands * width]).reshape(len(wave), bands, width).mean(-1)
+    return jnp.log(jnp.sqrt(power) + 1e-4)
+
+
+@partial(jax.jit, static_argnames="bands")
+def spectrogram_bands(wave, bands: int):
+    """Return log magnitudes of frames, averaged over equal bands of bins from 200 Hz on.
+
+    Args:
+      wave: as of `magnitude_spectrogram`.
+      bands: of its 500 bins; those that fill no band are left out.
+
+    Returns:
+      `[B, T, bands]` float32; silence is ln 1e-3.
+    """
+    low, high = band(200.0, RATE_HZ / 2)
+    magnitude = _magnitude(_frames(to_float(wave)) * _hann()[None, None])[..., low:high]
+    width = (high - low) // bands
+    level = jnp.log(magnitude[..., : bands * width] + 1e-3)
+    return level.reshape(*level.shape[:2], bands, width).mean(-1)
+
+
 def frame_count(samples: int) -> int:
     """Return T, the whole frames of a spectrogram of `samples`, 0 if too short."""
     return max(1 + (samples - FRAME_SAMPLES) // HOP_SAMPLES, 0)

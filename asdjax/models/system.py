@@ -24,6 +24,7 @@ from asdjax.losses.contrastive import Contrastive, contrastive_loss
 from asdjax.losses.margin import Margin, class_cosines, cosines, margin_loss, unit
 from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Listener, Structure
+from asdjax.models.bands import Bands
 from asdjax.models.dropout import Key
 from asdjax.models.lora import Lora, adapt, is_adapter
 from asdjax.models.norm import batch_norm
@@ -31,6 +32,8 @@ from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.models.spectral import ConvNet1d, ResNet
 from asdjax.params import Params
 from asdjax.types import InputError, check_choices
+
+Spectral = ConvNet1d | ResNet | Bands
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Trained:
         is then the embedding; 0 for none.
     """
 
-    branches: tuple[Branch | ConvNet1d | ResNet, ...] = (Branch(),)
+    branches: tuple[Branch | Spectral, ...] = (Branch(),)
     perturbation: int = 0
 
     def __post_init__(self):
@@ -104,7 +107,7 @@ class Scratch:
       samples: of every wave.
     """
 
-    config: ConvNet1d | ResNet
+    config: Spectral
     samples: int
 
     def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:

@@ -148,6 +148,18 @@ def results_table(metrics: Sequence[Metric], title: str) -> None:
         print(f"mean AUC {auc}, mean pAUC {pauc} (no domains: no official score)")
 
 
+def comparison_table(systems: Mapping[str, Sequence[Metric]], title: str) -> None:
+    """Print AUC source and target of each machine by several systems, and their official scores."""
+    names = {"auc_source": "AUC source", "auc_target": "AUC target"}
+    found = [{(m.machine, m.metric): m.value for m in metrics} for metrics in systems.values()]
+    machines = [machine for machine, metric in found[0] if metric == "auc_source"]
+    heading = [f"{name} {column}" for name in systems for column in names.values()]
+    rows = [[m, *(_percent(v[m, name]) for v in found for name in names)] for m in machines]
+    table(["", *heading], rows, title)
+    for name, values in zip(systems, found, strict=True):
+        print(f"{name}: official score {_percent(values[TOTAL, 'official_score'])}")
+
+
 def data_table(rows: Sequence[Summary], title: str) -> None:
     """Print what a data set holds, a row per machine and section."""
     heading = [

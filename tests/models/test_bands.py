@@ -59,5 +59,5 @@ def test_what_cannot_be_is_refused():
         Bands(bands=501)
     with pytest.raises(InputError, match="at least 2 numbers, got 1"):
         Bands(embedding=1)
-    with pytest.raises(InputError, match=r"Bands: expected clips of at least 1024 samples.*got 800"):
+    with pytest.raises(InputError, match=r"expected clips of at least 1024 samples.*got 800"):
         Bands().build(800, train=False, rngs=nnx.Rngs(0))

@@ -178,7 +178,8 @@ def summary(frozen: Mapping, trainable: Mapping) -> list[tuple[str, str, int, in
     """Return what trains as rows of (names, shape, numbers, layers), alike layers in one row.
 
     An adapter is a row such as `("layers.*.attn.q + LoRA", "[768, 768] rank 64", 1179648, 12)`,
-    any other parameter `("layers.*.fc1.kernel", "[768, 3072]", 28311552, 12)`.
+    any other parameter `("layers.*.fc1.kernel", "[768, 3072]", 28311552, 12)`. A spectral network
+    is one row.
 
     Args:
         frozen, trainable: dotted names to anything with a `shape`.
@@ -187,6 +188,9 @@ def summary(frozen: Mapping, trainable: Mapping) -> list[tuple[str, str, int, in
     rows: dict[tuple[str, str], Counter] = {}
     for name, value in trainable.items():
         layer, row = name, (_pattern(name), str(list(value.shape)))
+        if ".network." in name:
+            layer = f"{name.partition('.network.')[0]}.network"
+            row = layer, ""
         if is_adapter(name):
             layer = name.rpartition(".")[0]
             kernel, rank = every[f"{layer}.kernel"], min(value.shape)

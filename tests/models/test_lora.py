@@ -413,3 +413,9 @@ def test_the_summary_has_a_row_for_alike_layers_and_sums_to_what_trains():
         ("layers.*.fc + LoRA", "[8, 16] rank 2", 2 * (8 + 16), 1),
     ]
     assert sum(row[2] for row in rows) == weights.count(heads) + weights.count(adapters)
+
+
+def test_a_spectral_network_is_one_row_of_the_summary():
+    shapes = {"branches.1.network.dense.0.kernel": (4, 3), "branches.1.network.norms.0.bias": (3,)}
+    rows = summary({}, {name: np.zeros(shape) for name, shape in shapes.items()})
+    assert rows == [("branches.1.network", "", 15, 1)]

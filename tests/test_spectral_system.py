@@ -17,19 +17,9 @@ from asdjax.data.loader import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.contrastive import Contrastive, contrastive_loss
+from asdjax.models.heads import ContrastiveHead, Perturbation, Task
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import (
-    Branch,
-    ContrastiveHead,
-    Input,
-    Perturbation,
-    Scratch,
-    System,
-    Task,
-    Trained,
-    Untrained,
-    take_apart,
-)
+from asdjax.models.system import Branch, Input, Scratch, System, Trained, Untrained, take_apart
 from asdjax.scoring.centers import Centers
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import InputError

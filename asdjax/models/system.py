@@ -15,19 +15,15 @@ from typing import Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from asdjax import params as weights
-from asdjax.losses.adacos import AdaCos, adacos_loss, initial_scale, next_scale
-from asdjax.losses.contrastive import Contrastive, contrastive_loss
-from asdjax.losses.margin import Margin, class_cosines, cosines, margin_loss, unit
 from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Listener, Structure
 from asdjax.models.bands import Bands
 from asdjax.models.dropout import Key
+from asdjax.models.heads import FixedCenters, Perturbation, Scale, Task, make_head
 from asdjax.models.lora import Lora, adapt, is_adapter
-from asdjax.models.norm import batch_norm
 from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.models.spectral import ConvNet1d, ResNet
 from asdjax.params import Params
@@ -134,16 +130,6 @@ class Untrained(NamedTuple):
     params: Params
 
 
-class Task(NamedTuple):
-    """What one head tells apart, and how much of the loss that is."""
-
-    loss: Margin | AdaCos | Contrastive
-    counts: np.ndarray  # [C] int, centers of each class; a contrastive loss has none
-    labels: int = 0  # which of a clip's labels are its classes
-    weight: float = 1.0  # of its loss in the sum over heads
-    branch: int | None = None  # whose part of the embedding it sees; None sees all
-
-
 class Input(NamedTuple):
     """What a branch sees of the clips."""
 
@@ -151,96 +137,7 @@ class Input(NamedTuple):
     padding: jax.Array | None = None  # [B, L] bool, True = no token
 
 
-class Scale(nnx.Variable):
-    """The dynamic scale of AdaCos, `[]` float32."""
-
-
-class FixedCenters(nnx.Variable):
-    """Centers that stay at their random start."""
-
-
 STATISTICS = nnx.Any(nnx.BatchStat, Scale, FixedCenters)  # what a step changes without a gradient
-
-
-class Head(nnx.Module):
-    """Centers of classes and the loss that pulls embeddings to them.
-
-    Args:
-      task: which loss and classes.
-      part: of the whole embedding, that it sees.
-      train: let a dynamic scale follow the batch.
-    """
-
-    def __init__(self, task: Task, part: slice, *, train: bool, rngs: nnx.Rngs):
-        self.loss, self.counts, self.train = task.loss, tuple(map(int, task.counts)), train
-        self.labels, self.weight, self.branch = task.labels, task.weight, task.branch
-        self.first, width = part.start, part.stop - part.start
-        shape = len(self.counts), max(self.counts), width
-        centers = jax.random.normal(rngs.params(), shape) * width**-0.5
-        fixed = isinstance(self.loss, AdaCos) and not self.loss.trained
-        self.centers = (FixedCenters if fixed else nnx.Param)(centers)
-        if isinstance(self.loss, AdaCos):
-            self.scale = Scale(jnp.float32(initial_scale(sum(self.counts))))
-
-    def seen(self, embedding):
-        """Return the part of the whole embedding that this head judges."""
-        return embedding[:, self.first : self.first + self.centers.shape[-1]]
-
-    def __call__(self, embedding, label, weight):
-        """Return the loss of each clip `[B]` and its cosine to each class `[B, C]`, float32.
-
-        Args:
-          embedding: `[B, E]`, of the whole system.
-          label, weight: `[B, M]`, classes of a clip and how much of it they are.
-        """
-        embedding, counts = self.seen(embedding), np.array(self.counts)
-        if isinstance(self.loss, Margin):
-            kind, margin, scale = self.loss.kind, self.loss.margin, self.loss.scale
-            constants = {"kind": kind, "margin": margin, "scale": scale, "counts": counts}
-            return margin_loss(embedding, self.centers[...], label, weight, **constants)
-        arguments = embedding, self.centers[...], label, weight
-        if self.train and self.loss.dynamic:
-            cosine = cosines(embedding, self.centers[...])
-            self.scale[...] = next_scale(cosine, label, weight, self.scale[...], counts=counts)
-        loss, cosine = adacos_loss(*arguments, scale=self.scale[...], counts=counts)
-        return loss, class_cosines(cosine, counts)
-
-
-class ContrastiveHead(nnx.Module):
-    """The contrastive loss of whole embeddings; it has no centers and tells no classes.
-
-    Source: Huang et al. 2025 (OS-SCL): of a mixed clip only its own class counts.
-    """
-
-    def __init__(self, task: Task):
-        self.loss, self.labels, self.weight, self.branch = task.loss, task.labels, task.weight, None
-
-    def __call__(self, embedding, label, weight):
-        """Return the loss of each clip `[B]`, and None; arguments as of `Head`."""
-        temperature = self.loss.temperature
-        return contrastive_loss(embedding, label[:, 0], temperature=temperature), None
-
-
-class Perturbation(nnx.Module):
-    """Two layers `[B, E] -> [B, hidden] -> [B, E]` that disturb embeddings, and unit length.
-
-    Each is a linear layer, ReLU and batch normalization, in this order.
-
-    Source: Huang et al. 2025 (OS-SCL), feature-perturbation head (128-64-128 there).
-    """
-
-    def __init__(self, width: int, hidden: int, *, train: bool, rngs: nnx.Rngs):
-        self.down, self.up = (
-            nnx.Linear(width, hidden, rngs=rngs),
-            nnx.Linear(hidden, width, rngs=rngs),
-        )
-        self.down_norm, self.up_norm = (
-            batch_norm(n, train=train, rngs=rngs) for n in (hidden, width)
-        )
-
-    def __call__(self, embedding: jax.Array) -> jax.Array:
-        hidden = self.down_norm(jax.nn.relu(self.down(embedding)))
-        return unit(self.up_norm(jax.nn.relu(self.up(hidden))))
 
 
 class Encoder(nnx.Module):
@@ -304,14 +201,7 @@ class System(nnx.Module):
         width = config.part(None).stop
         hidden = config.perturbation
         self.perturbation = Perturbation(width, hidden, **how) if hidden else None
-        self.heads = nnx.List(
-            [
-                ContrastiveHead(task)
-                if isinstance(task.loss, Contrastive)
-                else Head(task, config.part(task.branch), **how)
-                for task in tasks
-            ]
-        )
+        self.heads = nnx.List([make_head(task, config.part(task.branch), **how) for task in tasks])
 
     def __call__(self, inputs: Sequence[Input]) -> jax.Array:
         """Return `[B, E]` float32, of all branches, from the input of each."""

@@ -11,7 +11,7 @@ import numpy as np
 from asdjax.data.labels import bare, check_classes, class_name, encode, hold_out, vocabulary
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin, check_labels, subcenter_counts
-from asdjax.models.system import Task
+from asdjax.models.heads import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import Clip, InputError, preview

@@ -21,8 +21,9 @@ from asdjax.models.backbone import Structure
 from asdjax.models.backbone import initialize as initialize_backbone
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, Task, Trained, initialize, take_apart
+from asdjax.models.system import Branch, Trained, initialize, take_apart
 from asdjax.train.config import Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import make_optimizer

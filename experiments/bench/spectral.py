@@ -14,8 +14,9 @@ from finetune import CLASSES, SAMPLES, inputs
 
 from asdjax.devices import copied, data_mesh
 from asdjax.losses.margin import Margin
+from asdjax.models.heads import Task
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Scratch, Task, Trained, initialize, take_apart
+from asdjax.models.system import Scratch, Trained, initialize, take_apart
 from asdjax.train.config import Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer

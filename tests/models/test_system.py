@@ -15,16 +15,9 @@ from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.embedder import trained_embedder
+from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import (
-    Branch,
-    Input,
-    System,
-    Task,
-    Trained,
-    initialize,
-    take_apart,
-)
+from asdjax.models.system import Branch, Input, System, Trained, initialize, take_apart
 from asdjax.types import InputError
 
 STRUCTURE = BeatsConfig(

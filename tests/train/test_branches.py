@@ -22,8 +22,9 @@ from asdjax.frontend.augment import Augment
 from asdjax.losses.margin import Margin, margin_loss
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, Input, Parts, Task, Trained, take_apart
+from asdjax.models.system import Branch, Input, Parts, Trained, take_apart
 from asdjax.params import merge
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start

@@ -18,8 +18,9 @@ from asdjax.losses.margin import Margin
 from asdjax.models.backbone import Backbone
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Task, initialize, take_apart
+from asdjax.models.system import initialize, take_apart
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer

@@ -7,7 +7,8 @@ import pytest
 from flax import nnx
 
 from asdjax.losses.margin import Margin
-from asdjax.models.system import STATISTICS, Head, Parts, Task
+from asdjax.models.heads import Head, Task
+from asdjax.models.system import STATISTICS, Parts
 from asdjax.params import split
 from asdjax.train.optimizer import layer_factors
 from asdjax.train.step import Batch, Heard, classify, make_validate

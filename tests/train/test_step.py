@@ -24,8 +24,9 @@ from asdjax.losses.adacos import AdaCos, adacos_loss, next_scale
 from asdjax.losses.margin import Margin, cosines, margin_loss
 from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
+from asdjax.models.heads import Head, Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Head, Parts, Task, initialize, take_apart
+from asdjax.models.system import Parts, initialize, take_apart
 from asdjax.params import merge
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start

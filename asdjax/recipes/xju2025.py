@@ -83,10 +83,13 @@ STATED = (
     "of 2025 alone"
 )
 CHOSEN = (
-    "all weights train; attentive statistics of the tokens; clips of 10 s, shorter ones repeated; "
+    "no supplemental clips (the abstract says that they were used, the introduction that they were "
+    "not); all weights train; SpecAugment with one mask of each kind, each with probability 0.5; "
+    "weight decay 0.01; attentive statistics of the tokens; clips of 10 s, shorter ones repeated; "
     "the network on the spectrum is that of Wilkinghoff 2023, which the report cites; OS-SCL as in "
     "its public code for 2020: perturbation head with 64 hidden numbers, whose output both losses "
-    "and the nearest neighbor see; mixup of waves by Beta(0.5, 0.5), per clip; "
+    "and the nearest neighbor see; mixup of waves by Beta(0.5, 0.5), per clip, with the "
+    "reversed batch; "
     "contrastive term of a clip's own class, times temperature / 0.07, within 16 clips; ArcFace "
     "scale 30, the margin on each of two mixed classes; 1 sub-center, 16 of machines without "
     "attributes (the report's 114 for 172 classes cannot be so many for each); steps count passes; "

@@ -23,6 +23,7 @@ from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.scoring.ensemble import Ensemble
 from asdjax.scoring.pseudo import Pseudo
+from asdjax.scoring.score import SCORERS
 from asdjax.types import InputError
 from asdjax.version import __version__
 
@@ -77,7 +78,7 @@ def embed(given: RunArguments) -> None:
 
 def score(
     run: Positional[Path],
-    scorer: Literal["knn", "centers", "mixture", "mahalanobis"] | None = None,
+    scorer: Literal[*SCORERS] | None = None,
     k: int | None = None,
     banks: Literal["pooled", "domain"] | None = None,
     standardize: bool | None = None,
@@ -87,6 +88,7 @@ def score(
     covariance: Literal["full", "diagonal"] | None = None,
     floor: float | None = None,
     seed: int | None = None,
+    kind: Literal["mse", "mahalanobis"] | None = None,
 ) -> None:
     """The second stage: score files from a run's embeddings.
 
@@ -105,6 +107,7 @@ def score(
       covariance: (mixture) of each of them.
       floor: (mixture) added to the variances of unit-length embeddings.
       seed: (centers, mixture) of the starts.
+      kind: (autoencoders) which of their two scores.
     """
     given = {name: value for name, value in locals().items() if value is not None}
     pipeline.score(given.pop("run"), **given)

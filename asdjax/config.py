@@ -23,13 +23,11 @@ from asdjax.models.lora import Lora
 from asdjax.models.spectral import ConvNet1d, ResNet
 from asdjax.models.system import Branch, Spectral, Trained
 from asdjax.scoring.balance import Smote
-from asdjax.scoring.centers import Centers
 from asdjax.scoring.ensemble import Ensemble
-from asdjax.scoring.mahalanobis import Mahalanobis
-from asdjax.scoring.mixture import Mixture
 from asdjax.scoring.neighbors import Knn
 from asdjax.scoring.pseudo import Pseudo
 from asdjax.scoring.reconstruction import Reconstruction
+from asdjax.scoring.score import BACK_ENDS, Scorer
 from asdjax.train.autoencoders import FitAutoencoders
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
@@ -40,7 +38,7 @@ BRANCHES = Branch, Lora, ConvNet1d, ResNet, Bands
 EMBEDDING = Audio, LogMel, Pretrained, Autoencoder, Trained, *BRANCHES
 LOSSES = HeadConfig, Margin, AdaCos, Contrastive
 TRAINING = Train, *LOSSES, Optimizer, Schedule, Augment, Supplement, FitAutoencoders
-SCORING = Knn, Smote, Centers, Mixture, Mahalanobis, Reconstruction, Pseudo
+SCORING = *BACK_ENDS, Smote, Pseudo
 CONFIG_CLASSES = {kind.__name__: kind for kind in (*EMBEDDING, *TRAINING, *SCORING)}
 
 TRAINED_BY = {Trained: Train, Autoencoder: FitAutoencoders}
@@ -61,7 +59,7 @@ class SystemConfig:
     """
 
     embedder: LogMel | Pretrained | Trained | Autoencoder
-    scorer: Knn | Centers | Mixture | Mahalanobis | Reconstruction = field(default_factory=Knn)
+    scorer: Scorer = field(default_factory=Knn)
     audio: Audio = field(default_factory=Audio)
     train: Train | FitAutoencoders | None = None
     pseudo: Pseudo | None = None
@@ -78,7 +76,7 @@ class SystemConfig:
         if isinstance(self.embedder, Autoencoder) != isinstance(self.scorer, Reconstruction):
             raise InputError("expected the scorer Reconstruction with an autoencoder, only there")
         spectral = [one for one in self._branches if isinstance(one, Spectral)]
-        if spectral and self.train and self.audio.seconds is None:
+        if spectral and self.audio.seconds is None:
             raise InputError(
                 "expected audio.seconds, got none: a spectral network is built for one length; "
                 "give --audio.seconds with that of most clips"

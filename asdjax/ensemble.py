@@ -96,9 +96,7 @@ def _combine(
     runs.clear(out, RECORD, RESULTS, SCORES)
     for machine in machines.values():
         values, left_out = combine(machine.test, used), combine(machine.left_out, used)
-        lowest = left_out.min()  # `threshold` takes scores >= 0, as distances are
-        limit = lowest + threshold(left_out - lowest)
-        pipeline.write_scores(out / SCORES, machine.clips, values, limit, made.year)
+        pipeline.write_scores(out / SCORES, machine.clips, values, threshold(left_out), made.year)
     described = {
         "asdjax": __version__,
         "config": to_json(config),

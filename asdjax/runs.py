@@ -9,8 +9,8 @@ RUN/model.safetensors                    what was trained: adapters, or all weig
 RUN/first-stage/                         with pseudo labels: the training they are from, embedded
 RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n], key
-RUN/scores/*.csv                     the challenge's anomaly score and decision files
-RUN/scores/leave_one_out_*.csv       name,score of the normal training clips
+RUN/scores/*.csv                         the challenge's anomaly score and decision files
+RUN/scores/leave_one_out_*.csv           name,score of the normal training clips
 RUN/results.csv                          machine,metric,value
 RUN/skipped.csv                          broken files left out with --skip-bad, and why
 RUN/figures/*.png

@@ -12,7 +12,7 @@ import numpy as np
 from asdjax import params
 from asdjax.config import SystemConfig, digest, to_json
 from asdjax.data.audio import AudioInfo
-from asdjax.devices import agree
+from asdjax.devices import agree, leads
 from asdjax.files import atomic
 from asdjax.models.system import Base, Branch, Scratch, Untrained
 from asdjax.params import Params
@@ -41,8 +41,7 @@ def train_run(
       infos: what is known of each file.
       force: train again all the same.
       reported: parameter counts of the report, to be printed beside ours.
-
-      reuse: other runs' folders: an autoencoder is taken from them where it is the very same.
+      reuse: other runs' folders; the training is taken from one where it is the very same.
 
     Raises:
       InputError: `out` has what another training gave, and it is not to be replaced by force.
@@ -52,13 +51,15 @@ def train_run(
     if trained:
         console.note(f"already trained: {out / MODEL}")
         return
+    if _take_over(run, out, () if force else reuse):
+        return
     if not force and (out / MODEL).exists() and not (out / "checkpoints").exists():
         raise InputError(
             f"{out / MODEL} is of another training (other settings, weights or recordings); choose "
             "another --out, or train anew with --force"
         )
     if isinstance(run.system.train, FitAutoencoders):
-        _fit_autoencoders(run, infos, out, force, reuse)
+        _fit_autoencoders(run, infos, out, force, reported)
         return
     clean = [clip for clip in run.supplement if clip.supplement == "clean"]
     clips = [*(clip for clip in run.clips if clip.split == "train"), *clean]
@@ -82,23 +83,44 @@ def train_run(
     )
 
 
+def _take_over(run: Run, out: Path, reuse: Sequence[Path]) -> bool:
+    """Copy the training of this very run from another folder; tell whether that was done.
+
+    Not over a model of another training, which `out` then holds.
+    """
+    known = () if (out / MODEL).exists() else reuse
+    other = next((folder for folder in known if is_trained(run, folder)), None)
+    agree({"--reuse": str(other)})
+    if other is None:
+        return False
+    if leads():
+        console.note(f"the training of {other}")
+        for path in (other / "labels.json", other / MODEL):  # the model ends a training
+            if path.exists():  # autoencoders have no classes
+                with atomic(out / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
+    return True
+
+
 def _fit_autoencoders(
-    run: Run, infos: Mapping[Path, AudioInfo], out: Path, force: bool, reuse: Sequence[Path]
+    run: Run, infos: Mapping[Path, AudioInfo], out: Path, force: bool, reported: str
 ) -> None:
-    """Train a run's autoencoders, or take them from another run that has the very same."""
-    for other in () if force else reuse:
-        if is_trained(run, other):
-            console.note(f"the training of {other}")
-            with atomic(out / MODEL) as temporary:
-                shutil.copyfile(other / MODEL, temporary)
-            return
+    """Train the autoencoders of a run, all at once."""
     clips = [clip for clip in run.clips if clip.split == "train"]
     with console.progress("log-mel", len(clips)) as advance:
         mels = read_frames(clips, [infos[c.path] for c in clips], run.system.audio, advance)
     frames, machines = cut_vectors(mels, clips)
     del mels  # as much again
-    described = training_of(run)
-    autoencoders.train(run.system.train, frames, machines, out, out / MODEL, described, force)
+    autoencoders.train(
+        run.system.train,
+        frames,
+        machines,
+        out,
+        out / MODEL,
+        training_of(run),
+        reported,
+        anew=force,
+    )
 
 
 def fitted_scores(run: Run, out: Path, group: Group, train_scores: np.ndarray) -> np.ndarray:
@@ -144,7 +166,10 @@ def training_of(run: Run) -> dict:
     """
     system = to_json(run.system)
     kept = {name: system[name] for name in ("embedder", "audio", "train")}
-    for name in ("log_every", "source"):  # what changes nothing in the result
+    changes_nothing = ["log_every", "source"]
+    if kept["train"].get("select") != "best":  # of those saved
+        changes_nothing.append("save_every")
+    for name in changes_nothing:
         kept["train"].pop(name, None)
     for branch in kept["embedder"].get("branches", ()):
         branch.pop("weights", None)  # where they lie; their SHA-256 says what they are

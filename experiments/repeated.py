@@ -144,7 +144,8 @@ def compare(
     for system, runs in results.items():
         rows, theirs = [], published[system]
         for machine in machines_of(runs):
-            known = [f"{x:.2f}" for x in theirs.get(machine, ())] or ["-"] * len(MEASURED)
+            known = theirs.get(machine.split("/")[0], ())  # the same for sections of a machine
+            known = [f"{x:.2f}" for x in known] or ["-"] * len(MEASURED)
             for name, number in zip(MEASURED, known, strict=True):
                 rows.append([machine, name, spread([run[machine, name] for run in runs]), number])
         ours = spread([mean(run, machines_of(runs)) for run in runs])

@@ -1,6 +1,8 @@
 """The official baselines from recordings to decisions, through the stages."""
 
+import shutil
 import statistics
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +11,10 @@ import soundfile
 from scipy.stats import gamma
 from trainings import quick_compiles
 
+from asdjax import __main__ as command_line
 from asdjax import params, pipeline, runs
 from asdjax.config import SystemConfig, from_json, to_json
+from asdjax.data.loader import Audio
 from asdjax.files import read_csv
 from asdjax.frontend.baseline import log_mel
 from asdjax.metrics import score_files
@@ -128,17 +132,42 @@ def test_an_error_tells_a_tone_from_noise(made):
 
 @pytest.mark.parametrize(("year", "of"), [(2022, "clips"), (2023, "batches"), (None, "clips")])
 def test_thresholds_are_from_batches_since_2023_and_from_clips_before(
-    made, data, year, of, tmp_path
+    made, year, of, tmp_path, monkeypatch
 ):
-    out = tmp_path / "run"
-    pipeline.run(system(MSE), data, out, year=2023, reuse=(made,))
-    runs.save(out, replace(runs.load(out), year=year))
+    out, fitted = shutil.copytree(made, tmp_path / "run"), []
+    run = replace(runs.load(out), year=year)
+    runs.save(out, run)
+    monkeypatch.setattr(pipeline, "threshold", lambda values: fitted.append(values) or 0.0)
     pipeline.score(out)
-    fitted = runs.load_left_out(out, runs.load(out), FAN)
-    if of == "batches":
-        fitted = params.load(made / runs.MODEL)[0]["fan_section_00.batches.mse"]
-    found = scores(out, "fan")
-    np.testing.assert_array_equal(found.decisions, found.values > threshold(fitted))
+    model = params.load(made / runs.MODEL)[0]
+    for group, found in zip(run.groups, fitted, strict=True):
+        expected = {
+            "clips": runs.load_left_out(out, run, group),
+            "batches": model[f"{group[0]}_section_00.batches.mse"],
+        }
+        np.testing.assert_array_equal(found, expected[of])
+
+
+def test_a_run_gets_the_other_of_its_two_scores_and_no_back_end(made, tmp_path, monkeypatch):
+    out = shutil.copytree(made, tmp_path / "run")
+    monkeypatch.setattr(sys, "argv", ["asdjax", "score", str(out), "--kind", "mahalanobis"])
+    command_line.main()
+    is_test = [clip.split == "test" for clip in runs.load(made).groups[FAN]]
+    expected = embeddings(made, FAN)[is_test, 1:].min(1)
+    np.testing.assert_allclose(scores(out, "fan").values, expected)
+    with pytest.raises(InputError, match=r"no other back end for an auto.*got knn.*kind: mse or"):
+        pipeline.score(out, "knn")
+    with pytest.raises(InputError, match=r"settings of Reconstruction \(kind\), got k$"):
+        pipeline.score(out, k=3)
+
+
+def test_the_numbers_that_train_are_told_beside_the_reports(data, tmp_path, capsys):
+    reported = RECIPES[MSE].parameters
+    pipeline.train(system(MSE, epochs=1), data, tmp_path, year=2023, reported=reported)
+    told = capsys.readouterr()
+    assert "2 autoencoders of 267,928 numbers" in told.err
+    assert f"(the report: {reported})" in told.err
+    assert "layers.*.kernel" in told.out
 
 
 def test_the_threshold_is_that_of_the_official_code_where_its_fit_succeeds():
@@ -162,9 +191,20 @@ def test_a_clip_without_a_single_vector_is_refused_by_name(tmp_path):
         pipeline.run(system(MSE), tmp_path / "data", tmp_path / "run")
 
 
+def test_cutting_clips_to_less_than_a_vector_is_refused(data, tmp_path):
+    short = replace(system(MSE), audio=Audio(seconds=0.1))
+    with pytest.raises(InputError, match=r"audio\.seconds of 0\.128 or more, .* got 0\.1; give a"):
+        pipeline.train(short, data, tmp_path)
+
+
 def test_a_run_of_other_settings_is_not_reused(made, data, tmp_path):
     pipeline.train(system(MSE, epochs=1), data, tmp_path, year=2023, reuse=(made,))
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
+def test_how_often_a_training_is_saved_makes_it_no_other(made, data, capsys):
+    pipeline.train(system(MSE, save_every=7), data, made, year=2023)
+    assert "already trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,11 @@ def test_every_head_counts(weight):
         HeadConfig(branch_weights=(1.0, weight))
 
 
+def test_subcenters_are_given_once_for_each_name():
+    with pytest.raises(InputError, match="each machine or class once in subcenters, got fan again"):
+        HeadConfig(subcenters=(("fan", 2), ("pump", 2), ("fan", 3)))
+
+
 def test_losses_of_branches_are_for_all_of_them_or_none():
     heads = (HeadConfig(branch_weights=(0.5, 0.5)),)
     with pytest.raises(

@@ -60,6 +60,8 @@ def test_the_recorded_back_end_is_used_again_and_changed_field_by_field(finished
     pipeline.score(out, scorer="centers", count=3)
     pipeline.score(out, seed=1)
     assert runs.load(out).system.scorer == Centers(3, seed=1)
-    with pytest.raises(InputError, match=r"settings of Centers \(count, starts, seed\), got k"):
+    with pytest.raises(
+        InputError, match=r"settings of Centers \(count, starts, seed\), got k; .* are knn, mix"
+    ):
         pipeline.score(out, k=3)
     assert runs.load(out).system.scorer == changed(Centers(3), None, {"seed": 1})

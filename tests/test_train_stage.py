@@ -17,7 +17,7 @@ from trainings import lines, quick_compiles, two_machines
 
 import asdjax
 from asdjax import __main__ as command_line
-from asdjax import params, runs
+from asdjax import params, runs, training
 from asdjax.data.audio import read
 from asdjax.models.embedder import trained_embedder
 from asdjax.recipes import RECIPES
@@ -173,6 +173,46 @@ def test_what_is_trained_is_kept(copied, command, capsys):
     assert command("run", copied, "--train.log-every", 5, "--train.source", "resident")[0] == 0
     assert "already trained" in capsys.readouterr().err
     assert (times(copied, "model.safetensors"), times(copied, "embeddings/*")) == before
+
+
+def test_a_system_that_differs_in_its_scorer_alone_takes_the_training(
+    ran, command, tmp_path, monkeypatch
+):
+    def train(*_, **told):
+        raise InputError("it trained")
+
+    monkeypatch.setattr(loop, "train", train)
+    other = ["--reuse", ran, "--scorer.k", 2]
+    assert command("run", tmp_path / "run", *other) == (0, "")
+    for name in ("model.safetensors", "labels.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (ran / name).read_bytes()
+    assert (tmp_path / "run" / "results.csv").exists()
+    for changes in (["--force"], ["--train.seed", 1]):
+        assert command("train", tmp_path / "other", *other, *changes) == (1, "asdjax: it trained")
+
+
+def test_a_model_of_another_training_is_not_replaced(copied, ran, command):
+    """Though the training asked for is there to be taken."""
+    path = copied / "model.safetensors"
+    trained, header = params.load(path)
+    params.save(path, trained, replace(header, config={"of": "another"}))
+    shutil.rmtree(copied / "checkpoints")
+    code, said = command("train", copied, "--reuse", ran)
+    assert code == 1
+    assert "model.safetensors is of another training" in said
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_how_often_is_saved_matters_only_to_the_best(ran, command, select):
+    run = runs.load(ran)
+    changed = [
+        replace(run.system.train, held_out=0.4, select=select, save_every=n) for n in (1, 500)
+    ]
+    one, other = (
+        training.training_of(replace(run, system=replace(run.system, train=train)))
+        for train in changed
+    )
+    assert (one == other) == (select == "last")
 
 
 def test_force_trains_anew_from_the_start(copied, ran, command, capsys):

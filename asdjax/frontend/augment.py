@@ -56,8 +56,8 @@ class Augment:
                 )
         if not 0.1 <= self.mixup_alpha <= 10:  # beyond, a mixed clip is one of the two, or the mean
             raise InputError(f"expected a mixup_alpha of 0.1 to 10, got {self.mixup_alpha}")
-        if not 0 < self.warp_sigma <= 0.5:  # beyond: many clips would stand still
-            raise InputError(f"expected a warp_sigma in (0, 0.5], got {self.warp_sigma}")
+        if not 0 < self.warp_sigma <= 0.3:  # beyond: clips would turn back in time
+            raise InputError(f"expected a warp_sigma in (0, 0.3], got {self.warp_sigma}")
 
 
 def spec_augment(mel, key, width: int, probability: float):

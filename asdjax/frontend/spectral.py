@@ -15,6 +15,7 @@ import numpy as np
 from asdjax.frontend.fbank import RATE_HZ, to_float
 
 FRAME_SAMPLES, HOP_SAMPLES = 1024, 512
+LOWEST_BIN = -(-200 * FRAME_SAMPLES // RATE_HZ)  # 13, of 203.125 Hz; the last is 512, of 8 kHz
 
 
 @jax.jit
@@ -29,24 +30,22 @@ def magnitude_spectrum(wave):
     return _magnitude(to_float(wave))[:, : wave.shape[1] // 2]
 
 
-@partial(jax.jit, static_argnames=("low_hz", "high_hz"))
-def magnitude_spectrogram(wave, low_hz: float = 200.0, high_hz: float = RATE_HZ / 2):
-    """Compute STFT magnitudes of the bins in a band, each without its mean over the clip.
+@jax.jit
+def magnitude_spectrogram(wave):
+    """Compute STFT magnitudes from 200 Hz to 8 kHz, each bin without its mean over the clip.
 
     Frames of 1024 samples every 512 under a periodic Hann window, none of them padded; samples
     behind the last whole frame are not heard.
 
     Args:
       wave: `[B, N]` float in [-1, 1] or int16, 16 kHz, N >= 1024.
-      low_hz, high_hz: the bins k with low_hz <= 15.625 k <= high_hz: 13 (203.125 Hz) to 512.
 
     Returns:
-      `[B, T, F]` float32, T = 1 + (N - 1024) // 512.
+      `[B, T, 500]` float32, T = 1 + (N - 1024) // 512.
 
     Source: as `magnitude_spectrum`; its public code does not apply the band that it names.
     """
-    low, high = band(low_hz, high_hz)
-    magnitude = _magnitude(_frames(to_float(wave)) * _hann()[None, None])[..., low:high]
+    magnitude = _stft(wave)
     return magnitude - magnitude.mean(1, keepdims=True)
 
 
@@ -79,9 +78,8 @@ def spectrogram_bands(wave, bands: int):
     Returns:
       `[B, T, bands]` float32; silence is ln 1e-3.
     """
-    low, high = band(200.0, RATE_HZ / 2)
-    magnitude = _magnitude(_frames(to_float(wave)) * _hann()[None, None])[..., low:high]
-    width = (high - low) // bands
+    magnitude = _stft(wave)
+    width = magnitude.shape[-1] // bands
     level = jnp.log(magnitude[..., : bands * width] + 1e-3)
     return level.reshape(*level.shape[:2], bands, width).mean(-1)
 
@@ -91,11 +89,9 @@ def frame_count(samples: int) -> int:
     return max(1 + (samples - FRAME_SAMPLES) // HOP_SAMPLES, 0)
 
 
-def band(low_hz: float, high_hz: float) -> tuple[int, int]:
-    """Return the first bin of a spectrogram in the band and the first behind it."""
-    hz = np.arange(FRAME_SAMPLES // 2 + 1) * (RATE_HZ / FRAME_SAMPLES)
-    inside = np.flatnonzero((low_hz <= hz) & (hz <= high_hz))
-    return int(inside[0]), int(inside[-1]) + 1
+def _stft(wave):
+    """Return the magnitudes `[B, T, 500]` of frames, of the bins from 200 Hz on."""
+    return _magnitude(_frames(to_float(wave)) * _hann()[None, None])[..., LOWEST_BIN:]
 
 
 def _magnitude(x):

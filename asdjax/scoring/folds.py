@@ -52,7 +52,8 @@ def fitted_scores(
     deals = [deal(len(train[g].values), rows) for g, rows in banks]
     weight = stack([part.T for part, _ in deals]).transpose(0, 2, 1)
     together = _divisor(weight.shape[0] * weight.shape[1], AT_ONCE // values_held)
-    found, told = map(np.asarray, _all_fits(values, weight, query, together, fit, settings))
+    with _lapack_on_one_thread():
+        found, told = map(np.asarray, _all_fits(values, weight, query, together, fit, settings))
     found = np.where(weight.any(2)[:, :, None], found, np.float32(np.inf))
     first = values.shape[1]  # of the test clips among the queries
     tests = [found[b, 0, first : first + len(test[g].values)] for b, (g, _) in enumerate(banks)]
@@ -83,6 +84,19 @@ def deal(count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _divisor(whole: int, most: int) -> int:
     """Return the largest divisor up to `most`, or 1: equal parts need one program, not two."""
     return max(part for part in range(1, whole + 1) if whole % part == 0 and part <= max(most, 1))
+
+
+def _lapack_on_one_thread():
+    """Return the context in which the LAPACK that JAX calls on a CPU uses one thread.
+
+    A factor of 512 numbers takes milliseconds on one thread. Where other work has the cores, the
+    threads that share it spin until the last of them gets one: up to a hundred times longer.
+    """
+    # JAX calls the LAPACK of SciPy, and only libraries that are loaded already are limited.
+    import scipy.linalg  # noqa: F401
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, user_api="blas")
 
 
 @partial(jax.jit, static_argnames=("together", "fit", "settings"))

@@ -65,14 +65,21 @@ def changed(scorer: Scorer, name: str | None, changes: Mapping[str, object]) -> 
     """Return the back end of a name (None: the same one) with some fields replaced.
 
     Raises:
-      InputError: fields that the back end does not have.
+      InputError: fields that the back end does not have; another back end for an autoencoder.
     """
+    if isinstance(scorer, Reconstruction) and name is not None:
+        raise InputError(
+            f"expected no other back end for an autoencoder, whose embeddings are the scores "
+            f"themselves, got {name}; choose one of them by kind: mse or mahalanobis"
+        )
     kind = type(scorer) if name is None else SCORERS[name]
     known = [field.name for field in fields(kind)]
     if unknown := [field for field in changes if field not in known]:
+        others = [other for other in SCORERS if SCORERS[other] is not kind]
+        more = "" if kind is Reconstruction else f"; the other back ends are {', '.join(others)}"
         raise InputError(
-            f"expected settings of {kind.__name__} ({', '.join(known)}), got {', '.join(unknown)}; "
-            f"the other back ends are {', '.join(SCORERS)}"
+            f"expected settings of {kind.__name__} ({', '.join(known)}), got {', '.join(unknown)}"
+            f"{more}"
         )
     return replace(scorer if type(scorer) is kind else kind(), **changes)
 

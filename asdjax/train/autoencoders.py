@@ -19,6 +19,7 @@ import numpy as np
 from asdjax import params as weights
 from asdjax.devices import alone
 from asdjax.models.autoencoder import mahalanobis, precision_of
+from asdjax.models.lora import summary
 from asdjax.params import Header, Params
 from asdjax.report import console
 from asdjax.train import interrupt
@@ -74,6 +75,7 @@ def train(
     out: Path,
     model: Path,
     described: dict,
+    reported: str = "",
     anew: bool = False,
 ) -> None:
     """Train and write the autoencoders of all machines; go on where an earlier call was stopped.
@@ -83,6 +85,7 @@ def train(
       out: the run's folder; gets `checkpoints/` and a line of `log.jsonl` for each epoch.
       model: the file for what `finish` returns of each machine, its names behind `name_of` it.
       described: what the result depends on, stored with each checkpoint and compared on resuming.
+      reported: parameter counts of the report, to be printed beside ours.
       anew: do not go on; remove what an earlier training left.
 
     Raises:
@@ -102,6 +105,7 @@ def train(
         checkpoints.refuse_others()
         size = len(_shuffled(parts, how, 0)[0].first)
         states = [start(how.seed, how.learning_rate, size) for _ in parts]
+        _tell_counts(states, reported)
         first = 0
         if checkpoints.latest() is not None:
             states, first = checkpoints.restore(jax.tree.map(_abstract, states))
@@ -133,6 +137,14 @@ def train(
         own = finish("/".join(group), *of_machine)
         made |= {f"{name_of(group)}.{name}": value for name, value in own.items()}
     weights.save(model, made, Header("autoencoders", described))
+
+
+def _tell_counts(states: Sequence[State], reported: str) -> None:
+    """Print the layers and the numbers of one autoencoder, and how many there are."""
+    trainable = states[0].trainable
+    count = weights.count(trainable)
+    console.note(f"{len(states)} autoencoders of {count:,} numbers, one for each machine")
+    console.training_table(summary({}, trainable), (count, count), reported)
 
 
 def name_of(group: Group) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,7 +14,7 @@ from asdjax.losses.contrastive import Contrastive
 from asdjax.losses.margin import Margin
 from asdjax.train.optimizer import Optimizer
 from asdjax.train.supplement import Supplement
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check_choices, preview
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class HeadConfig:
       weight: of its loss in the sum over heads.
       branch_weights: of the same loss, with centers of its own, on the embedding of each branch
         alone; none for no such losses.
-      subcenters: (machine or class, number of its sub-centers) where it differs from the loss's.
+      subcenters: (machine or class, number of its sub-centers) where it differs from the loss's; a
+        class comes before its machine, and each is listed once.
     """
 
     loss: Margin | AdaCos | Contrastive = field(default_factory=Margin)
@@ -41,6 +43,11 @@ class HeadConfig:
         for weight in (self.weight, *self.branch_weights):
             if not 0 < weight < math.inf:
                 raise InputError(f"expected positive weights of a head, got {weight}")
+        listed = Counter(name for name, _ in self.subcenters)
+        if several := [name for name, count in listed.items() if count > 1]:
+            raise InputError(
+                f"expected each machine or class once in subcenters, got {preview(several)} again"
+            )
         if isinstance(self.loss, Contrastive) and (self.branch_weights or self.subcenters):
             raise InputError(
                 "expected no branch_weights and no subcenters with a contrastive loss: it has no "

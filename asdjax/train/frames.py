@@ -15,7 +15,7 @@ from asdjax.data.audio import AudioInfo
 from asdjax.data.loader import Audio, load_batches, plan_batches
 from asdjax.frontend.baseline import frame_count, log_mel
 from asdjax.models.autoencoder import FRAMES, SHORTEST_SAMPLES
-from asdjax.types import Clip, InputError
+from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError
 
 BATCH = 32  # clips whose log-mel is computed in one call
 LEAST_VECTORS = 3  # one is held out, and batches of one are not trained on
@@ -38,20 +38,19 @@ def read_frames(
     """Return the log-mel `[T, 128]` float32 of each clip.
 
     Raises:
-      InputError: clips shorter than one vector of five frames.
+      InputError: `audio` cuts clips to less than one vector of five frames.
     """
+    if audio.samples is not None and audio.samples < SHORTEST_SAMPLES:
+        raise InputError(
+            f"expected audio.seconds of {SHORTEST_SAMPLES / SAMPLE_RATE_HZ} or more, the length of "
+            f"five frames, got {audio.seconds}; give a longer --audio.seconds"
+        )
     found: list[np.ndarray] = [np.zeros(0)] * len(clips)
     for plan, wave, lengths in load_batches(clips, plan_batches(infos, audio, BATCH), audio, BATCH):
         mel = np.asarray(log_mel(wave, lengths))
         for row, frames, length in zip(plan.rows, mel, lengths, strict=False):
             found[row] = frames[: frame_count(length)].copy()
         advance(len(plan.rows))
-    short = [clip.path for clip, mel in zip(clips, found, strict=True) if len(mel) < FRAMES]
-    if short:
-        raise InputError(
-            f"expected clips of {SHORTEST_SAMPLES} samples or more at 16 kHz for the autoencoder, "
-            f"got shorter ones: {', '.join(map(str, short))}; remove them"
-        )
     return found
 
 

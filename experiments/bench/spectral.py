@@ -17,10 +17,11 @@ from asdjax.losses.margin import Margin
 from asdjax.models.heads import Task
 from asdjax.models.spectral import ConvNet1d, ResNet
 from asdjax.models.system import Scratch, Trained, initialize, take_apart
+from asdjax.train.batch import Batch
 from asdjax.train.config import Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
-from asdjax.train.step import Batch, make_hear, make_step
+from asdjax.train.step import make_hear, make_step
 
 LEARNING_RATE, SCALE = 1e-3, 30.0
 SYSTEM = Trained((ConvNet1d(cbam=True), ResNet(cbam=True)))

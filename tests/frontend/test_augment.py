@@ -289,7 +289,7 @@ def test_the_same_on_two_devices_as_on_one(change):
         {"mixup_on": "spectrum"},
         {"warp": 1.1},
         {"warp_sigma": 0.0},
-        {"warp_sigma": 0.6},
+        {"warp_sigma": 0.31},
     ],
 )
 def test_impossible_settings_are_refused(wrong):

@@ -5,14 +5,16 @@ import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from asdjax.scoring import folds
 from asdjax.scoring.mixture import (
     Mixture,
     expectation_maximization,
     log_joint,
     surprise,
 )
-from asdjax.types import InputError
+from asdjax.types import Embeddings, InputError
 
 FIT = jax.jit(expectation_maximization, static_argnums=3)
 WIDTH, FLOOR = 4, 1e-3
@@ -108,6 +110,24 @@ def test_components_without_rows_do_no_harm():
     # Equal rows are a sphere of the floor's width; 1e-4: float32 logarithms.
     want = WIDTH / 2 * np.log(2 * np.pi * FLOOR)
     np.testing.assert_allclose(fit(*same, query, Mixture(5))[0][0], want, rtol=1e-4)
+
+
+def blas_threads():
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return np.float32(max([pool["num_threads"] for pool in pools], default=1))
+
+
+def test_lapack_has_one_thread_during_fits_and_as_many_as_before_after():
+    def fit(values, weight, query):
+        threads = jax.pure_callback(blas_threads, jax.ShapeDtypeStruct((), np.float32))
+        return query.sum(1), threads
+
+    machine = Embeddings((), np.eye(6, dtype=np.float32))
+    with threadpool_limits(2, user_api="blas"):
+        before = blas_threads()
+        *_, threads = folds.fitted_scores([machine], [machine], [(0, np.arange(6))], 1, fit)
+        assert blas_threads() == before
+    assert threads == 1
 
 
 @pytest.mark.parametrize(

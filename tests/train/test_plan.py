@@ -58,6 +58,15 @@ def test_classes_without_attributes_have_a_number_of_centers_of_their_own(loss, 
     np.testing.assert_array_equal(found, counts)
 
 
+@pytest.mark.parametrize(("labels", "counts"), [("attributes", [5, 3, 2]), ("machine", [3, 2])])
+def test_a_class_comes_before_its_machine_and_both_before_the_rest(labels, counts):
+    table = (("fan", 3), ("fan section_00 n_A", 5), ("drill", 7))
+    made = plan(heads=(HeadConfig(Margin(subcenters=2), labels, subcenters=table),))
+    np.testing.assert_array_equal(made.tasks[0].counts, counts)
+    unknown = ["drill"] if labels == "attributes" else ["fan section_00 n_A", "drill"]
+    assert made.notes == (f"sub-centers of no machine or class here: {', '.join(unknown)}",)
+
+
 def test_a_machine_with_some_described_clips_is_not_bare():
     clips = (*CLIPS, clip("valve", 9, "v_1"))
     heads = (HeadConfig(Margin(subcenters=2, bare_subcenters=5), "machine"),)

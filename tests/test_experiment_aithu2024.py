@@ -75,7 +75,7 @@ def data(tmp_path) -> Path:
 
 
 def test_attributes_are_hidden_of_the_machines_asked_for_alone(experiment, data, tmp_path):
-    hidden = experiment.hide(data, ["slider", "valve"], tmp_path / "runs")
+    hidden = experiment.repeated.hide(data, ["slider", "valve"], tmp_path / "runs")
     assert tmp_path / "runs" in hidden.parents
     for clip in dcase.scan(hidden).clips:
         assert bool(clip.attributes) == (clip.machine == "fan")
@@ -96,15 +96,17 @@ def test_hiding_again_adds_nothing_and_hiding_others_has_a_folder_of_its_own(
     def names(folder):
         return sorted(path.relative_to(folder) for path in folder.rglob("*.wav"))
 
-    first = experiment.hide(data, ["slider"], tmp_path / "runs")
+    first = experiment.repeated.hide(data, ["slider"], tmp_path / "runs")
     before = names(first)
-    assert experiment.hide(data, ["slider"], tmp_path / "runs") == first
+    assert experiment.repeated.hide(data, ["slider"], tmp_path / "runs") == first
     assert names(first) == before
-    folders = [experiment.hide(data, m, tmp_path / "runs") for m in (["fan"], ["fan", "slider"])]
+    folders = [
+        experiment.repeated.hide(data, m, tmp_path / "runs") for m in (["fan"], ["fan", "slider"])
+    ]
     assert len({first, *folders}) == 3
     assert names(first) == before
     assert all(len(names(folder)) == len(before) for folder in folders)
-    assert experiment.hide(data, ["slider", "fan"], tmp_path / "runs") == folders[1]
+    assert experiment.repeated.hide(data, ["slider", "fan"], tmp_path / "runs") == folders[1]
 
 
 @pytest.mark.parametrize("name", SINGLES)

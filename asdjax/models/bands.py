@@ -22,7 +22,7 @@ class Bands:
     """Levels (log magnitudes) in bands of equal width, batch norm, a dense layer without bias.
 
     It sees what `frozen/logmel` compares, and learns which of it tells classes apart. A hundred
-    clips of a machine are enough for it, where the networks of `spectral` learn them by heart.
+    clips of a machine are enough for it.
 
     Args:
       view: the spectrum of the whole clip; or its spectrogram, as mean and deviation over time.

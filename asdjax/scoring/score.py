@@ -88,14 +88,14 @@ def threshold(train_scores: np.ndarray) -> float:
     """Return the 90th percentile of a gamma distribution fitted to scores of normal clips.
 
     Args:
-      train_scores: `[n]` scores of the training clips, left out; infinite ones are ignored.
+      train_scores: `[n]` scores of normal sounds; infinite ones are ignored.
         Where the fit fails (fewer than 2 or more than 30 % of them above its threshold: the
         likelihood of three parameters has poor local optima), the percentile of the scores
         themselves is returned, and infinity (no decision is "anomaly") where there is no score.
 
     Source: the official baselines (shape, location and scale all free; Dohi et al. 2022). The
-      baseline fits scores of clips up to 2022 and of mini-batches from 2023 on; a score of whole
-      clips has no mini-batches, so clips are used for every year.
+      baseline fits scores of clips up to 2022 and of mini-batches from 2023 on. So do our baselines
+      (`training.fitted_scores`); other scores have no mini-batches, and clips are used throughout.
     """
     from scipy.stats import FitError, gamma
 

@@ -7,9 +7,9 @@ asdjax.evaluate(scores, data=...)     the official numbers of any system's score
 """
 
 from asdjax.config import SystemConfig
-from asdjax.pipeline import evaluate, run
+from asdjax.models.checkpoints import load_backbone
 from asdjax.recipes import RECIPES
+from asdjax.stages.stages import evaluate, run
 from asdjax.version import __version__
-from asdjax.weights import load_backbone
 
 __all__ = ["RECIPES", "SystemConfig", "__version__", "evaluate", "load_backbone", "run"]

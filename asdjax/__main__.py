@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 import sys
+import typing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -13,109 +14,90 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional
 
-from asdjax import arguments, devices, embedding, pipeline, weights
-from asdjax.arguments import EnsembleArguments, RunArguments, TrainArguments
-from asdjax.data import archives, audio, dcase, decode, download, fetch, inspect, synthetic
-from asdjax.ensemble import ensemble as combine
-from asdjax.ensemble import refuse_run
-from asdjax.pseudo import cluster_run
-from asdjax.recipes import RECIPES
+from asdjax import arguments, devices
+from asdjax.config import EnsembleConfig, SystemConfig
+from asdjax.data import archives, audio, dcase, download, synthetic
+from asdjax.models import checkpoints
+from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
-from asdjax.scoring.ensemble import Ensemble
-from asdjax.scoring.pseudo import Pseudo
-from asdjax.scoring.score import SCORERS
+from asdjax.scoring.clusters import Pseudo
+from asdjax.scoring.combine import Ensemble
+from asdjax.stages import ensemble as combining
+from asdjax.stages import folder, pseudo_labels, stages
+from asdjax.stages.recordings import refuse_broken
 from asdjax.types import InputError
 from asdjax.version import __version__
 
 
 def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
-    """Make synthetic machines, train small/dual on them, print its numbers and frozen/logmel's.
+    """Make synthetic machines, train small/dual on them, compare it with frozen/logmel.
 
     Args:
       out: where the recordings and both runs go.
     """
     data = synthetic.make(out / "data")
     folders = {"frozen/logmel": out / "frozen", "small/dual": out / "run"}
-    runs = {name: pipeline.run(RECIPES[name].config, data, to) for name, to in folders.items()}
+    runs = {name: stages.run(RECIPES[name].config, data, to) for name, to in folders.items()}
     console.comparison_table(runs, f"made machines in {data}")
 
 
-def run(given: RunArguments | EnsembleArguments) -> None:
-    """Recordings in; scores, official numbers and figures out; trains first what has to be."""
-    if isinstance(given, EnsembleArguments):
-        run_ensemble(given)
-    else:
-        pipeline.run(*arguments.stage(given), **arguments.options(given))
-
-
-def run_ensemble(given: EnsembleArguments) -> None:
-    """Run every member that is not finished, then combine them."""
-    refuse_run(given.out)
-    systems, folder = arguments.members(given), given.runs or given.out / "members"
-    told = ("year", "ground_truth", "skip_bad", "force")
-    options = {name: getattr(given, name) for name in told}
-    with decode.kept_in_memory():
-        for name, system in systems.items():
+def run(given: arguments.Arguments) -> None:
+    """Run a system on recordings: train (if it trains), embed, score, evaluate, plot."""
+    if not isinstance(given.config, EnsembleConfig):
+        stages.run(given.config, given.places["data"], given.places["out"], **given.options)
+        return
+    out = given.places["out"]
+    combining.refuse_run(out)
+    folders = {name: (given.places["runs"] or out / "members") / name for name in given.members}
+    with audio.kept_in_memory():
+        for name, system in given.members.items():
             console.note(f"member {name}")
-            others = tuple(folder / other for other in systems if other != name)
-            own = {"reuse": others, "reported": RECIPES[name].parameters}
-            pipeline.run(system, given.data, folder / name, **own, **options)
-    runs = [folder / name for name in systems]
-    combine(runs, given.config.ensemble, given.out, given.force)
+            others = tuple(path for other, path in folders.items() if other != name)
+            own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
+            stages.run(system, given.places["data"], folders[name], **own)
+    combining.ensemble(list(folders.values()), given.config.ensemble, out, given.options["force"])
 
 
-def train(given: TrainArguments) -> None:
-    """The stage of `run` before `embed`: adapt a backbone to the machines; goes on if stopped."""
-    if given.distributed:
+def train(given: arguments.Arguments) -> None:
+    """Only train: adapt the encoders of a system to the machines; a stopped training is resumed."""
+    if given.places.get("distributed"):
         devices.join_processes()
-    pipeline.train(*arguments.stage(given), **arguments.options(given))
+    stages.train(given.config, given.places["data"], given.places["out"], **given.options)
 
 
-def embed(given: RunArguments) -> None:
-    """The stage of `run` before `score`: one file of embeddings per machine."""
-    pipeline.embed(*arguments.stage(given), **arguments.options(given))
+def embed(given: arguments.Arguments) -> None:
+    """Only embed: one file of embeddings per machine, of a system that is trained or frozen."""
+    stages.embed(given.config, given.places["data"], given.places["out"], **given.options)
 
 
-def score(
-    run: Positional[Path],
-    scorer: Literal[*SCORERS] | None = None,
-    k: int | None = None,
-    banks: Literal["pooled", "domain"] | None = None,
-    standardize: bool | None = None,
-    count: int | None = None,
-    starts: int | None = None,
-    components: int | None = None,
-    covariance: Literal["full", "diagonal"] | None = None,
-    floor: float | None = None,
-    seed: int | None = None,
-    kind: Literal["mse", "mahalanobis"] | None = None,
-) -> None:
-    """The second stage: score files from a run's embeddings.
-
-    What is given replaces the run's own setting and is recorded there. The embeddings stay.
-
-    Args:
-      run: a run's folder.
-      scorer: another back end, with its usual settings: nearest clips; nearest of the centers of
-        source clips and all target clips; Gaussian mixture; Mahalanobis distance.
-      k: (knn) neighbors averaged.
-      banks: (knn, mahalanobis) all training clips together, or the nearer of the two domains.
-      standardize: (knn) by mean and deviation of the machine's training clips.
-      count: (centers) how many of the source clips.
-      starts: (centers) of k-means, of which the best is kept.
-      components: (mixture) Gaussians.
-      covariance: (mixture) of each of them.
-      floor: (mixture) added to the variances of unit-length embeddings.
-      seed: (centers, mixture) of the starts.
-      kind: (autoencoders) which of their two scores.
-    """
-    given = {name: value for name, value in locals().items() if value is not None}
-    pipeline.score(given.pop("run"), **given)
+def score(args: list[str]) -> None:
+    """Compute anomaly scores from a run's embeddings, optionally with another scorer."""
+    scorers = typing.get_args(typing.get_type_hints(SystemConfig)["scorer"])
+    kinds = {kind.__name__.lower(): kind for kind in scorers}
+    if args[:1] in ([], ["-h"], ["--help"]) or args[1:2] not in ([], *([k] for k in kinds)):
+        asked = bool(args) and args[0].startswith("-")
+        lines = [
+            "usage: asdjax score RUN [SCORER [OPTIONS]]; without SCORER the run's own; scorers:"
+        ]
+        lines += [f"  {name:16}{kind.__doc__.splitlines()[0]}" for name, kind in kinds.items()]
+        lines += ["`asdjax score RUN SCORER --help` lists its options"]
+        print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
+    path, scorer = Path(args[0]), None
+    if args[1:]:
+        kind, own = kinds[args[1]], folder.load(path).system.scorer
+        scorer = tyro.cli(
+            kind,
+            prog=f"asdjax score RUN {args[1]}",
+            args=args[2:],
+            default=own if isinstance(own, kind) else kind(),
+        )
+    stages.score(path, scorer)
 
 
 def report(run: Positional[Path]) -> None:
-    """The last stage: table, results.csv and figures from a run's scores."""
-    pipeline.report(run)
+    """Write results.csv, table and figures from a run's scores."""
+    stages.report(run)
 
 
 def ensemble(
@@ -132,7 +114,7 @@ def ensemble(
       config: how to combine.
       force: combine again what is already there.
     """
-    combine(runs, config, out, force)
+    combining.ensemble(runs, config, out, force)
 
 
 def pseudo(
@@ -147,7 +129,7 @@ def pseudo(
       config: the method and the numbers of clusters.
       out: gets labels.csv and a figure per machine; None: RUN/pseudo.
     """
-    cluster_run(run, config, out)
+    pseudo_labels.cluster_run(run, config, out)
 
 
 def evaluate(
@@ -166,21 +148,21 @@ def evaluate(
       year: the edition whose rules apply, where the data do not tell.
       out: also write machine,metric,value to this csv.
     """
-    metrics = pipeline.evaluate(scores, data, ground_truth, year, out)
+    metrics = stages.evaluate(scores, data, ground_truth, year, out)
     console.results_table(metrics, str(scores))
 
 
-def recipes() -> None:
-    """List the recipes with their sources and published numbers."""
-    for name, recipe in RECIPES.items():
-        print(f"{name}: {recipe.summary}")
-        for heading in ("source", "stated", "published", "chosen", "parameters"):
-            if text := getattr(recipe, heading):
-                print(f"    {heading:12}{text}")
+def recipes(text: Positional[str] = "") -> None:
+    """List the recipes with their numbers, those with some text in them, or everything about one.
+
+    Args:
+      text: a recipe's name, or a part of names and summaries.
+    """
+    print(listing.details(text) if text in RECIPES else listing.overview(text))
 
 
 def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> None:
-    """Print what a folder holds, per machine; reads only headers.
+    """List machines and clips of a folder; reads only the headers of the files.
 
     Args:
       directory: the recordings.
@@ -190,7 +172,7 @@ def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> 
 
 
 def data_verify(directory: Positional[Path], ground_truth: Path | None = None) -> None:
-    """The same, and decode every file to find broken ones.
+    """Check a folder: list machines and clips, decode every file, report broken ones.
 
     Args:
       directory: the recordings.
@@ -203,10 +185,10 @@ def _inspect(directory: Path, ground_truth: Path | None, read: Callable) -> None
     dataset = dcase.scan(directory, ground_truth)
     with console.progress("reading", len(dataset.clips), "files") as advance:
         infos, problems = read([clip.path for clip in dataset.clips], advance=advance)
-    console.data_table(inspect.summarize(dataset, infos), str(directory))
+    console.data_table(dcase.summarize(dataset, infos), str(directory))
     for line in audio.notes(dataset.clips, infos, channel=0):
         console.note(line)
-    embedding.refuse_broken(problems, len(dataset.clips))
+    refuse_broken(problems, len(dataset.clips))
 
 
 def data_fetch(
@@ -225,7 +207,7 @@ def data_fetch(
       machines: machine types; none for all.
       mirror: a server with Zenodo's paths.
     """
-    raw = fetch.fetch(year, part, out, machines, mirror)
+    raw = download.fetch(year, part, out, machines, mirror)
     console.note(f"recordings: {raw}")
     if part == "eval":
         console.note(f"labels (licence of their own): {archives.EVALUATORS[year]}")
@@ -233,8 +215,8 @@ def data_fetch(
 
 def weights_list() -> None:
     """List the public checkpoints and whether they are in the cache."""
-    for name, checkpoint in weights.CHECKPOINTS.items():
-        state = weights.cached(name) if weights.cached(name).is_file() else "not fetched"
+    for name, checkpoint in checkpoints.CHECKPOINTS.items():
+        state = checkpoints.cached(name) if checkpoints.cached(name).is_file() else "not fetched"
         print(f"{name:40}{checkpoint.file:52}{state}")
 
 
@@ -247,9 +229,11 @@ def weights_fetch(
       name: as in `asdjax weights list`.
       source: the original file on disk, in place of the download.
     """
+    from weights_convert.fetch import fetch
+
     with download.progress_bars() as bars:
         task = bars.add_task(name, total=None)
-        path = weights.fetch(
+        path = fetch(
             name,
             source,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
@@ -306,6 +290,8 @@ def dispatch(args: list[str]) -> None:
     command, rest = COMMANDS[name], args[len(name.split()) :]
     if command in (run, train, embed):
         command(arguments.parse(name, rest))
+    elif command is score:
+        score(rest)
     else:
         tyro.cli(command, prog=f"asdjax {name}", args=rest)
 

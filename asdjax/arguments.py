@@ -1,161 +1,196 @@
-"""What `run`, `train` and `embed` take on the command line: a recipe and all of its fields."""
+"""What `run`, `train` and `embed` take on the command line: a recipe, options, and all its fields.
+
+Flags follow from the dataclasses: `Options`, and the recipe's own configuration as it is.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+import textwrap
+import typing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from asdjax.config import EnsembleConfig, SystemConfig
-from asdjax.options import Options
-from asdjax.params import read_header
+from asdjax.models.checkpoints import CHECKPOINTS, find
+from asdjax.models.weights_file import read_header
 from asdjax.recipes import RECIPES
-from asdjax.report import console
+from asdjax.stages.options import Options
+from asdjax.train.config import Train
 from asdjax.types import InputError
-from asdjax.weights import CHECKPOINTS, find
+
+WIDTH = 100
+MOST_USED = 10
+USED = (  # what people change, most often first; of these a recipe's first ten lead its help
+    *("data", "out", "weights", "audio.seconds", "train.steps", "train.epochs", "train.batch"),
+    *("train.optimizer.schedule.peak", "train.learning_rate", "train.seed", "scorer.k"),
+    *("scorer.count", "scorer.components", "scorer.kind", "force", "skip_bad", "reuse", "batch"),
+)
 
 
 @dataclass(frozen=True)
-class RunArguments:
-    """A recipe, where its recordings are and where its results go.
+class Places:
+    """Where the recordings are and where the results go.
 
     Args:
       data: the recordings: a DCASE Task 2 part of any year, or your own <machine>/train and
         <machine>/test.
       out: the run's folder.
-      system: the recipe; every field can be changed.
       weights: names or converted files of the backbones, in place of the recipe's and in their
         order.
-      year: the edition whose rules apply, where the data do not tell.
-      ground_truth: labels of an evaluation set, as the official evaluators publish them.
-      skip_bad: leave broken files out and list them, instead of stopping.
-      force: train and embed again what is already there.
-      reuse: folders of other runs, whose training or embeddings are taken where they are exactly
-        those needed here.
-      pseudo_labels: labels.csv of `asdjax pseudo` or of another run, for training clips without
-        attributes.
-    """
-
-    data: Path
-    out: Path
-    recipe: tyro.conf.Suppress[str]
-    system: Annotated[SystemConfig, tyro.conf.arg(name="")]
-    weights: tuple[str, ...] = ()
-    year: int | None = None
-    ground_truth: Path | None = None
-    skip_bad: bool = False
-    force: bool = False
-    reuse: tuple[Path, ...] = ()
-    pseudo_labels: Path | None = None
-
-
-@dataclass(frozen=True)
-class EnsembleArguments:
-    """An ensemble of recipes, where the recordings are and where the results go.
-
-    Args:
-      data: as for a single recipe.
-      out: the ensemble's folder.
-      config: the members and how they are combined.
-      weights: names or converted files of all members' backbones, in place of the recipes' and in
-        their order.
-      runs: gets a folder for each member; what is finished there is kept. None: OUT/members.
-      year: the edition whose rules apply, where the data do not tell.
-      ground_truth: labels of an evaluation set, as the official evaluators publish them.
-      skip_bad: leave broken files out and list them, instead of stopping.
-      force: train, embed and combine again what is already there.
-    """
-
-    data: Path
-    out: Path
-    config: Annotated[EnsembleConfig, tyro.conf.arg(name="")]
-    weights: tuple[str, ...] = ()
-    runs: Path | None = None
-    year: int | None = None
-    ground_truth: Path | None = None
-    skip_bad: bool = False
-    force: bool = False
-
-
-@dataclass(frozen=True)
-class TrainArguments(RunArguments):
-    """A recipe, where its recordings are and where its results go.
-
-    Args:
       distributed: train with several processes, one on each host; give the same command on all. On
         Slurm, Open MPI, Kubernetes and TPU pods they find each other; elsewhere set
         JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID. All
         need the same --data and --out.
+      runs: gets a folder for each member of an ensemble; what is finished there is kept. None:
+        OUT/members.
     """
 
+    data: Path
+    out: Path
+    weights: tuple[str, ...] = ()
     distributed: bool = False
+    runs: Path | None = None
 
 
-def parse(name: str, args: list[str]) -> RunArguments | EnsembleArguments:
-    """Return what the words after `run`, `train` or `embed` say; exit where no recipe is named.
+class Arguments(typing.NamedTuple):
+    """A command, understood."""
+
+    recipe: str
+    config: SystemConfig | EnsembleConfig
+    places: Any  # the fields of `Places` that the recipe has
+    options: dict[str, Any]  # fields of `Options`
+    members: dict[str, SystemConfig]  # of an ensemble, by name
+
+
+def parse(command: str, args: list[str]) -> Arguments:
+    """Return what the words after `run`, `train` or `embed` say; exit after help.
 
     Raises:
-      InputError: `train` or `embed` of an ensemble.
+      InputError: `train` or `embed` of an ensemble; weights that do not fit.
     """
     recipe = RECIPES.get(args[0]) if args else None
     if recipe is None:
         asked = args[:1] in (["-h"], ["--help"])
         unknown = f"unknown recipe {args[0]!r}\n" if args and not asked else ""
-        usage = f"{unknown}usage: asdjax {name} RECIPE --data DIR --out RUN; recipes:"
-        console.note("\n  ".join([usage, *RECIPES]))
+        usage = f"{unknown}usage: asdjax {command} RECIPE --data DIR --out RUN [OPTIONS]; recipes:"
+        more = "`asdjax recipes` says what they are, `... RECIPE --help` what can be changed"
+        lines = [usage, *(f"  {name}" for name in RECIPES), more]
+        print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    kind, own = (TrainArguments if name == "train" else RunArguments), (args[0], recipe.config)
-    if isinstance(recipe.config, EnsembleConfig):
-        if name != "run":
-            raise InputError(f"{args[0]} is an ensemble; `{name}` takes one of its members")
-        kind, own = EnsembleArguments, (recipe.config,)
-    return tyro.cli(
+    name, rest, config = args[0], args[1:], recipe.config
+    if isinstance(config, EnsembleConfig) and command != "run":
+        raise InputError(f"{name} is an ensemble; `{command}` takes one of its members")
+    if {"-h", "--help"} & set(rest):
+        print(help_text(command, name))
+        sys.exit(0)
+    prog = f"asdjax {command} {name}"
+    values, config, rest = _parse(prog, option_fields(command, config), config, rest)
+    members = {}
+    if isinstance(config, EnsembleConfig):
+        members = _members(prog, config, rest)
+    systems = list(members.values()) or [config]
+    others = replacements(systems, values.pop("weights", ()))
+    members = {member: system.with_backbones(others) for member, system in members.items()}
+    if isinstance(config, SystemConfig):
+        config = config.with_backbones(others)
+    for weights in dict.fromkeys(n for system in systems for n in system.backbones):
+        read_header(find(others.get(weights, weights)))  # before hours of training
+    options = {f.name: values.pop(f.name) for f in dataclasses.fields(Options) if f.name in values}
+    options["reported"] = recipe.parameters
+    return Arguments(name, config, values, options, members)
+
+
+def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[dataclasses.Field]:
+    """Return the options that a command of this recipe has."""
+    trains = not isinstance(config, SystemConfig) or config.train is not None
+    by_classes = isinstance(getattr(config, "train", None), Train)
+    ensemble = isinstance(config, EnsembleConfig)
+    absent = {
+        "reported": True,
+        "runs": not ensemble,
+        "reuse": ensemble,
+        "weights": not (ensemble or config.backbones),
+        "distributed": command != "train" or not by_classes,
+        "pseudo_labels": not by_classes,
+        "keep_checkpoints": not trains or command == "embed",
+    }
+    every = (*dataclasses.fields(Places), *dataclasses.fields(Options))
+    return [one for one in every if not absent.get(one.name)]
+
+
+def _parse(prog: str, options: Sequence[dataclasses.Field], config: Any, args: list[str]):
+    """Return the options by name, the configuration, and the words that neither has.
+
+    Only members of an ensemble may have further words.
+    """
+    hints = typing.get_type_hints(Places) | typing.get_type_hints(Options)
+    defaults = {
+        o.name: tyro.MISSING if o.default is dataclasses.MISSING else o.default for o in options
+    }
+    named = [(o.name, hints[o.name], field(default=defaults[o.name])) for o in options]
+    whole = Annotated[type(config), tyro.conf.arg(name="")]
+    kind = make_dataclass("Command", [*named, ("config", whole, field(default=config))])
+    found = tyro.cli(
         kind,
-        default=kind(tyro.MISSING, tyro.MISSING, *own),
-        prog=f"asdjax {name} {args[0]}",
-        args=args[1:],
+        prog=prog,
+        args=args,
+        default=kind(**defaults),
         config=(tyro.conf.AvoidSubcommands,),
+        return_unknown_args=isinstance(config, EnsembleConfig),
+        add_help=False,
     )
+    found, rest = found if isinstance(found, tuple) else (found, [])
+    return {o.name: getattr(found, o.name) for o in options}, found.config, rest
 
 
-def stage(given: RunArguments) -> tuple[SystemConfig, Path, Path]:
-    """Return the system with the weights asked for, its recordings and its folder."""
-    system = given.system.with_backbones(backbones([given.system], given.weights))
-    return system, given.data, given.out
+def _members(prog: str, config: EnsembleConfig, args: list[str]) -> dict[str, SystemConfig]:
+    """Return the systems of an ensemble's members, with the fields that the words change.
 
-
-def options(given: RunArguments) -> dict[str, object]:
-    """Return the fields of `Options`."""
-    names = {f.name for f in fields(Options)} - {"reported"}
-    told = {name: getattr(given, name) for name in names}
-    return told | {"reported": RECIPES[given.recipe].parameters}
-
-
-def members(given: EnsembleArguments) -> dict[str, SystemConfig]:
-    """Return the systems of an ensemble's members by name, with the weights asked for.
-
-    Raises:
-      InputError: names of no single system; weights that are not there, before hours of training.
+    Args:
+      args: `--MEMBER.FIELD VALUE` (without the part before the slash) for one member,
+        `--all.FIELD VALUE` for every member that has the field.
     """
     known = {name: r.config for name, r in RECIPES.items() if isinstance(r.config, SystemConfig)}
-    if unknown := [name for name in given.config.members if name not in known]:
+    if unknown := [name for name in config.members if name not in known]:
         raise InputError(
             f"--members: expected recipes of single systems, got {', '.join(unknown)}; "
             f"there are {', '.join(known)}"
         )
-    systems = {name: known[name] for name in given.config.members}
-    others = backbones(systems.values(), given.weights)
-    systems = {name: system.with_backbones(others) for name, system in systems.items()}
-    for name in dict.fromkeys(n for system in systems.values() for n in system.backbones):
-        read_header(find(name))
-    return systems
+    short = {name: name.rpartition("/")[2] for name in config.members}
+    starts = [i for i, word in enumerate(args) if word.startswith("--")] + [len(args)]
+    words: list[str] = args[: starts[0]]
+    for start, stop in pairwise(starts):
+        flag, *values = [*args[start].split("=", 1), *args[start + 1 : stop]]
+        names = [""]
+        if flag.startswith("--all."):
+            path = flag.removeprefix("--all.").replace("_", "-")
+            has = {n: [f.flag for f in flags(known[n])] for n in config.members}
+            names = [n for n in config.members if _positive(path) in has[n]]
+            if not names:
+                raise InputError(f"{flag}: no member has this field")
+        for name in names:
+            words += [f"--{short[name]}.{path}" if name else flag, *values]
+    kind = make_dataclass(
+        "Members",
+        [
+            (f"m{i}", Annotated[SystemConfig, tyro.conf.arg(name=short[name])], known[name])
+            for i, name in enumerate(config.members)
+        ],
+    )
+    found = tyro.cli(
+        kind, prog=prog, args=words, config=(tyro.conf.AvoidSubcommands,), add_help=False
+    )
+    return {name: getattr(found, f"m{i}") for i, name in enumerate(config.members)}
 
 
-def backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[str, str]:
+def replacements(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[str, str]:
     """Return what stands in place of the weights that systems name, in order of first mention.
 
     Raises:
@@ -163,11 +198,121 @@ def backbones(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dict[s
     """
     named = dict.fromkeys(name for system in systems for name in system.backbones)
     if weights and len(weights) != len(named):
-        wanted = ", ".join(named) or "nothing: this system has no weights"
-        raise InputError(f"--weights: expected a file in place of {wanted}; got {len(weights)}")
+        raise InputError(
+            f"--weights: expected a file in place of {', '.join(named)}; got {len(weights)}"
+        )
     others = dict(zip(named, weights, strict=False))
     for name, other in others.items():
         kind = CHECKPOINTS[name].kind if name in CHECKPOINTS else None
         if kind and (got := read_header(find(other)).kind) != kind:
             raise InputError(f"--weights: expected {kind} in place of {name}, got {got}: {other}")
     return others
+
+
+class Flag(typing.NamedTuple):
+    """One flag of a recipe."""
+
+    flag: str  # without the dashes, e.g. "train.held-out"
+    values: str  # what it takes, e.g. "INT" or "{last,best}"
+    default: str
+    text: str
+
+
+def flags(value: Any, prefix: str = "") -> Iterator[Flag]:
+    """Yield the flags of a configuration as it is, in the order of its fields."""
+    hints, texts = typing.get_type_hints(type(value)), _texts(type(value))
+    for one in dataclasses.fields(value):
+        path, held = f"{prefix}{one.name.replace('_', '-')}", getattr(value, one.name)
+        parts = [held] if is_dataclass(held) else held if isinstance(held, tuple) else ()
+        if parts and all(map(is_dataclass, parts)):
+            for i, part in enumerate(parts):
+                yield from flags(part, f"{path}." if part is held else f"{path}.{i}.")
+        elif held is not None or not _of_dataclasses(hints[one.name]):
+            yield Flag(path, _values(hints[one.name]), _shown(held), texts.get(one.name, ""))
+
+
+def help_text(command: str, name: str) -> str:
+    """Return the help of a recipe: what is changed most, then every other flag by its part."""
+    recipe = RECIPES[name]
+    hints = typing.get_type_hints(Places) | typing.get_type_hints(Options)
+    texts = _texts(Places) | _texts(Options)
+    every = [
+        Flag(
+            o.name.replace("_", "-"),
+            _values(hints[o.name]),
+            "required" if o.default is dataclasses.MISSING else _shown(o.default),
+            texts[o.name],
+        )
+        for o in option_fields(command, recipe.config)
+    ]
+    every += flags(recipe.config)
+    known = {one.flag: one for one in every}
+    used = [known[n] for n in (u.replace("_", "-") for u in USED) if n in known][:MOST_USED]
+    groups: dict[str, list[Flag]] = {"changed most": used}
+    for one in every:
+        if one not in used:
+            groups.setdefault(one.flag.rpartition(".")[0] or "options", []).append(one)
+    lines = [f"usage: asdjax {command} {name} --data DIR --out RUN [OPTIONS]", "", recipe.summary]
+    for group, members in groups.items():
+        lines += ["", f"{group}:"]
+        for one in members:
+            head = f"  --{one.flag} {one.values}".rstrip()
+            text = f"{one.text} ({one.default})" if one.default else one.text
+            lines += [
+                head,
+                *textwrap.wrap(
+                    text, WIDTH - 6, initial_indent="      ", subsequent_indent="      "
+                ),
+            ]
+    if isinstance(recipe.config, EnsembleConfig):
+        example = recipe.config.members[0]
+        lines += [
+            "",
+            "fields of the members:",
+            f"  --{example.rpartition('/')[2]}.FIELD VALUE   as in `asdjax run {example} --help`",
+            "  --all.FIELD VALUE   in every member that has the field",
+        ]
+    return "\n".join(lines)
+
+
+def _positive(path: str) -> str:
+    """Return the flag of which a flag such as "scorer.no-standardize" is the negation."""
+    parent, _, last = path.rpartition(".")
+    return ".".join(filter(None, (parent, last.removeprefix("no-"))))
+
+
+def _texts(kind: type) -> dict[str, str]:
+    """Return what a class's docstring says of its fields."""
+    import docstring_parser
+
+    parsed = docstring_parser.parse(kind.__doc__ or "")
+    return {p.arg_name: " ".join((p.description or "").split()) for p in parsed.params}
+
+
+def _of_dataclasses(hint: Any) -> bool:
+    return any(is_dataclass(one) for one in (hint, *typing.get_args(hint)))
+
+
+def _values(hint: Any) -> str:
+    """Return what a flag of this type takes."""
+    if hint is bool:
+        return ""
+    if typing.get_origin(hint) is typing.Literal:
+        return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
+    inner = [one for one in typing.get_args(hint) if one is not Ellipsis]
+    if typing.get_origin(hint) is tuple:
+        return f"[{' '.join(_values(one) for one in inner)} ...]"
+    if inner:
+        return "|".join("None" if one is type(None) else _values(one) for one in inner)
+    return hint.__name__.upper()
+
+
+def _shown(value: Any) -> str:
+    """Return a default as it would be given; a flag without value says if it is set."""
+    if isinstance(value, bool):
+        return "default: on" if value else ""
+    if value in (None, ()):
+        return ""
+    if isinstance(value, tuple):
+        return "default: " + " ".join(_shown(one).removeprefix("default: ") for one in value)
+    return f"default: {value}"

@@ -1,82 +1,70 @@
 """A whole system as one frozen value, and its JSON form.
 
-The configuration of each part lives beside its code; this file joins them.
+The configuration of each part lies beside its code and does its part's work; the unions here and in
+the rooms say which parts there are.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
+import types
+import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from asdjax.data.loader import Audio
-from asdjax.frontend.augment import Augment
-from asdjax.losses.adacos import AdaCos
-from asdjax.losses.contrastive import Contrastive
-from asdjax.losses.margin import Margin
-from asdjax.models.autoencoder import Autoencoder
-from asdjax.models.bands import Bands
-from asdjax.models.embedder import LogMel, Pretrained
-from asdjax.models.lora import Lora
-from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Branch, Spectral, Trained
-from asdjax.scoring.balance import Smote
-from asdjax.scoring.ensemble import Ensemble
-from asdjax.scoring.neighbors import Knn
-from asdjax.scoring.pseudo import Pseudo
-from asdjax.scoring.reconstruction import Reconstruction
-from asdjax.scoring.score import BACK_ENDS, Scorer
-from asdjax.train.autoencoders import FitAutoencoders
-from asdjax.train.config import HeadConfig, Train
-from asdjax.train.optimizer import Optimizer, Schedule
-from asdjax.train.supplement import Supplement
+from asdjax import models, scoring
+from asdjax.baseline import Autoencoder, FitAutoencoders, Reconstruction
+from asdjax.data.batches import Audio
+from asdjax.models.pretrained import Pretrained
+from asdjax.scoring.clusters import Pseudo
+from asdjax.scoring.combine import Ensemble
+from asdjax.scoring.knn import Knn
+from asdjax.train.config import Train
 from asdjax.types import InputError
-
-BRANCHES = Branch, Lora, ConvNet1d, ResNet, Bands
-EMBEDDING = Audio, LogMel, Pretrained, Autoencoder, Trained, *BRANCHES
-LOSSES = HeadConfig, Margin, AdaCos, Contrastive
-TRAINING = Train, *LOSSES, Optimizer, Schedule, Augment, Supplement, FitAutoencoders
-SCORING = *BACK_ENDS, Smote, Pseudo
-CONFIG_CLASSES = {kind.__name__: kind for kind in (*EMBEDDING, *TRAINING, *SCORING)}
-
-TRAINED_BY = {Trained: Train, Autoencoder: FitAutoencoders}
 
 
 @dataclass(frozen=True)
 class SystemConfig:
-    """What is computed; where data and results lie is told to the stages.
+    """What is computed. Where data and results lie are options of the stages.
 
     Args:
-      embedder: from a wave to one vector.
+      encoders: from a wave to one vector; the vectors of several are concatenated.
       scorer: from vectors to anomaly scores.
       audio: from a file to a wave.
-      train: how an embedder of branches or an autoencoder is trained; None for the others.
+      train: how the encoders are trained; None: they are used as they are.
       pseudo: labels for training clips without attributes, from a first training without them;
         None: such clips of a machine are one class.
       batch: clips per step while embedding, over all devices.
     """
 
-    embedder: LogMel | Pretrained | Trained | Autoencoder
-    scorer: Scorer = field(default_factory=Knn)
+    encoders: tuple[models.Encoder | Autoencoder, ...]
+    scorer: scoring.Scorer | Reconstruction = field(default_factory=Knn)
     audio: Audio = field(default_factory=Audio)
     train: Train | FitAutoencoders | None = None
     pseudo: Pseudo | None = None
     batch: int = 32
 
     def __post_init__(self):
+        if not self.encoders:
+            raise InputError("expected at least one encoder, got none")
         if self.batch < 1:
             raise InputError(f"expected batch >= 1, got {self.batch}")
-        if not isinstance(self.train, TRAINED_BY.get(type(self.embedder), type(None))):
+        baseline = [
+            any(isinstance(encoder, Autoencoder) for encoder in self.encoders),
+            isinstance(self.train, FitAutoencoders),
+            isinstance(self.scorer, Reconstruction),
+        ]
+        if any(baseline) and not (all(baseline) and len(self.encoders) == 1):
             raise InputError(
-                "expected `train` with an embedder of branches, and only there; an autoencoder has "
-                "FitAutoencoders"
+                "expected Autoencoder, FitAutoencoders and Reconstruction together, and no other "
+                "encoder beside them"
             )
-        if isinstance(self.embedder, Autoencoder) != isinstance(self.scorer, Reconstruction):
-            raise InputError("expected the scorer Reconstruction with an autoencoder, only there")
-        spectral = [one for one in self._branches if isinstance(one, Spectral)]
-        if spectral and self.audio.seconds is None:
+        untrained = [type(one).__name__ for one in self.encoders if one.needs_training]
+        if untrained and self.train is None:
+            raise InputError(f"expected `train` for {', '.join(untrained)}, got none")
+        if self.train is not None and len(untrained) < len(self.encoders):
+            raise InputError("expected encoders that training changes, got one that stays as it is")
+        if any(encoder.one_length for encoder in self.encoders) and self.audio.seconds is None:
             raise InputError(
                 "expected audio.seconds, got none: a spectral network is built for one length; "
                 "give --audio.seconds with that of most clips"
@@ -84,41 +72,31 @@ class SystemConfig:
         if self.pseudo is not None and not isinstance(self.train, Train):
             raise InputError("pseudo labels are for training by classes, and this system has none")
         for head in getattr(self.train, "heads", ()):
-            if len(head.branch_weights) not in (0, len(self.embedder.branches)):
+            if len(head.branch_weights) not in (0, len(self.encoders)):
                 raise InputError(
-                    f"expected branch_weights for {len(self.embedder.branches)} branches or none, "
-                    f"got {list(head.branch_weights)}"
+                    f"expected branch_weights for {len(self.encoders)} encoders or none, got "
+                    f"{list(head.branch_weights)}"
                 )
-            if head.branch_weights and self.embedder.perturbation:
+            if head.branch_weights and self.train.perturbation:
                 raise InputError(
-                    "expected no branch_weights with a perturbation: it mixes the branches"
+                    "expected no branch_weights with a perturbation: it mixes the encoders"
                 )
 
     @property
     def backbones(self) -> tuple[str, ...]:
-        """Return the weights of the backbones, each once, in the order of the branches."""
-        return tuple(
-            dict.fromkeys(b.weights for b in self._branches if isinstance(b, Branch | Pretrained))
-        )
-
-    @property
-    def _branches(self) -> tuple:
-        return getattr(self.embedder, "branches", (self.embedder,))
+        """Return the weights of the backbones, each once, in the order of the encoders."""
+        pretrained = [one for one in self.encoders if isinstance(one, Pretrained)]
+        return tuple(dict.fromkeys(one.weights for one in pretrained))
 
     def with_backbones(self, others: Mapping[str, str]) -> SystemConfig:
         """Return the system with other names or files of weights in place of its own."""
-        if not self.backbones:
-            return self
-
-        def changed(part):
-            if not isinstance(part, Branch | Pretrained):
-                return part
-            return replace(part, weights=others.get(part.weights, part.weights))
-
-        if isinstance(self.embedder, Pretrained):
-            return replace(self, embedder=changed(self.embedder))
-        branches = tuple(map(changed, self.embedder.branches))
-        return replace(self, embedder=replace(self.embedder, branches=branches))
+        encoders = [
+            replace(one, weights=others.get(one.weights, one.weights))
+            if isinstance(one, Pretrained)
+            else one
+            for one in self.encoders
+        ]
+        return replace(self, encoders=tuple(encoders))
 
 
 @dataclass(frozen=True)
@@ -149,21 +127,33 @@ def to_json(config: object) -> object:
     return {"class": type(config).__name__, **fields}
 
 
-def from_json(plain: object) -> SystemConfig:
-    """Rebuild the value that `to_json` wrote; unknown fields are an error, absent ones default."""
+def from_json(plain: object, kind: type = SystemConfig) -> object:
+    """Rebuild what `to_json` wrote. Classes are found by the types of the fields.
+
+    Args:
+      plain: JSON values.
+      kind: the type they are of.
+
+    Raises:
+      InputError: fields or classes that are not known; absent fields have their defaults.
+    """
+    choices = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if isinstance(plain, dict):
+        named = [one for one in choices if getattr(one, "__name__", "") == plain.get("class")]
+        if not named:
+            raise InputError(f"unknown configuration {plain.get('class')!r} in {plain}")
+        hints = typing.get_type_hints(named[0])
+        values = {name: value for name, value in plain.items() if name != "class"}
+        known = {f.name for f in dataclasses.fields(named[0])}
+        if unknown := sorted(values.keys() - known):
+            raise InputError(f"unknown configuration {unknown} in {plain}")
+        return named[0](**{name: from_json(value, hints[name]) for name, value in values.items()})
     if isinstance(plain, list):
-        return tuple(map(from_json, plain))
-    if not isinstance(plain, dict):
-        return plain
-    values = {name: from_json(value) for name, value in plain.items()}
-    kind = {"SystemConfig": SystemConfig, **CONFIG_CLASSES}.get(values.pop("class", None))
-    names = {f.name for f in dataclasses.fields(kind)} if kind else set()
-    if unknown := set(values) - names:
-        raise InputError(f"unknown configuration {sorted(unknown)} in {plain}")
-    return kind(**values)
+        inner = next(typing.get_args(one) for one in choices if typing.get_origin(one) is tuple)
+        kinds = [inner[0]] * len(plain) if inner[-1] is Ellipsis else inner
+        return tuple(map(from_json, plain, kinds))
+    return plain
 
 
-def digest(*values: object) -> str:
-    """Return a SHA-256 of plain values and configurations."""
-    text = json.dumps(values, sort_keys=True, default=to_json)
-    return hashlib.sha256(text.encode()).hexdigest()
+def _is_union(kind: object) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)

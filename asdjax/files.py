@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from asdjax.types import InputError
+from asdjax.types import CONTENT, InputError
 
 
 @contextlib.contextmanager
@@ -43,6 +43,24 @@ def full_disk(path: Path) -> Iterator[None]:
         raise InputError(
             f"the disk of {path.resolve()} is full: free some space and run the same command again"
         ) from error
+
+
+def content_of_file(path: Path) -> str:
+    """Return a digest of a file's bytes, read in blocks."""
+    import xxhash
+
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return CONTENT + digest.hexdigest()
+
+
+def content_of(*values: object) -> str:
+    """Return a digest of plain values."""
+    import xxhash
+
+    return CONTENT + xxhash.xxh3_128_hexdigest(json.dumps(values, sort_keys=True).encode())
 
 
 def sha256_file(path: Path) -> str:

@@ -17,6 +17,7 @@ SAMPLE_RATE_HZ = 16_000  # every DCASE Task 2 edition and every backbone here
 Domain = Literal["source", "target"]
 Split = Literal["train", "test", "supplemental"]
 NORMAL, ANOMALY = 0, 1
+CONTENT = "content:"  # begins the digests that keys hold
 
 
 class InputError(ValueError):
@@ -62,6 +63,7 @@ class Clip:
     attributes: str = ""  # the whole attribute string, one class label; "" when absent or hidden
     full_name: str = ""  # the name with attributes that the organisers published later, if known
     supplement: Literal["clean", "noise", "unknown"] | None = None  # 2025 supplemental clips only
+    content: str = ""  # digest of the decoded samples, once the file was decoded
 
     @property
     def name(self) -> str:
@@ -69,7 +71,7 @@ class Clip:
 
     @property
     def group(self) -> tuple[str, str]:
-        """Clips of one group share a normal bank, a threshold and a score file."""
+        """Clips of one group share a reference set, a threshold and a score file."""
         return self.machine, self.section
 
 

@@ -4,8 +4,8 @@
     python experiments/curve.py --out RUNS --systems midea2024/submission1 --counts 250 \
         --audio.seconds 4 --train.steps 500
 
-Per cent, means ± deviations over random starts. Each set has as many source clips per machine as
-asked for, ten target clips and 60 test clips; the first clips of all sets are the same.
+Per cent, means ± deviations over random starts. Each set has --counts source clips per machine, ten
+target clips and 60 test clips; the first clips of all sets are the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import repeated
 
 from asdjax.data import synthetic
-from asdjax.data.decode import kept_in_memory
+from asdjax.data.audio import kept_in_memory
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 
@@ -24,20 +24,19 @@ COUNTS = (100, 250, 500, 1000)
 
 
 def main() -> None:
-    reading = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    reading.add_argument("--out", type=Path, required=True, help="gets the recordings and runs")
-    reading.add_argument("--systems", nargs="+", default=["frozen/logmel", "small/dual"])
-    reading.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="source clips")
-    reading.add_argument("--runs", type=int, default=3, help="random starts of each system")
-    given, fields = reading.parse_known_args()
-    found = {system: [] for system in given.systems}
-    for count in given.counts:
-        data = synthetic.make(given.out / f"data-{count}", train_source=count)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="gets the recordings and runs")
+    parser.add_argument("--systems", nargs="+", default=["frozen/logmel", "small/dual"])
+    parser.add_argument("--counts", nargs="+", type=int, default=COUNTS, help="source clips")
+    parser.add_argument("--runs", type=int, default=3, help="random starts of each system")
+    options, fields = parser.parse_known_args()
+    found = {system: [] for system in options.systems}
+    for count in options.counts:
+        data = synthetic.make(options.out / f"data-{count}", train_source=count)
         for system, scores in found.items():
-            scores.append(
-                repeated.spread(run(system, data, given.out / str(count), given.runs, fields))
-            )
-    heading = ["training clips of a machine", *(f"{count} + 10" for count in given.counts)]
+            runs = run(system, data, options.out / str(count), options.runs, fields)
+            scores.append(repeated.spread(runs))
+    heading = ["training clips of a machine", *(f"{count} + 10" for count in options.counts)]
     rows = [[system, *scores] for system, scores in found.items()]
     console.table(heading, rows, "Official score")
 
@@ -45,13 +44,13 @@ def main() -> None:
 def run(system: str, data: Path, out: Path, starts: int, fields: list) -> list[float]:
     """Return the official score of each random start; of a system without training, of one."""
     trained = RECIPES[system].config.train is not None
-    given = argparse.Namespace(data=data, out=out, systems=[system])
-    runs = []
+    options = argparse.Namespace(data=data, out=out, systems=[system])
+    scores = []
     with kept_in_memory():
         for seed in range(starts if trained else 1):
-            numbers = repeated.run(system, seed, given, {}, fields if trained else [])
-            runs.append(numbers["ALL", "official_score"])
-    return runs
+            results = repeated.run(system, seed, options, {}, fields if trained else [])
+            scores.append(results["ALL", "official_score"])
+    return scores
 
 
 if __name__ == "__main__":

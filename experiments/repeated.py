@@ -1,86 +1,128 @@
-"""Run recipes several times from other random starts, and collect their official numbers.
+"""Run the recipes of a report from several random starts; print our results beside the published.
 
-    given, fields = parser("Table 1", ["aithu2024/beats-lora"]).parse_known_args()
-    results = run_all(given, fields)
+    repeated.main(__doc__, "korea2025")
 
-A run that is finished is kept, one that was stopped goes on.
+A finished run is kept, and a stopped run continues.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from asdjax import params
 from asdjax.__main__ import dispatch
-from asdjax.data.decode import kept_in_memory
+from asdjax.config import EnsembleConfig
+from asdjax.data.audio import kept_in_memory
 from asdjax.files import read_csv
+from asdjax.models import weights_file
 from asdjax.models.backbone import initialize
 from asdjax.models.beats import BeatsConfig
+from asdjax.models.checkpoints import CHECKPOINTS
 from asdjax.models.eat import EatConfig
-from asdjax.recipes import RECIPES
+from asdjax.models.weights_file import Header
+from asdjax.recipes import RECIPES, published
 from asdjax.report import console
-from asdjax.runs import MODEL
-from asdjax.weights import CHECKPOINTS
+from asdjax.stages.folder import MODEL
+from asdjax.train.config import Train
 
-MEASURED = ("auc_source", "auc_target", "pauc")
-Numbers = dict[tuple[str, str], float]  # machine and metric -> value in per cent
-
-
-def parser(description: str, systems: Sequence[str]) -> argparse.ArgumentParser:
-    """Return what reads the options that all experiments have."""
-    reading = argparse.ArgumentParser(
-        description=description,
-        epilog="Everything else is a field of the recipes, as in `asdjax run`: --train.steps 1000",
-    )
-    reading.add_argument("--data", type=Path, required=True, help="the recordings")
-    reading.add_argument("--out", type=Path, required=True, help="gets a folder for each run")
-    reading.add_argument(
-        "--weights", nargs="+", help="names or converted files, in place of the recipes' backbones"
-    )
-    reading.add_argument("--runs", type=int, default=3, help="random starts of each system")
-    reading.add_argument("--systems", nargs="+", choices=systems, default=list(systems))
-    return reading
+Results = dict[tuple[str, str], float]  # machine and metric -> per cent
 
 
-def run_all(
-    given: argparse.Namespace,
-    fields: Sequence[str],
-    own: Callable[[str], Sequence[str]] = lambda system: (),
-) -> dict[str, list[Numbers]]:
-    """Return the numbers of each run of each system.
+def main(doc: str, report: str) -> None:
+    """Run all systems of a report and print a table for each.
 
     Args:
-      given: the command line.
-      fields: of all recipes.
-      own: fields of one recipe.
+      doc: of the script; its first line becomes the help text.
+      report: the first part of the recipes' names.
     """
-    weights = replacements(given)
+    options, fields = parse(doc, report)
+    results = run_all(options, fields)
+    for ensemble in ensembles(report):
+        if set(RECIPES[ensemble].config.members) <= set(options.systems):
+            results[ensemble] = [combine(ensemble, s, options) for s in range(options.runs)]
+    for system, runs in results.items():
+        compare(system, runs, options)
+
+
+def of_report(report: str) -> list[str]:
+    """Return the recipes of a report with published results of each machine."""
+    names = [name for name in RECIPES if name.startswith(f"{report}/")]
+    return [n for n in names if any(map(published.machines, published.tables(n).values()))]
+
+
+def ensembles(report: str) -> list[str]:
+    return [n for n in of_report(report) if isinstance(RECIPES[n].config, EnsembleConfig)]
+
+
+def singles(report: str) -> list[str]:
+    return [n for n in of_report(report) if n not in ensembles(report)]
+
+
+def parse(doc: str, report: str) -> tuple[argparse.Namespace, list[str]]:
+    """Return the options of the command line, and its other words: fields of the recipes."""
+    systems = singles(report)
+    tables = published.tables(systems[0]).items()
+    parts = [data for data, table in tables if published.machines(table)]
+    parser = argparse.ArgumentParser(
+        description=doc.splitlines()[0],
+        epilog="All other options are fields of the recipes, as in `asdjax run`, for example "
+        "--train.steps 1000",
+    )
+    parser.add_argument("--data", type=Path, required=True, help="the recordings")
+    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each run")
+    parser.add_argument(
+        "--weights", nargs="+", help="names or converted files, in place of the recipes' backbones"
+    )
+    parser.add_argument("--runs", type=int, default=3, help="random starts of each system")
+    parser.add_argument("--systems", nargs="+", choices=systems, default=systems)
+    parser.add_argument(
+        "--part",
+        choices=parts,
+        default=parts[0],
+        required=len(parts) > 1,
+        help="whose published results",
+    )
+    parser.add_argument(
+        "--hide", nargs="+", default=[], help="machines to take the attributes from, as in 2024"
+    )
+    parser.add_argument(
+        "--tiny", action="store_true", help="a short test: small random backbones, a few steps"
+    )
+    options, fields = parser.parse_known_args()
+    if options.hide:
+        options.data = hide(options.data, options.hide, options.out)
+    if options.tiny:
+        options.runs = 1
+        options.weights = options.weights or tiny_backbones(options)
+    return options, fields
+
+
+def run_all(options: argparse.Namespace, fields: Sequence[str]) -> dict[str, list[Results]]:
+    """Return the results of each run of each system; `fields` hold for all of them."""
+    weights, seeds = replacements(options), range(options.runs)
+    results = {}
     with kept_in_memory():
-        return {
-            system: [
-                run(system, seed, given, weights, [*own(system), *fields])
-                for seed in range(given.runs)
-            ]
-            for system in given.systems
-        }
+        for system in options.systems:
+            own = [*(tiny_fields(system) if options.tiny else []), *fields]
+            results[system] = [run(system, seed, options, weights, own) for seed in seeds]
+    return results
 
 
-def backbones(given: argparse.Namespace) -> list[str]:
+def backbones(options: argparse.Namespace) -> list[str]:
     """Return the backbones of the systems, in order of first mention."""
-    systems = [RECIPES[system].config for system in given.systems]
+    systems = [RECIPES[system].config for system in options.systems]
     return list(dict.fromkeys(name for system in systems for name in system.backbones))
 
 
-def replacements(given: argparse.Namespace) -> dict[str, str]:
+def replacements(options: argparse.Namespace) -> dict[str, str]:
     """Return what stands in place of each backbone of the systems."""
-    named = backbones(given)
-    if given.weights and len(given.weights) != len(named):
-        raise SystemExit(f"--weights: expected one file in place of each of {', '.join(named)}")
-    return dict(zip(named, given.weights or named, strict=True))
+    names = backbones(options)
+    if options.weights and len(options.weights) != len(names):
+        raise SystemExit(f"--weights: expected one file in place of each of {', '.join(names)}")
+    return dict(zip(names, options.weights or names, strict=True))
 
 
 def folder(out: Path, system: str, seed: int) -> Path:
@@ -90,37 +132,46 @@ def folder(out: Path, system: str, seed: int) -> Path:
 def run(
     system: str,
     seed: int,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     weights: Mapping[str, str],
     fields: Sequence[str],
-) -> Numbers:
+) -> Results:
     """Train, score and evaluate one system from one random start."""
-    out = folder(given.out, system, seed)
-    done = (folder(given.out, other, seed) for other in given.systems if other != system)
+    out = folder(options.out, system, seed)
+    done = (folder(options.out, other, seed) for other in options.systems if other != system)
     reuse = [str(path) for path in done if (path / MODEL).is_file()]
-    words = ["run", system, "--data", str(given.data), "--out", str(out)]
+    words = ["run", system, "--data", str(options.data), "--out", str(out)]
     own = [weights[name] for name in RECIPES[system].config.backbones]
     words += ["--weights", *own] if own else []
     words += ["--reuse", *reuse] if reuse else []
-    seeded = ["--train.seed", str(seed)] if RECIPES[system].config.train else []
-    dispatch([*words, *seeded, *fields])
-    return numbers(out)
+    words += ["--train.seed", str(seed)] if RECIPES[system].config.train else []
+    dispatch([*words, *fields])
+    return read_results(out)
 
 
-def numbers(out: Path) -> Numbers:
-    """Return the official numbers in a folder."""
+def combine(name: str, seed: int, options: argparse.Namespace, *flags: str) -> Results:
+    """Combine the runs of one random start as an ensemble's recipe says."""
+    config = RECIPES[name].config
+    out = folder(options.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
+    members = [str(folder(options.out, member, seed)) for member in config.members]
+    weights = map(str, config.ensemble.shares(len(members)))
+    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
+    return read_results(out)
+
+
+def read_results(out: Path) -> Results:
     rows = read_csv(out / "results.csv")[1:]
     return {(machine, metric): 100 * float(value) for machine, metric, value in rows}
 
 
-def machines_of(runs: Sequence[Numbers]) -> list[str]:
-    """Return the machines that have all three numbers, in the order of the results."""
-    return [machine for machine, metric in runs[0] if metric == MEASURED[0]]
+def machines_of(runs: Sequence[Results]) -> list[str]:
+    """Return the machines that have both domains, in the order of the results."""
+    return [machine for machine, metric in runs[0] if metric == published.AREAS[0]]
 
 
-def mean(run: Numbers, machines: Sequence[str]) -> float:
+def mean(run: Results, machines: Sequence[str]) -> float:
     """Return the harmonic mean of AUC source, AUC target and pAUC of some machines."""
-    return statistics.harmonic_mean([run[m, name] for m in machines for name in MEASURED])
+    return statistics.harmonic_mean([run[m, name] for m in machines for name in published.AREAS])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -129,50 +180,18 @@ def spread(values: Sequence[float]) -> str:
     return f"{average} ± {statistics.stdev(values):.2f}" if len(values) > 1 else average
 
 
-def compare(
-    given: argparse.Namespace,
-    results: Mapping[str, Sequence[Numbers]],
-    published: Mapping[str, Mapping[str, Sequence[float]]],
-) -> None:
-    """Print a table for each system: ours beside published, the last row over all machines.
-
-    Args:
-      given: the command line.
-      results: of `run_all`.
-      published: system -> machine -> AUC source, AUC target, pAUC in per cent.
-    """
-    for system, runs in results.items():
-        rows, theirs = [], published[system]
-        for machine in machines_of(runs):
-            known = theirs.get(machine.split("/")[0], ())  # the same for sections of a machine
-            known = [f"{x:.2f}" for x in known] or ["-"] * len(MEASURED)
-            for name, number in zip(MEASURED, known, strict=True):
-                rows.append([machine, name, spread([run[machine, name] for run in runs]), number])
-        ours = spread([mean(run, machines_of(runs)) for run in runs])
-        total = statistics.harmonic_mean([x for numbers in theirs.values() for x in numbers])
-        rows.append(["all", "harmonic mean", ours, f"{total:.2f}"])
-        heading = ["machine", "", f"ours, {len(runs)} runs", "published"]
-        console.table(heading, rows, f"{system}, {given.data}")
-
-
-def combine(name: str, seed: int, given: argparse.Namespace, *flags: str) -> Numbers:
-    """Combine the runs of one random start as an ensemble's recipe says."""
-    config = RECIPES[name].config
-    out = folder(given.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
-    members = [str(folder(given.out, member, seed)) for member in config.members]
-    weights = map(str, config.ensemble.shares(len(members)))
-    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
-    return numbers(out)
-
-
-def add_tiny(reading: argparse.ArgumentParser) -> None:
-    reading.add_argument("--tiny", action="store_true", help="small networks, a few steps")
-
-
-def add_hide(reading: argparse.ArgumentParser) -> None:
-    reading.add_argument(
-        "--hide", nargs="+", default=[], help="machines to take the attributes from, as in 2024"
-    )
+def compare(system: str, runs: Sequence[Results], options: argparse.Namespace) -> None:
+    """Print our results of a system beside the published ones; the last row is of all machines."""
+    rows, table = [], published.tables(system)[options.part]
+    for machine in machines_of(runs):
+        theirs = table.get(machine.split("/")[0], {})  # the same for all sections of a machine
+        for name in published.AREAS:
+            number = f"{theirs[name]:.2f}" if name in theirs else "-"
+            rows.append([machine, name, spread([run[machine, name] for run in runs]), number])
+    ours = spread([mean(run, machines_of(runs)) for run in runs])
+    rows.append(["all", "harmonic mean", ours, f"{published.mean(table):.2f}"])
+    heading = ["machine", "", f"ours, {len(runs)} runs", f"published, {options.part}"]
+    console.table(heading, rows, f"{system}, {options.data}")
 
 
 def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
@@ -189,19 +208,34 @@ def hide(data: Path, machines: Sequence[str], out: Path) -> Path:
     return out
 
 
-def tiny_backbones(given: argparse.Namespace) -> list[str]:
+def tiny_backbones(options: argparse.Namespace) -> list[str]:
     """Write small backbones with random weights: they show that all runs, and nothing else.
 
     Returns:
-      A file in place of each backbone of the systems asked for.
+      A file in place of each backbone of the systems.
     """
     small = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}
     small |= {"encoder_attention_heads": 2, "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 2}
     beats, eat = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
     paths = []
-    for name in backbones(given):
+    for name in backbones(options):
         kind = CHECKPOINTS[name].kind
-        structure, path = {"beats": beats, "eat": eat}[kind], given.out / f"tiny-{kind}.safetensors"
-        params.save(path, initialize(structure), params.Header(kind, asdict(structure)))
+        structure = {"beats": beats, "eat": eat}[kind]
+        path = options.out / f"tiny-{kind}.safetensors"
+        weights_file.save(path, initialize(structure), Header(kind, asdict(structure)))
         paths.append(str(path))
     return paths
+
+
+def tiny_fields(system: str) -> list[str]:
+    """Return fields of a recipe that make its training short."""
+    config = RECIPES[system].config
+    if not isinstance(config.train, Train):  # autoencoders
+        return ["--train.epochs", "2"]
+    fields = ["--audio.seconds", "6", "--train.steps", "60", "--train.batch", "16"]
+    fields += ["--train.accumulate", "1", "--train.log-every", "20"]
+    fields += ["--train.optimizer.schedule.warmup", "6"]
+    for i, encoder in enumerate(config.encoders):
+        adapted = getattr(encoder, "adapter", None) is not None
+        fields += [f"--encoders.{i}.adapter.rank", "4"] if adapted else []
+    return fields

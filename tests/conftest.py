@@ -1,5 +1,8 @@
 """Shared fixtures. The real clips are not part of the project (non-commercial licence)."""
 
+import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -8,6 +11,31 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity on accelerators too
+
+# Equal programs are compiled once in all workers; a worker inherits the environment.
+COMPILED = "JAX_COMPILATION_CACHE_DIR"
+LONGEST = ("test_devices", "test_kill", "test_parity", "test_spectral_system", "test_two_stage")
+
+
+def pytest_configure(config):
+    if COMPILED not in os.environ:
+        os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="asdjax-compiled-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    """Put the longest files first, so that no worker ends long after the other."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """Programs of a file are of no use to the next one, and take gigabytes in all."""
+    yield
+    jax.clear_caches()
+
 
 REAL_MACHINES = Path(__file__).parents[2] / "shared" / "data" / "real_machines"
 

@@ -28,20 +28,21 @@ def tone_machine(root: Path, machine: str, seed: int = 0, name=None) -> None:
             soundfile.write(path, wave, 16000, "PCM_16")
 
 
-def one_branch(*branch, **fields):
-    """Return an embedder of one branch, whose fields are those of `Branch`."""
-    from asdjax.models.system import Branch, Trained
+def one_encoder(*given, **fields):
+    """Return the encoders of a system with one backbone, whose fields are those of `Pretrained`."""
+    from asdjax.models.pretrained import Pretrained
 
-    return Trained((Branch(*branch, **fields),))
+    return (Pretrained(*given, **fields),)
 
 
 def tiny_backbone(path: Path) -> Path:
     """Write random weights of the smallest BEATs that has every part, quick to compile."""
     from dataclasses import asdict
 
-    from asdjax import params
+    from asdjax.models import weights_file
     from asdjax.models.backbone import initialize
     from asdjax.models.beats import BeatsConfig
+    from asdjax.models.weights_file import Header
 
     config = BeatsConfig(
         input_patch_size=16,
@@ -60,5 +61,5 @@ def tiny_backbone(path: Path) -> Path:
         dropout_input=0.1,
         encoder_layerdrop=0.05,
     )
-    params.save(path, initialize(config), params.Header("beats", asdict(config)))
+    weights_file.save(path, initialize(config), Header("beats", asdict(config)))
     return path

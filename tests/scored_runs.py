@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from asdjax import runs
 from asdjax.metrics import score_files
 from asdjax.recipes import RECIPES
+from asdjax.stages import folder
 from asdjax.types import Clip, Scores
 
 SYSTEM = RECIPES["frozen/logmel"].config
@@ -29,14 +29,15 @@ def make_clips(groups=MACHINES, domains=("source", "target"), count=8) -> list[C
 def make_run(out: Path, clips: list[Clip], seed: int, year: int | None = 2024) -> Path:
     """Write what a scored run leaves: noisy scores in quarters, so that there are ties."""
     rng = np.random.default_rng(seed)
-    made = runs.Run(SYSTEM, out, tuple(clips), year, "", {})
-    runs.save(out, made)
+    made = folder.Run(SYSTEM, out, tuple(clips), year, ("",), {})
+    folder.save(out, made)
     for group, own in made.groups.items():
         train, test = ([c for c in own if c.split == split] for split in ("train", "test"))
         label = np.array([c.label or 0 for c in test])
         values = rng.integers(0, 8, len(test)) / 4 + label * rng.uniform(0, 1) // 0.25 / 4
-        score_files.save(out / runs.SCORES, Scores(*group, tuple(c.name for c in test), values))
-        runs.save_left_out(out, train, rng.permutation(np.arange(len(train)) % 8) / 4)
+        score_files.save(out / folder.SCORES, Scores(*group, tuple(c.name for c in test), values))
+        left_out = rng.permutation(np.arange(len(train)) % 8) / 4
+        folder.save_left_out(out / folder.SCORES, train, left_out)
     return out
 
 

@@ -7,9 +7,10 @@ import soundfile
 
 from asdjax.config import SystemConfig
 from asdjax.data.audio import probe
-from asdjax.data.loader import Audio
-from asdjax.embedding import make_embed
-from asdjax.models.embedder import Embedder, LogMel, logmel_embedder
+from asdjax.data.batches import Audio
+from asdjax.models.logmel import LogMel
+from asdjax.models.system import Architecture, Embedder
+from asdjax.stages.embed import make_embed
 from asdjax.types import Clip
 
 SECONDS = [1, 1, 0.7, 2, 1.5, 2, 1]  # two lengths after padding to whole seconds
@@ -26,8 +27,12 @@ def clips(tmp_path):
     return made
 
 
+def logmel_embedder():
+    return Architecture((LogMel().network(),)).embedder({})
+
+
 def run(embedder, clips, batch):
-    config = SystemConfig(LogMel(), audio=Audio(channel=0), batch=batch)
+    config = SystemConfig((LogMel(),), audio=Audio(channel=0), batch=batch)
     embed = make_embed(embedder, config, len(clips))
     counts = []
     return embed(clips, [probe(clip.path) for clip in clips], counts.append), counts

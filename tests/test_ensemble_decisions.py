@@ -7,10 +7,10 @@ import pytest
 from scipy import stats
 from scored_runs import SYSTEM
 
-from asdjax import runs
-from asdjax.ensemble import ensemble
 from asdjax.metrics import score_files
-from asdjax.scoring.ensemble import Ensemble
+from asdjax.scoring.combine import Ensemble
+from asdjax.stages import folder
+from asdjax.stages.ensemble import ensemble
 from asdjax.types import Clip, Scores
 
 COUNT = 300
@@ -36,23 +36,23 @@ def draw() -> list[np.ndarray]:
     return [np.round(1024 * x) / 1024 for x in values]
 
 
-def decided(folder: Path, normal, tested, **settings) -> np.ndarray:
+def decided(root: Path, normal, tested, **settings) -> np.ndarray:
     """Return the decisions `[n]` of an ensemble by scores of each member's training and test clips.
 
     Where both are the same, the decisions tell how many training clips are above the threshold.
     """
     members = []
     for i, (left_out, values) in enumerate(zip(normal, tested, strict=True)):
-        out = folder / str(i)
-        made = runs.Run(SYSTEM, out, CLIPS, 2024, "", {})
-        runs.save(out, made)
+        out = root / str(i)
+        made = folder.Run(SYSTEM, out, CLIPS, 2024, ("",), {})
+        folder.save(out, made)
         train, test = (made.select(GROUP, split) for split in ("train", "test"))
         names = tuple(clip.name for clip in test)
-        score_files.save(out / runs.SCORES, Scores(*GROUP, names, values))
-        runs.save_left_out(out, train, left_out)
+        score_files.save(out / folder.SCORES, Scores(*GROUP, names, values))
+        folder.save_left_out(out / folder.SCORES, train, left_out)
         members.append(out)
-    ensemble(members, Ensemble(**settings), folder / "out")
-    (found,) = score_files.load(folder / "out" / "scores")
+    ensemble(members, Ensemble(**settings), root / "out")
+    (found,) = score_files.load(root / "out" / "scores")
     by_name = dict(zip(found.names, found.decisions, strict=True))
     return np.array([by_name[name] for name in names])
 

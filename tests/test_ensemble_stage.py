@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from machines import tone_machine
 from scipy import stats
-from scored_runs import SYSTEM, fan, make_clips, make_flipped, make_run, spoil
+from scored_runs import SYSTEM, fan, make_clips, make_run, spoil
 
 from asdjax import __main__ as command_line
-from asdjax import pipeline, runs
-from asdjax.ensemble import ensemble
 from asdjax.metrics import score_files
-from asdjax.scoring.ensemble import Ensemble
-from asdjax.scoring.score import Knn, threshold
+from asdjax.scoring.combine import Ensemble
+from asdjax.scoring.knn import Knn
+from asdjax.scoring.score import threshold
+from asdjax.stages import folder, stages
+from asdjax.stages.ensemble import ensemble
 from asdjax.types import InputError, Scores
 
 
@@ -26,14 +27,12 @@ def members(tmp_path) -> list[Path]:
     return [make_run(tmp_path / name, make_clips(), seed) for seed, name in enumerate("abc")]
 
 
-def read(folder: Path) -> dict[tuple[str, str], float]:
-    return {
-        (f.machine, n): v for f in files(folder) for n, v in zip(f.names, f.values, strict=True)
-    }
+def read(out: Path) -> dict[tuple[str, str], float]:
+    return {(f.machine, n): v for f in files(out) for n, v in zip(f.names, f.values, strict=True)}
 
 
-def files(folder: Path) -> list[Scores]:
-    return score_files.load(folder / "scores")
+def files(out: Path) -> list[Scores]:
+    return score_files.load(out / "scores")
 
 
 def record(out: Path) -> dict:
@@ -48,13 +47,11 @@ def left_out(member: Path, machine: str) -> np.ndarray:
 def test_the_score_stage_keeps_leave_one_out_scores(real, tmp_path):
     path = real[0] / fan("leave_one_out")
     rows = [row.split(",") for row in path.read_text().split()]
-    made = runs.load(real[0])
+    made = folder.load(real[0])
     train = [c for c in made.groups["fan", "section_00"] if c.split == "train"]
     assert [name for name, _ in rows] == [c.name for c in train]
-    values = runs.load_embeddings(real[0], made, ("fan", "section_00")).take(
-        [made.groups["fan", "section_00"].index(c) for c in train]
-    )
-    unit = values.values / np.linalg.norm(values.values.astype(np.float64), axis=1, keepdims=True)
+    values = folder.load_embeddings(real[0], made, ("fan", "section_00")).select("train").values
+    unit = values / np.linalg.norm(values.astype(np.float64), axis=1, keepdims=True)
     distance = 1 - unit @ unit.T + 9 * np.eye(len(train))
     # 1e-6: float32 cosines near 1.
     np.testing.assert_allclose([float(v) for _, v in rows], distance.min(0), rtol=0, atol=1e-6)
@@ -67,9 +64,9 @@ def real(tmp_path_factory) -> list[Path]:
     root = tmp_path_factory.mktemp("real")
     for seed, machine in enumerate(("fan", "pump")):
         tone_machine(root / "data", machine, seed)
-    pipeline.run(replace(SYSTEM, scorer=Knn(k=1)), root / "data", root / "a")
-    for name, changes in (("b", {"banks": "domain"}), ("c", {"standardize": True})):
-        pipeline.score(shutil.copytree(root / "a", root / name), **changes)
+    stages.run(replace(SYSTEM, scorer=Knn(k=1)), root / "data", root / "a")
+    for name, scorer in (("b", Knn(banks="domain")), ("c", Knn(standardize=True))):
+        stages.score(shutil.copytree(root / "a", root / name), scorer)
     return [root / name for name in "abc"]
 
 
@@ -81,6 +78,7 @@ def test_three_scorers_become_one_system(real, tmp_path, capsys):
     assert "no statistics of test clips used, no labels used" in " ".join(shown.out.split())
     assert {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()} == {
         "ensemble.json",
+        "finished.json",
         "results.csv",
         *(
             f"scores/ensemble/{kind}_{machine}_section_00_test.csv"
@@ -90,12 +88,11 @@ def test_three_scorers_become_one_system(real, tmp_path, capsys):
     }
     described = record(out)
     assert [m["path"] for m in described["members"]] == list(map(str, real))
-    assert len({m["system_sha256"] for m in described["members"]}) == 3
-    assert len({m["scores_sha256"] for m in described["members"]}) == 3
-    assert (
-        described["members"][0]["system_sha256"]
-        == json.loads((real[0] / "config.json").read_text())["system_sha256"]
-    )
+    systems = [m["system"] for m in described["members"]]
+    assert systems == [json.loads((run / "config.json").read_text())["system"] for run in real]
+    assert len({json.dumps(system) for system in systems}) == 3
+    (finished,) = json.loads((out / "finished.json").read_text()).values()
+    assert len(set(finished["key"]["members"])) == 3  # the scores of each
     assert described["weights"] == [1 / 3] * 3
     assert (described["transductive"], described["labels_used"]) == (False, False)
 
@@ -188,7 +185,7 @@ def test_search_equals_trying_every_ensemble(tmp_path, year, normalize, monkeypa
     clips = make_clips(groups, domains)
     members = [make_run(tmp_path / name, clips, seed, year) for seed, name in enumerate("abc")]
     found = ensemble(members, Ensemble(search=True, step=0.25, normalize=normalize), tmp_path / "s")
-    monkeypatch.setattr(pipeline.console, "results_table", lambda *_: None)
+    monkeypatch.setattr(stages.console, "results_table", lambda *_: None)
     tried = {}
     for units in product(range(5), repeat=3):
         if sum(units) == 4:
@@ -255,8 +252,10 @@ def test_what_is_combined_is_kept_until_something_changes(members, tmp_path, cap
     spoil(members[1] / fan("leave_one_out"), ",0.25", ",0.5")
     assert combined_again()
     for member in members:  # other labels
-        made = runs.load(member)
-        runs.save(member, replace(made, clips=tuple(make_flipped(made.clips))))
+        clips = json.loads((member / "clips.json").read_text())
+        first = next(clip for clip in clips if clip["split"] == "test")
+        first["label"] = 1 - first["label"]
+        (member / "clips.json").write_text(json.dumps(clips))
     assert combined_again()
     (out / "ensemble.json").write_text("{")
     assert combined_again()

@@ -1,14 +1,18 @@
 """A run is left alone only if it is finished; asked to, it is made again from the start."""
 
+import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from machines import tone_machine
+from machines import tiny_backbone, tone_machine
 from trainings import small_system
 
-from asdjax import pipeline
 from asdjax.recipes import RECIPES
+from asdjax.scoring.knn import Knn
+from asdjax.stages import stages
+from asdjax.train.config import Train
 
 SYSTEM = RECIPES["frozen/logmel"].config
 FIRST = "scores/anomaly_score_fan_section_00_test.csv"
@@ -27,7 +31,7 @@ def asked(tmp_path_factory):
 def finished(asked, tmp_path_factory) -> Path:
     """A complete run; tests must not change it."""
     out = tmp_path_factory.mktemp("run") / "run"
-    pipeline.run(*asked, out)
+    stages.run(*asked, out)
     return out
 
 
@@ -43,25 +47,55 @@ def times(out: Path) -> dict[str, int]:
 
 def test_a_finished_run_is_left_alone(asked, out, capsys):
     before = times(out)
-    results = pipeline.run(*asked, out)
-    assert {name for name, t in times(out).items() if t != before[name]} == {"results.csv"}
+    results = stages.run(*asked, out)
+    again = {"config.json", "clips.json", "results.csv", "skipped.csv"}
+    assert {name for name, t in times(out).items() if t != before[name]} == again
     assert {(m.machine, m.metric) for m in results} >= {("ALL", "official_score")}
-    assert "already finished" in capsys.readouterr().err
+    assert "already scored" in capsys.readouterr().err
+
+
+def test_the_same_recordings_elsewhere_and_later_are_the_same(asked, out, tmp_path, capsys):
+    system, data = asked
+    copied = tmp_path / "elsewhere" / "copied"
+    for path in (data, out):
+        shutil.copytree(path, copied / path.name, copy_function=shutil.copyfile)  # new times
+    before = times(copied / "run")
+    stages.run(system, copied / data.name, copied / "run")
+    changed = {name for name, t in times(copied / "run").items() if t != before[name]}
+    assert not [name for name in changed if name.endswith((".npz", ".png"))]
+    assert not [name for name in changed if name.startswith("scores")]
+    assert "2 of 2 machines were already embedded" in capsys.readouterr().err
+
+
+def test_other_recordings_of_equal_name_size_and_time_are_others(asked, out, finished, tmp_path):
+    system, data = asked
+    copied = shutil.copytree(data, tmp_path / "data")
+    # Anomalies and normal clips swap their sound, but neither size nor time of change.
+    test = copied / "fan" / "test"
+    for normal in sorted(test.glob("*normal*")):
+        anomaly = next(test.glob(f"*{normal.name.split('_')[2]}_test_anomaly*{normal.stem[-10:]}*"))
+        sounds, stat = (anomaly.read_bytes(), normal.read_bytes()), normal.stat()
+        for path, sound in zip((normal, anomaly), sounds, strict=True):
+            path.write_bytes(sound)
+            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    results = {(m.machine, m.metric): m.value for m in stages.run(system, copied, out)}
+    assert (results["fan", "auc_source"], results["pump", "auc_source"]) == (0, 1)
+    assert (out / FIRST).read_text() != (finished / FIRST).read_text()
 
 
 def test_a_run_without_its_last_file_is_scored_and_reported_again(asked, out, finished, capsys):
-    """What `report` writes last tells that the scores before it are whole."""
+    """Half a file is not the file that was finished."""
     (out / "skipped.csv").unlink()
     (out / FIRST).write_text("half")
     shutil.rmtree(out / "figures")
     before = times(out)
-    pipeline.run(*asked, out)
+    stages.run(*asked, out)
     after = times(out)
     assert after.keys() == times(finished).keys()
     assert (out / FIRST).read_text() == (finished / FIRST).read_text()
     # Embeddings are whole or not there at all.
     assert {n for n in after if n.endswith(".npz") and after[n] != before[n]} == set()
-    assert "already finished" not in capsys.readouterr().err
+    assert "already scored" not in capsys.readouterr().err
 
 
 LOST = FIRST, "scores/leave_one_out_pump_section_00_train.csv", "figures"
@@ -71,28 +105,28 @@ LOST = FIRST, "scores/leave_one_out_pump_section_00_train.csv", "figures"
 def test_what_was_removed_of_a_finished_run_is_made_again(asked, out, finished, lost):
     path = out / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    pipeline.run(*asked, out)
+    stages.run(*asked, out)
     assert times(out).keys() == times(finished).keys()
 
 
-@pytest.mark.parametrize("stage", ["embed_groups", "write_scores", "figures"])
+@pytest.mark.parametrize("stage", ["embed", "write_scores", "figures"])
 def test_a_run_killed_before_its_last_file_goes_on(asked, out, finished, stage, monkeypatch):
     """What an earlier run of another system left must not pass for its own."""
 
     def killed(*_, **settings):
         raise KeyboardInterrupt
 
+    system, data = asked
+    stages.run(replace(system, scorer=Knn(k=3)), data, out)
     (out / "config.json").unlink()
     with monkeypatch.context() as patch:
-        where = (pipeline.figures, "write") if stage == "figures" else (pipeline, stage)
-        patch.setattr(*where, killed)
+        where = {"figures": (stages.figures, "write"), "embed": (stages.embedding, "embed")}
+        patch.setattr(*where.get(stage, (stages, stage)), killed)
         with pytest.raises(KeyboardInterrupt):
-            pipeline.run(*asked, out)
-    assert not (out / "results.csv").exists()
-    assert not (out / "skipped.csv").exists()
-    if stage == "embed_groups":
-        return  # and then all is done as above
-    pipeline.run(*asked, out)
+            stages.run(*asked, out)
+    assert (out / "results.csv").exists() == (stage == "figures")
+    assert not (out / "figures").exists()
+    stages.run(*asked, out)
     assert times(out).keys() == times(finished).keys()
     for name in (FIRST, "results.csv"):
         assert (out / name).read_text() == (finished / name).read_text()
@@ -100,22 +134,20 @@ def test_a_run_killed_before_its_last_file_goes_on(asked, out, finished, stage, 
 
 def test_with_force_everything_is_done_again(asked, out, capsys):
     before = times(out)
-    pipeline.run(*asked, out, force=True)
+    stages.run(*asked, out, force=True)
     after = times(out)
     assert after.keys() == before.keys()
     assert {name for name in after if after[name] == before[name]} == set()
-    assert "already finished" not in capsys.readouterr().err
+    assert "already" not in capsys.readouterr().err.replace("0 of 2 machines were already", "")
 
 
 @pytest.mark.parametrize("force", [False, True])
 def test_force_reaches_the_training(asked, tmp_path, force, monkeypatch):
-    def train_run(*_, **told):
-        assert told["force"] == force
-        raise KeyboardInterrupt  # as no test of training
+    def fit(self, job):
+        assert job.anew == force
+        raise KeyboardInterrupt  # this is no test of training
 
-    (tmp_path / "tiny.safetensors").write_bytes(b"read by the training alone")
-    monkeypatch.setattr(pipeline, "train_run", train_run)
+    monkeypatch.setattr(Train, "fit", fit)
+    system = small_system(tiny_backbone(tmp_path / "tiny.safetensors"))
     with pytest.raises(KeyboardInterrupt):
-        pipeline.run(
-            small_system(tmp_path / "tiny.safetensors"), asked[1], tmp_path / "run", force=force
-        )
+        stages.run(system, asked[1], tmp_path / "run", force=force)

@@ -13,46 +13,33 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "types": set(),
     "version": set(),
     "files": {"types"},
-    "devices": EVERYWHERE,
-    "params": EVERYWHERE,
+    "devices": {"types"},
+    "artifact": {"types", "files", "devices"},
     "frontend": EVERYWHERE,
     "losses": EVERYWHERE,
     "data": EVERYWHERE,
-    "models": EVERYWHERE | {"frontend", "losses", "params"},
-    "train": EVERYWHERE | {"data", "devices", "frontend", "losses", "models", "params", "report"},
     "scoring": EVERYWHERE,
     "metrics": EVERYWHERE,
+    "models": EVERYWHERE | {"frontend", "losses"},
     "report": EVERYWHERE | {"data", "frontend", "metrics"},
-    "config": EVERYWHERE | {"data", "frontend", "losses", "models", "scoring", "train"},
-    "runs": EVERYWHERE | {"config"},
-    "training": EVERYWHERE
-    | {"config", "data", "devices", "models", "params", "report", "runs", "train", "weights"},
-    "embedding": EVERYWHERE
-    | {"config", "data", "devices", "models", "report", "runs", "training", "weights"},
-    "pseudo": EVERYWHERE | {"report", "runs", "scoring"},
-    "options": set(),
-    "two_stage": EVERYWHERE
-    | {"data", "devices", "embedding", "options", "pseudo", "report", "runs", "training"},
-    "pipeline": EVERYWHERE
-    | {"config", "data", "devices", "embedding", "metrics", "models", "options", "pseudo", "report"}
-    | {"runs", "scoring", "training", "two_stage"},
-    "members": EVERYWHERE | {"config", "metrics", "runs"},
-    "ensemble": EVERYWHERE
-    | {"config", "members", "metrics", "pipeline", "report", "runs", "scoring"},
-    "arguments": EVERYWHERE | {"config", "options", "params", "recipes", "report", "weights"},
-    "recipes": EVERYWHERE | {"config", "data", "frontend", "losses", "models", "scoring", "train"},
-    "weights": EVERYWHERE | {"data", "models", "params"},
+    "train": EVERYWHERE | {"artifact", "data", "devices", "frontend", "losses", "models", "report"},
+    "baseline": EVERYWHERE | {"data", "devices", "frontend", "models", "report", "train"},
+    "config": EVERYWHERE | {"baseline", "data", "models", "scoring", "train"},
+    "recipes": EVERYWHERE
+    | {"baseline", "config", "data", "frontend", "losses", "models", "scoring", "train"},
+    "stages": EVERYWHERE
+    | {"artifact", "config", "data", "devices", "metrics", "models", "report", "scoring", "train"},
+    "arguments": EVERYWHERE | {"config", "models", "recipes", "stages", "train"},
 }
 THIRD_PARTY = {  # what a room may import at module level besides the standard library and numpy
-    "params": {"jax", "flax"},
     "frontend": {"jax"},
-    "losses": {"jax"},
-    "train": {"jax", "flax", "optax"},
+    "losses": {"jax", "flax"},
     "models": {"jax", "flax"},
+    "train": {"jax", "flax", "optax"},
+    "baseline": {"jax", "optax"},
     "scoring": {"jax"},
     "devices": {"jax"},
-    "embedding": {"jax"},
-    "runs": {"jax"},
+    "stages": {"jax"},
     "arguments": {"tyro"},
     "__main__": {"tyro"},
 }
@@ -92,9 +79,25 @@ def test_arrows_and_third_parties(path):
     assert tops <= allowed, f"{path}: import {tops - allowed} inside the function that uses it"
 
 
+def test_only_a_function_of_the_command_line_imports_the_converters():
+    def converters(tree: ast.AST) -> set[str]:
+        names = imported(tree, everywhere=True)
+        return {name for name in names if name.split(".")[0] == "weights_convert"}
+
+    importing = []
+    for path in SOURCES:
+        tree = ast.parse(path.read_text())
+        importing += [path.relative_to(ROOT)] * bool(converters(tree))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                node.body = []
+        assert not converters(tree), f"{path}: import them inside the function that uses them"
+    assert importing == [Path("asdjax/__main__.py")]
+
+
 def test_importing_asdjax_needs_only_jax_flax_optax_numpy():
-    heavy = ["grain", "imblearn", "matplotlib", "orbax", "safetensors", "sklearn", "soundfile"]
-    heavy += ["soxr", "tyro"]
+    heavy = ["grain", "imblearn", "librosa", "matplotlib", "orbax", "safetensors", "sklearn"]
+    heavy += ["soundfile", "soxr", "tyro", "xxhash"]
     code = f"import sys, asdjax; print([m for m in {heavy} if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

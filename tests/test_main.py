@@ -1,6 +1,8 @@
 """The command line: what it prints, its exit codes, and one clear message for each mistake."""
 
 import errno
+import json
+import re
 import shutil
 import signal
 import sys
@@ -10,9 +12,12 @@ import pytest
 from machines import tone_machine
 
 from asdjax import __main__ as command_line
-from asdjax import embedding, runs
+from asdjax import arguments
+from asdjax.models import weights_file
+from asdjax.models.checkpoints import CHECKPOINTS
 from asdjax.recipes import RECIPES
-from asdjax.scoring.score import Knn
+from asdjax.scoring.knn import Knn
+from asdjax.stages import embed, folder
 
 
 @pytest.fixture(scope="module")
@@ -55,21 +60,29 @@ def test_stages_can_be_called_one_by_one_with_other_settings(call, made, tmp_pat
     out = tmp_path / "run"
     changes = ["--scorer.k", 2, "--batch", 7, "--audio.seconds", 0.3]
     assert call("embed", "frozen/logmel", "--data", made, "--out", out, *changes)[0] == 0
-    assert call("score", out, "--banks", "domain")[0] == 0
+    assert call("score", out, "knn", "--k", 2, "--banks", "domain")[0] == 0
     assert call("report", out)[0] == 0
-    system = runs.load(out).system
+    system = folder.load(out).system
     assert (system.scorer, system.batch) == (Knn(2, "domain"), 7)
     assert system.audio.seconds == 0.3
     assert (out / "results.csv").is_file()
 
 
-def test_recipes_are_listed_with_source_and_published_numbers(call):
+def test_recipes_are_listed_filtered_and_shown_one_by_one(call):
     code, out, _ = call("recipes")
     assert code == 0
-    for name, recipe in RECIPES.items():
-        assert name in out
-        assert recipe.source in out
-        assert recipe.published in out
+    assert all(name in out for name in RECIPES)
+    code, out, _ = call("recipes", "MIDEA")
+    assert code == 0
+    assert "midea2024/submission4" in out
+    assert "aithu2024" not in out
+    code, out, _ = call("recipes", "xju2025/beats-fft")
+    assert code == 0
+    assert RECIPES["xju2025/beats-fft"].source in out
+    assert "ToyCar" in out
+    code, out, err = call("recipes", "midea2024/submision4")
+    assert (code, out) == (1, "")
+    assert "midea2024/submission4" in err
 
 
 def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
@@ -104,7 +117,7 @@ def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
             "asdjax weights fetch beats-iter3",
         ),
         (["run", "frozen/logmel", "--data", "no", "--out", "x"], 1, "no"),
-        (["run", "frozen/logmel", "--data", ".", "--out", "x", "--weights", "y"], 1, "no weights"),
+        (["run", "frozen/logmel", "--data", ".", "--out", "x", "--weights", "y"], 2, "--weights"),
         (["run", "frozen/logmel", "--data", ".", "--out", "x", "--scorer.k", "0"], 2, "k >= 1"),
         (["data", "fetch", "--year", "1999", "--part", "dev", "--out", "x"], 1, "2020"),
         (["weights", "fetch", "beats-iter9"], 1, "beats-iter3"),
@@ -124,8 +137,120 @@ def test_mistakes_get_one_message_and_leave_nothing(
 
 def test_help_and_version_are_no_mistakes(call):
     for words in ([], ["--help"], ["run", "--help"], ["run", "frozen/beats", "--help"]):
-        assert call(*words)[0] == 0
+        code, out, err = call(*words)
+        assert (code, err) == (0, "")
+        assert out
     assert call("--version") == (0, f"{command_line.__version__}\n", "")
+
+
+HELP = {  # command and recipe -> options that it has, options that it lacks
+    ("run", "frozen/logmel"): (
+        {"data", "out", "scorer.k", "skip-bad", "audio.seconds"},
+        {"weights", "runs", "pseudo-labels", "keep-checkpoints", "distributed", "train.steps"},
+    ),
+    ("run", "baseline/mse"): (
+        {"train.epochs", "scorer.kind", "keep-checkpoints", "reuse"},
+        {"pseudo-labels", "weights", "distributed", "train.steps", "scorer.k"},
+    ),
+    ("train", "korea2025/system1"): (
+        {"weights", "pseudo-labels", "distributed", "encoders.0.adapter.rank", "train.source"},
+        {"runs", "embedder.branches.0.adapter.rank"},
+    ),
+    ("embed", "korea2025/system1"): (
+        {"weights", "pseudo-labels", "train.seed"},
+        {"keep-checkpoints", "distributed"},
+    ),
+    ("run", "aithu2024/system1"): (
+        {"weights", "runs", "members", "ensemble.weights", "beats-lora.FIELD", "all.FIELD"},
+        {"reuse", "train.steps"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "recipe"), HELP)
+def test_help_shows_only_what_a_recipe_has_and_what_is_changed_most_first(call, command, recipe):
+    code, out, err = call(command, recipe, "--help")
+    assert (code, err) == (0, "")
+    shown = re.findall(r"^  --(\S+)", out, re.MULTILINE)
+    assert len(shown) == len(set(shown))
+    has, lacks = HELP[command, recipe]
+    assert has <= set(shown)
+    assert not lacks & set(shown)
+    _, first, *groups = re.split(r"^([\w.]+(?: \w+)*):$", out, flags=re.MULTILINE)
+    assert first == "changed most"
+    most = re.findall(r"^  --(\S+)", groups[0], re.MULTILINE)
+    assert most == shown[: len(most)]
+    assert most[:2] == ["data", "out"]
+    known = [name.replace("_", "-") for name in arguments.USED]
+    assert most == [name for name in known if name in shown][:10]
+
+
+@pytest.mark.parametrize(("command", "recipe"), HELP)
+def test_every_option_that_help_shows_is_taken(command, recipe, tmp_path):
+    """What help shows as the default changes nothing."""
+    config = RECIPES[recipe].config
+    files = []
+    for name in getattr(config, "backbones", ()) or ("beats-iter3", "eat-base"):
+        kind = CHECKPOINTS[name].kind
+        files.append(str(tmp_path / f"{kind}.safetensors"))
+        weights_file.save(files[-1], {}, weights_file.Header(kind, {}))
+    given = [recipe, "--data", "data", "--out", "out"]
+    if "weights" in [option.name for option in arguments.option_fields(command, config)]:
+        given += ["--weights", *files]
+    defaults = []
+    for one in arguments.flags(config):
+        default = one.default.removeprefix("default: ")
+        if default and not one.flag.endswith(".weights"):
+            defaults += [f"--{one.flag}", *([] if default == "on" else default.split())]
+    assert arguments.parse(command, given + defaults) == arguments.parse(command, given)
+
+
+def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(call, made, tmp_path):
+    out = tmp_path / "run"
+    (out / "scores").mkdir(parents=True)
+    described = {"asdjax": "0.3.0", "system": {"class": "SystemConfig"}, "system_sha256": "0" * 64}
+    (out / "config.json").write_text(json.dumps(described))
+    (out / "clips.json").write_text("[]")
+    (out / "results.csv").write_text("machine,metric,value\n")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    sentence = f"asdjax: {out} holds a run of another version of asdjax; "
+    sentence += "choose another --out, or remove it"
+    where = ["--data", made, "--out", out]
+    for words in (
+        ["run", "frozen/logmel", *where],
+        ["embed", "frozen/logmel", *where],
+        ["train", "small/dual", *where, "--audio.seconds", 0.5],
+        ["score", out],
+        ["score", out, "knn", "--k", 2],
+        ["report", out],
+        ["pseudo", out],
+    ):
+        code, _, err = call(*words)
+        assert code == 1
+        assert err.splitlines()[-1] == sentence
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_figures_that_cannot_be_drawn_lose_no_number(call, made, tmp_path):
+    """The recordings, whose spectrograms are shown, have been moved away."""
+    data, out = shutil.copytree(made, tmp_path / "data"), tmp_path / "run"
+    assert call("run", "frozen/logmel", "--data", data, "--out", out)[0] == 0
+    results = (out / "results.csv").read_text()
+    (out / "results.csv").unlink()
+    data.rename(tmp_path / "moved")
+    code, shown, err = call("report", out)
+    assert code == 0
+    assert "official score" in shown
+    assert (out / "results.csv").read_text() == results
+    assert f"not in the figures: {data}" in " ".join(err.split())
+    assert {path.name for path in (out / "figures").iterdir()} >= {"histograms.png", "roc.png"}
+    # Once the recordings are back, all figures are drawn, without --force.
+    (tmp_path / "moved").rename(data)
+    assert call("run", "frozen/logmel", "--data", data, "--out", out)[0] == 0
+    picture = (out / "figures" / "top_clips.png").read_bytes()
+    code, _, err = call("report", out)
+    assert (code, "not in the figures" in err) == (0, False)
+    assert (out / "figures" / "top_clips.png").read_bytes() == picture
 
 
 def test_an_empty_folder_is_refused(call, tmp_path):
@@ -146,7 +271,7 @@ def test_ctrl_c_and_a_full_disk_end_with_a_message(call, made, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         signals = []
-        patch.setattr(embedding, "load_batches", interrupt)
+        patch.setattr(embed, "load_batches", interrupt)
         patch.setattr(command_line.signal, "signal", lambda *_: None)
         patch.setattr(command_line.signal, "raise_signal", signals.append)
         _, _, err = call(*words)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scored_runs import fan, make_clips, make_flipped, make_run, spoil
 
-from asdjax.members import load_members
+from asdjax.stages.ensemble import load_members
 from asdjax.types import InputError
 
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from asdjax import __main__ as command_line
-from asdjax import params
+from asdjax.models import weights_file
+from asdjax.models.weights_file import Header
 from asdjax.recipes import RECIPES
+from asdjax.types import InputError
 
 NAME = "aithu2024/system1"
 RECIPE = RECIPES[NAME].config
@@ -16,7 +18,7 @@ RECIPE = RECIPES[NAME].config
 def called(monkeypatch, tmp_path):
     """Return a function that runs the ensemble without its stages, and what it asked of them."""
     for kind in ("beats", "eat"):
-        params.save(tmp_path / f"{kind}.safetensors", {}, params.Header(kind, {}))
+        weights_file.save(tmp_path / f"{kind}.safetensors", {}, Header(kind, {}))
 
     def called(*words):
         members, ensembles = [], []
@@ -28,8 +30,8 @@ def called(monkeypatch, tmp_path):
             assert len(members) == len(runs)  # first the members, then their scores
             ensembles.append((runs, config, out, force))
 
-        monkeypatch.setattr(command_line.pipeline, "run", run)
-        monkeypatch.setattr(command_line, "combine", combine)
+        monkeypatch.setattr(command_line.stages, "run", run)
+        monkeypatch.setattr(command_line.combining, "ensemble", combine)
         where = ["--data", tmp_path / "data", "--out", tmp_path / "out", *words]
         command_line.dispatch(["run", NAME, *map(str, where)])
         (ensemble,) = ensembles
@@ -39,7 +41,7 @@ def called(monkeypatch, tmp_path):
 
 
 def weights_of(system) -> list[str]:
-    return [branch.weights for branch in system.embedder.branches]
+    return [encoder.weights for encoder in system.encoders]
 
 
 def test_every_member_gets_the_weights_asked_for(called, tmp_path):
@@ -78,6 +80,33 @@ def test_members_get_what_was_told_and_folders_of_their_own(called, tmp_path):
             "ground_truth": Path("truth"),
             "skip_bad": True,
             "force": False,
+            "keep_checkpoints": False,
             "reuse": tuple(other for other in folders if other != folder),
             "reported": RECIPES[name].parameters,
         }
+
+
+def test_fields_of_one_member_or_of_all_can_be_changed(called, tmp_path):
+    words = ["--weights", tmp_path / "beats.safetensors", tmp_path / "eat.safetensors"]
+    words += ["--all.train.steps", 16, "--beats-lora.train.seed=3", "--all.encoders.1.no-dropout"]
+    words += ["--eat-lora.encoders.0.adapter.targets", "q", "v", "--eat-lora.train.steps", 24]
+    words += ["--all.train.log_every=7"]
+    members, _ = called(*words)
+    beats, eat, dual = (system for system, *_ in members)
+    assert RECIPE.members == ("aithu2024/beats-lora", "aithu2024/eat-lora", "aithu2024/dual")
+    assert [one.train.steps for one in (beats, eat, dual)] == [16, 24, 16]
+    assert [one.train.seed for one in (beats, eat, dual)] == [3, 0, 0]
+    assert {one.train.log_every for one in (beats, eat, dual)} == {7}
+    dropout = [[encoder.dropout for encoder in one.encoders] for one in (beats, eat, dual)]
+    assert dropout == [[True], [True], [True, False]]  # only one member has a second encoder
+    targets = [one.encoders[0].adapter.targets for one in (beats, eat, dual)]
+    assert targets == [("q", "v", "out"), ("q", "v"), ("q", "v", "out")]
+
+
+def test_fields_that_no_member_has_are_refused(called):
+    with pytest.raises(InputError, match=r"--all\.train\.stepps: no member has this field"):
+        called("--all.train.stepps", 16)
+    for wrong in ("--beats-lora.train.stepps", "--beats-full.train.steps", "--train.steps"):
+        with pytest.raises(SystemExit) as ended:
+            called(wrong, 16)
+        assert ended.value.code == 2

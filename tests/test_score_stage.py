@@ -1,7 +1,9 @@
-"""Another back end for a finished run, by name, through the command line and from Python."""
+"""Another scorer for a finished run, through the command line and from Python."""
 
+import dataclasses
 import shutil
 import sys
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +12,16 @@ from machines import tone_machine
 
 import asdjax
 from asdjax import __main__ as command_line
-from asdjax import pipeline, runs
 from asdjax.config import SystemConfig
-from asdjax.models.embedder import LogMel
-from asdjax.scoring.score import Centers, Knn, Mahalanobis, Mixture, changed
-from asdjax.types import InputError
+from asdjax.models.logmel import LogMel
+from asdjax.scoring.centers import Centers
+from asdjax.scoring.knn import Knn
+from asdjax.scoring.mahalanobis import Mahalanobis
+from asdjax.scoring.mixture import Mixture
+from asdjax.scoring.smote import Smote
+from asdjax.stages import folder, stages
+
+FAN = "scores/anomaly_score_fan_section_00_test.csv"
 
 
 @pytest.fixture(scope="module")
@@ -23,45 +30,78 @@ def finished(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("machines")
     for seed, machine in enumerate(("fan", "pump")):
         tone_machine(root / "data", machine, seed)
-    asdjax.run(SystemConfig(LogMel(), Knn(k=2)), root / "data", root / "run")
+    asdjax.run(SystemConfig((LogMel(),), Knn(k=2)), root / "data", root / "run")
     return root / "run"
 
 
 @pytest.mark.parametrize(
     ("words", "scorer"),
     [
-        (["--k", "1", "--banks", "domain", "--standardize", "True"], Knn(1, "domain", True)),
-        (["--scorer", "knn", "--banks", "domain"], Knn(2, "domain")),
-        (["--scorer", "centers", "--count", "2", "--seed", "5"], Centers(2, seed=5)),
-        (
-            ["--scorer", "mixture", "--components", "2", "--covariance", "diagonal"],
-            Mixture(2, "diagonal"),
-        ),
-        (["--scorer", "mahalanobis", "--banks", "pooled"], Mahalanobis("pooled")),
+        (["knn", "--banks", "domain", "--standardize"], Knn(2, "domain", True)),
+        (["knn", "--k", "1", "smote:smote", "--smote.ratio", "1"], Knn(1, smote=Smote(1.0))),
+        (["centers", "--count", "2", "--seed", "5"], Centers(2, seed=5)),
+        (["mixture", "--components", "2", "--covariance", "diagonal"], Mixture(2, "diagonal")),
+        (["mahalanobis", "--banks", "pooled"], Mahalanobis("pooled")),
     ],
-    ids=lambda value: value[1] if isinstance(value, list) else "",
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_a_finished_run_gets_another_back_end(finished, tmp_path, monkeypatch, words, scorer):
+def test_a_finished_run_gets_another_scorer(finished, tmp_path, monkeypatch, words, scorer):
     out = shutil.copytree(finished, tmp_path / "run")
     monkeypatch.setattr(sys, "argv", ["asdjax", "score", str(out), *words])
     command_line.main()
-    made = runs.load(out)
+    made = folder.load(out)
     assert made.system.scorer == scorer
-    name = "scores/anomaly_score_fan_section_00_test.csv"
-    assert (out / name).read_text() != (finished / name).read_text()
+    assert (out / FAN).read_text() != (finished / FAN).read_text()
     for group in made.groups:
-        assert np.isfinite(runs.load_left_out(out, made, group)).all()
+        assert np.isfinite(folder.load_left_out(out, made, group)).all()
     if not getattr(scorer, "standardize", False):  # which loses how far the tone is from all noise
-        assert ("ALL", "official_score", 1.0) in pipeline.report(out)
+        assert ("ALL", "official_score", 1.0) in stages.report(out)
 
 
-def test_the_recorded_back_end_is_used_again_and_changed_field_by_field(finished, tmp_path):
+def test_the_recorded_scorer_is_used_again(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
-    pipeline.score(out, scorer="centers", count=3)
-    pipeline.score(out, seed=1)
-    assert runs.load(out).system.scorer == Centers(3, seed=1)
-    with pytest.raises(
-        InputError, match=r"settings of Centers \(count, starts, seed\), got k; .* are knn, mix"
+    stages.score(out, Centers(3, seed=1))
+    once = (out / FAN).read_text()
+    assert once != (finished / FAN).read_text()
+    (out / FAN).unlink()
+    stages.score(out)
+    assert folder.load(out).system.scorer == Centers(3, seed=1)
+    assert (out / FAN).read_text() == once
+
+
+def test_fields_that_are_not_given_stay_as_they_are_in_the_run(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    for words, scorer in (
+        (["--standardize", "smote:smote", "--smote.ratio", "1"], Knn(2, "pooled", True, Smote(1))),
+        (["--k", "1"], Knn(1, "pooled", True, Smote(1))),
+        (["smote:none"], Knn(1, "pooled", True)),
     ):
-        pipeline.score(out, k=3)
-    assert runs.load(out).system.scorer == changed(Centers(3), None, {"seed": 1})
+        command_line.dispatch(["score", str(out), "knn", *words])
+        assert folder.load(out).system.scorer == scorer
+
+
+def test_every_scorer_of_a_system_has_a_subcommand_with_its_options(finished, capsys):
+    kinds = typing.get_args(typing.get_type_hints(SystemConfig)["scorer"])
+    assert len(kinds) >= 5
+    with pytest.raises(SystemExit) as ended:
+        command_line.dispatch(["score", "--help"])
+    listed, mistakes = capsys.readouterr()
+    assert (ended.value.code, mistakes) == (0, "")
+    for kind in kinds:
+        name = kind.__name__.lower()
+        assert f"  {name} " in listed
+        with pytest.raises(SystemExit) as ended:
+            command_line.dispatch(["score", str(finished), name, "--help"])
+        shown = capsys.readouterr().out
+        assert ended.value.code == 0
+        for field in dataclasses.fields(kind):
+            assert f"{field.name.replace('_', '-')}" in shown
+
+
+def test_an_unknown_scorer_is_refused_and_changes_nothing(finished, capsys):
+    before = folder.load(finished).system.scorer
+    with pytest.raises(SystemExit) as ended:
+        command_line.dispatch(["score", str(finished), "nearest"])
+    assert ended.value.code == 2
+    assert "  knn " in capsys.readouterr().err
+    assert folder.load(finished).system.scorer == before

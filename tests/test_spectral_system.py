@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,45 +10,43 @@ from flax import nnx
 from machines import tiny_backbone
 from trainings import quick_compiles, small_system, two_machines
 
-from asdjax import params, pipeline, runs
 from asdjax.config import SystemConfig, from_json, to_json
-from asdjax.data.loader import Audio
+from asdjax.data.batches import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.contrastive import Contrastive, contrastive_loss
-from asdjax.models.heads import ContrastiveHead, Perturbation, Task
+from asdjax.models import weights_file
+from asdjax.models.pretrained import Pretrained
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Branch, Input, Scratch, System, Trained, Untrained, take_apart
+from asdjax.models.system import Architecture, Input, Perturbation, System
 from asdjax.scoring.centers import Centers
+from asdjax.stages import folder, stages
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import InputError
 
 SAMPLES = 6400  # 0.4 s, the clips of `small_system`
 SPECTRUM = ConvNet1d(embedding=6, channels=4)
 SPECTROGRAM = ResNet(embedding=4, channels=2, blocks=1)
-DUAL = Trained((SPECTRUM, SPECTROGRAM))
+DUAL = (SPECTRUM, SPECTROGRAM)
+NETWORKS = tuple(encoder.network(SAMPLES) for encoder in DUAL)
 
 
-def listeners(config: Trained) -> list[Scratch]:
-    return [Scratch(branch, SAMPLES) for branch in config.branches]
-
-
-def inputs(config: Trained, batch: int = 3) -> list[Input]:
+def inputs(batch: int = 3) -> list[Input]:
     wave = 0.1 * np.random.default_rng(0).standard_normal((batch, SAMPLES), np.float32)
-    return [Input(one.frontend(jnp.asarray(wave))) for one in listeners(config)]
+    return [network.front_end(jnp.asarray(wave), None) for network in NETWORKS]
 
 
-def build(config: Trained) -> System:
-    return System(config, listeners(config), train=False, rngs=nnx.Rngs(0))
+def build(perturbation: int = 0) -> System:
+    return System(Architecture(NETWORKS, (), perturbation), train=False, rngs=nnx.Rngs(0))
 
 
-def test_the_embedding_is_that_of_each_branch_one_behind_the_other():
-    system, given = build(DUAL), inputs(DUAL)
+def test_the_embedding_is_those_of_all_encoders():
+    system, given, part = build(), inputs(), Architecture(NETWORKS).part
     whole = np.asarray(system(given))
     assert whole.shape == (3, 10)
     for i, branch in enumerate(system.branches):
-        np.testing.assert_array_equal(whole[:, DUAL.part(i)], branch(given[i]))
-    assert (DUAL.part(0), DUAL.part(1), DUAL.part(None)) == (
+        np.testing.assert_array_equal(whole[:, part(i)], branch(given[i]))
+    assert (part(0), part(1), part(None)) == (
         slice(0, 6),
         slice(6, 10),
         slice(0, 10),
@@ -68,15 +65,14 @@ def test_the_perturbation_is_two_layers_and_norms_behind_the_relu():
 
 
 def test_the_perturbed_embedding_is_the_one_that_is_used():
-    config = replace(DUAL, perturbation=5)
-    system, given = build(config), inputs(config)
+    system, given = build(perturbation=5), inputs()
     plain = jnp.concatenate([b(x) for b, x in zip(system.branches, given, strict=True)], -1)
     np.testing.assert_array_equal(system(given), system.perturbation(plain))
     np.testing.assert_allclose(np.linalg.norm(system(given), axis=1), 1, rtol=1e-6)  # float32
 
 
 def test_the_contrastive_head_takes_a_mixed_clip_for_its_own_class():
-    head = ContrastiveHead(Task(Contrastive(0.1), np.ones(2, int)))
+    head = Contrastive(0.1).head(3, (), train=True, rngs=nnx.Rngs(0))
     embedding = jnp.asarray(np.random.default_rng(0).standard_normal((4, 3)), jnp.float32)
     label, weight = jnp.array([[0, 1], [0, 0], [1, 0], [1, 1]]), jnp.full((4, 2), 0.5)
     loss, cosine = head(embedding, label, weight)
@@ -87,7 +83,7 @@ def test_the_contrastive_head_takes_a_mixed_clip_for_its_own_class():
 
 
 def test_nothing_of_a_spectral_network_is_frozen_and_its_norms_are_statistics():
-    parts = take_apart(DUAL, listeners(DUAL), train=True)
+    parts = Architecture(NETWORKS).parts(train=True)
     assert not parts.frozen
     assert not parts.keys
     assert "branches.0.network.norms.3.var" in parts.statistics
@@ -96,17 +92,17 @@ def test_nothing_of_a_spectral_network_is_frozen_and_its_norms_are_statistics():
 
 
 def test_a_network_for_one_length_needs_to_know_it():
-    assert Untrained(Scratch(SPECTRUM, SAMPLES), {}).config.for_features({})[1] == {}
+    assert NETWORKS[0].params == {}
     with pytest.raises(InputError, match=r"expected audio.seconds, got none.*--audio.seconds"):
         SystemConfig(DUAL, train=Train())
     with pytest.raises(InputError, match="expected perturbation >= 0"):
-        Trained((SPECTRUM,), perturbation=-1)
+        Train(perturbation=-1)
     heads = (HeadConfig(AdaCos(2), branch_weights=(1.0, 1.0)),)
     with pytest.raises(InputError, match="no branch_weights with a perturbation"):
-        SystemConfig(replace(DUAL, perturbation=4), audio=Audio(0.4), train=Train(heads=heads))
+        SystemConfig(DUAL, audio=Audio(0.4), train=Train(heads=heads, perturbation=4))
     with pytest.raises(InputError, match="at least one head that tells classes"):
         Train(heads=(HeadConfig(Contrastive()),))
-    with pytest.raises(InputError, match="no branch_weights and no subcenters with a contrastive"):
+    with pytest.raises(InputError, match="no branch_weights and no subcenters with Contrastive"):
         HeadConfig(Contrastive(), subcenters=(("fan", 2),))
 
 
@@ -119,34 +115,33 @@ def ran(tmp_path_factory) -> Path:
     augment = Augment(mask=20, mixup=1.0, mixup_alpha=0.5, mixup_on="wave", warp=0.5)
     system = replace(
         small,
-        embedder=Trained((*small.embedder.branches, *DUAL.branches), perturbation=5),
-        train=replace(small.train, heads=heads, augment=augment, ema=0.9),
+        encoders=(*small.encoders, *DUAL),
+        train=replace(small.train, heads=heads, augment=augment, ema=0.9, perturbation=5),
         scorer=Centers(count=3, starts=2),
     )
     assert from_json(to_json(system)) == system
     with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline.figures, "write", lambda *_: None)
-        results = pipeline.run(system, two_machines(root / "data"), root / "run")
+        patch.setattr(stages.figures, "write", lambda *_: None)
+        results = stages.run(system, two_machines(root / "data"), root / "run")
     assert "official_score" in {metric.metric for metric in results}
     return root / "run"
 
 
 def test_any_spectral_network_stands_beside_any_backbone(ran):
-    trained, _ = params.load(ran / runs.MODEL)
+    trained = weights_file.load(ran / folder.MODEL).arrays
     parts = {name.split(".network.")[0] for name in trained if ".network." in name}
     assert parts == {"branches.1", "branches.2"}
     assert {name.split(".")[0] for name in trained} == {"branches", "heads", "perturbation"}
     assert not [name for name in trained if name.startswith("heads.1")]  # the contrastive one
-    made = runs.load(ran)
-    values = runs.load_embeddings(ran, made, ("fan", "section_00")).values
-    width = made.system.embedder.part(None).stop
-    assert values.shape == (20, width)
+    made = folder.load(ran)
+    values = folder.load_embeddings(ran, made, ("fan", "section_00")).values
+    assert values.shape == (20, 8 + 6 + 4)
     np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-5)  # perturbed
 
 
 def test_a_trained_network_is_used_with_the_statistics_it_ends_with(ran):
     """Averaged like the weights, they are neither those of the start nor those of a batch."""
-    trained, _ = params.load(ran / runs.MODEL)
+    trained = weights_file.load(ran / folder.MODEL).arrays
     for name in ("branches.1.network.norms.0", "branches.2.network.input_norm"):
         mean, variance = trained[f"{name}.mean"], trained[f"{name}.var"]
         assert np.any(mean)
@@ -154,11 +149,13 @@ def test_a_trained_network_is_used_with_the_statistics_it_ends_with(ran):
         assert not np.allclose(variance, 1)
 
 
-def test_branch_widths_may_differ_and_backbones_keep_their_names(tmp_path):
+def test_widths_may_differ_and_backbones_keep_their_names(tmp_path):
     system = small_system(tmp_path / "a.safetensors")
-    mixed = replace(
-        system, embedder=Trained((Branch("a", embedding=3), SPECTRUM, Branch("b", embedding=5)))
-    )
+    encoders = Pretrained("a", embedding=3), SPECTRUM, Pretrained("b", embedding=5)
+    mixed = replace(system, encoders=encoders)
     assert mixed.backbones == ("a", "b")
     assert mixed.with_backbones({"b": "c"}).backbones == ("a", "c")
-    assert jax.tree.map(mixed.embedder.part, [0, 1, 2]) == [slice(0, 3), slice(3, 9), slice(9, 14)]
+    tiny = tiny_backbone(tmp_path / "tiny.safetensors")
+    own = mixed.with_backbones({"a": str(tiny), "b": str(tiny)})
+    part = Architecture(tuple(encoder.network(SAMPLES) for encoder in own.encoders)).part
+    assert [part(i) for i in range(3)] == [slice(0, 3), slice(3, 9), slice(9, 14)]

@@ -12,10 +12,11 @@ import soundfile
 from machines import tiny_backbone
 from trainings import hum_machine, quick_compiles, small_system
 
-from asdjax import params, pipeline, runs
 from asdjax.files import read_csv
 from asdjax.losses.margin import Margin
-from asdjax.scoring.pseudo import Pseudo
+from asdjax.models import weights_file
+from asdjax.scoring.clusters import Pseudo
+from asdjax.stages import folder, stages
 from asdjax.train.config import HeadConfig
 from asdjax.types import InputError
 
@@ -29,20 +30,20 @@ def take_attributes(machine: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("two-stage")
-    hum_machine(folder / "data", "fan", 500.0, seed=1)
-    hum_machine(folder / "data", "pump", 2000.0, seed=2)
-    take_attributes(folder / "data" / "fan")
-    with quick_compiles(folder / "compiled"):
-        yield folder
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two-stage")
+    hum_machine(root / "data", "fan", 500.0, seed=1)
+    hum_machine(root / "data", "pump", 2000.0, seed=2)
+    take_attributes(root / "data" / "fan")
+    with quick_compiles(root / "compiled"):
+        yield root
 
 
 @pytest.fixture(scope="module")
-def plain(folder):
+def plain(root):
     """Return a system without pseudo labels that tells attributes apart."""
     heads = (HeadConfig(Margin("arcface", 0.2, 10.0), labels="attributes"),)
-    return small_system(tiny_backbone(folder / "tiny.safetensors"), heads=heads, steps=3)
+    return small_system(tiny_backbone(root / "tiny.safetensors"), heads=heads, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +52,13 @@ def system(plain):
 
 
 @pytest.fixture(scope="module")
-def ran(folder, system):
-    pipeline.run(system, folder / "data", folder / "run")
-    return folder / "run"
+def ran(root, system):
+    stages.run(system, root / "data", root / "run")
+    return root / "run"
 
 
 def arrays(out: Path) -> dict[str, np.ndarray]:
-    return {
-        name: np.asarray(value) for name, value in params.load(out / "model.safetensors")[0].items()
-    }
+    return weights_file.load(out / "model.safetensors").arrays
 
 
 def same(one: Path, other: Path) -> bool:
@@ -69,7 +68,7 @@ def same(one: Path, other: Path) -> bool:
 
 def test_clips_without_attributes_get_clusters_as_classes_and_others_keep_theirs(ran):
     rows = read_csv(ran / "pseudo" / "labels.csv")[1:]
-    made = runs.load(ran)
+    made = folder.load(ran)
     fans = [c for c in made.groups[BARE] if c.split == "train"]
     assert rows == [[*BARE, clip.name, clip.attributes] for clip in fans]
     assert {label for *_, label in rows} == {"pseudo_00", "pseudo_01", "pseudo_02"}
@@ -86,9 +85,8 @@ def test_the_clusters_are_those_of_the_first_stage(ran):
     from sklearn.cluster import AgglomerativeClustering
     from sklearn.metrics import adjusted_rand_score
 
-    first = runs.load(ran / "first-stage")
-    found = runs.load_embeddings(ran / "first-stage", first, BARE)
-    train = found.take([i for i, c in enumerate(found.clips) if c.split == "train"])
+    first = folder.load(ran / "first-stage")
+    train = folder.load_embeddings(ran / "first-stage", first, BARE).select("train")
     unit = train.values / np.linalg.norm(train.values, axis=1, keepdims=True)
     expected = AgglomerativeClustering(3).fit(unit).labels_
     ours = [label for *_, label in read_csv(ran / "pseudo" / "labels.csv")[1:]]
@@ -97,120 +95,134 @@ def test_the_clusters_are_those_of_the_first_stage(ran):
     assert names == ["fan section_00", "pump section_00 spd_0", "pump section_00 spd_1"]
 
 
-def test_the_second_stage_starts_from_the_checkpoint_again(ran, folder, plain):
+def test_the_second_stage_starts_from_the_checkpoint_again(ran, root, plain):
     """With the same labels and no first stage, even in a system without pseudo labels."""
     labels = ran / "pseudo" / "labels.csv"
-    pipeline.run(plain, folder / "data", folder / "given", pseudo_labels=labels)
-    assert same(folder / "given", ran)
+    stages.run(plain, root / "data", root / "given", pseudo_labels=labels)
+    assert same(root / "given", ran)
     assert not same(ran / "first-stage", ran)
-    assert not (folder / "given" / "first-stage").exists()
-    assert (folder / "given" / "pseudo" / "labels.csv").read_bytes() == labels.read_bytes()
+    assert not (root / "given" / "first-stage").exists()
+    assert (root / "given" / "pseudo" / "labels.csv").read_bytes() == labels.read_bytes()
 
 
-def test_a_run_without_pseudo_labels_is_the_first_stage(ran, folder, plain, system, capsys):
-    pipeline.run(plain, folder / "data", folder / "plain")
-    assert same(folder / "plain", ran / "first-stage")
-    results = (folder / "plain" / "results.csv").stat().st_mtime_ns
-    pipeline.run(system, folder / "data", folder / "shared", reuse=(folder / "plain",))
-    told = capsys.readouterr().err
-    assert f"first stage: the training of {folder / 'plain'}" in " ".join(told.split())
-    assert not (folder / "shared" / "first-stage" / "model.safetensors").exists()
-    assert same(folder / "shared", ran)
-    assert (folder / "plain" / "results.csv").stat().st_mtime_ns == results  # left as it was
+def test_a_run_without_pseudo_labels_is_the_first_stage(ran, root, plain, system, capsys):
+    stages.run(plain, root / "data", root / "plain")
+    assert same(root / "plain", ran / "first-stage")
+    results = (root / "plain" / "results.csv").stat().st_mtime_ns
+    stages.run(system, root / "data", root / "shared", reuse=(root / "plain",))
+    assert "model.safetensors copied from a run" in capsys.readouterr().err
+    assert same(root / "plain", root / "shared" / "first-stage")
+    assert not (root / "shared" / "first-stage" / "log.jsonl").exists()  # nothing was trained
+    assert same(root / "shared", ran)
+    assert (root / "plain" / "results.csv").stat().st_mtime_ns == results  # left as it was
 
 
-def test_labels_of_an_earlier_command_are_not_used_unasked(ran, folder, plain):
-    labels, out = ran / "pseudo" / "labels.csv", folder / "asked-before"
-    pipeline.run(plain, folder / "data", out, pseudo_labels=labels)
-    with pytest.raises(InputError, match=r"data_sha256: checkpoint"):
-        pipeline.run(plain, folder / "data", out)
+def test_labels_of_an_earlier_command_are_not_used_unasked(ran, root, plain):
+    labels, out = ran / "pseudo" / "labels.csv", root / "asked-before"
+    stages.run(plain, root / "data", out, pseudo_labels=labels)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors is (.|\n)*fan section_00\.labels differs"
+    ):
+        stages.run(plain, root / "data", out)
 
 
-def test_another_training_is_no_first_stage(folder, plain, system):
+def test_another_training_is_no_first_stage(root, plain, system):
     other = replace(plain, train=replace(plain.train, seed=1))
-    pipeline.train(other, folder / "data", folder / "other")
-    pipeline.train(system, folder / "data", folder / "own", reuse=(folder / "other",))
-    assert (folder / "own" / "first-stage" / "model.safetensors").exists()
+    stages.train(other, root / "data", root / "other")
+    stages.train(system, root / "data", root / "own", reuse=(root / "other",))
+    assert (root / "own" / "first-stage" / "log.jsonl").exists()
+    assert not same(root / "own" / "first-stage", root / "other")
 
 
-def test_a_finished_run_is_left_alone(ran, folder, system, capsys):
+def test_a_finished_run_is_left_alone(ran, root, system, capsys):
     scores = {path: path.stat().st_mtime_ns for path in (ran / "scores").rglob("*.csv")}
-    pipeline.run(system, folder / "data", ran)
-    assert "already finished" in capsys.readouterr().err
+    stages.run(system, root / "data", ran)
+    said = capsys.readouterr().err
+    assert "already trained" in said
+    assert "already scored" in said
     assert all(path.stat().st_mtime_ns == time for path, time in scores.items())
 
 
-def test_other_labels_are_refused_where_there_is_a_training_and_change_nothing(ran, folder, system):
+def test_other_labels_are_refused_where_there_is_a_training_and_change_nothing(ran, root, system):
     labels = ran / "pseudo" / "labels.csv"
-    before, edited = labels.read_text(), folder / "edited.csv"
+    before, edited = labels.read_text(), root / "edited.csv"
     edited.write_text(before.replace("pseudo_02", "pseudo_00"))
-    with pytest.raises(InputError, match=r"other pseudo labels.*another --out, or --force"):
-        pipeline.run(system, folder / "data", ran, pseudo_labels=edited)
+    with pytest.raises(
+        InputError, match=r"labels\.csv is there already(.|\n)*given: nothing before"
+    ):
+        stages.run(system, root / "data", ran, pseudo_labels=edited)
     fewer = replace(system, pseudo=Pseudo(counts=(("fan", 2),)))
-    with pytest.raises(InputError, match=r"other pseudo labels.*another --out, or --force"):
-        pipeline.run(fewer, folder / "data", ran)
+    with pytest.raises(InputError, match=r"counts\.0\.1: 3 before, 2 now(.|\n)*another --out"):
+        stages.run(fewer, root / "data", ran)
     assert labels.read_text() == before
 
 
-def test_labels_edited_by_hand_are_classes(ran, folder, plain):
-    edited = folder / "by-hand.csv"
+def test_labels_edited_by_hand_are_classes(ran, root, plain):
+    edited = root / "by-hand.csv"
     labels = (ran / "pseudo" / "labels.csv").read_text()
     edited.write_text(labels.replace("pseudo_02", "quiet").replace("pseudo_00", "quiet"))
-    pipeline.train(plain, folder / "data", folder / "by-hand", pseudo_labels=edited)
-    names = json.loads((folder / "by-hand" / "labels.json").read_text())["0"]
+    stages.train(plain, root / "data", root / "by-hand", pseudo_labels=edited)
+    names = json.loads((root / "by-hand" / "labels.json").read_text())["0"]
     assert names[:2] == ["fan section_00 pseudo_01", "fan section_00 quiet"]
 
 
-def test_embedding_needs_the_labels_of_the_training(folder, system, tmp_path):
+def test_embedding_needs_the_labels_of_the_training(ran, root, system, tmp_path):
     with pytest.raises(InputError, match=r"pseudo/labels\.csv"):
-        pipeline.embed(system, folder / "data", tmp_path)
+        stages.embed(system, root / "data", tmp_path)
+    assert not list(tmp_path.iterdir())
+    copied = shutil.copytree(ran, tmp_path / "run")
+    (copied / "embeddings" / "fan_section_00.npz").unlink()
+    stages.embed(system, root / "data", copied)
+    for name in ("labels.csv", "fan_section_00.png"):
+        assert (copied / "pseudo" / name).read_bytes() == (ran / "pseudo" / name).read_bytes()
+    one, other = (np.load(out / "embeddings" / "fan_section_00.npz") for out in (copied, ran))
+    np.testing.assert_array_equal(one["values"], other["values"])
 
 
 def test_where_all_machines_have_attributes_there_is_one_stage(
-    folder, system, plain, tmp_path, capsys
+    root, system, plain, tmp_path, capsys
 ):
     hum_machine(tmp_path / "data", "pump", 2000.0, seed=2)
     hum_machine(tmp_path / "data", "valve", 500.0, seed=1)
-    pipeline.train(system, tmp_path / "data", tmp_path / "run")
+    stages.train(system, tmp_path / "data", tmp_path / "run")
     assert "no pseudo labels are made" in capsys.readouterr().err
     assert not (tmp_path / "run" / "first-stage").exists()
-    pipeline.embed(system, tmp_path / "data", tmp_path / "run")
+    stages.embed(system, tmp_path / "data", tmp_path / "run")
     assert (tmp_path / "run" / "embeddings" / "valve_section_00.npz").exists()
 
 
-def test_more_clusters_than_clips_are_refused_before_anything_is_trained(folder, plain, tmp_path):
+def test_more_clusters_than_clips_are_refused_before_anything_is_trained(root, plain, tmp_path):
     many = replace(plain, pseudo=Pseudo(counts=(("fan", 40),)))
     with pytest.raises(InputError, match=r"fan section_00: 40 of 12 clips"):
-        pipeline.run(many, folder / "data", tmp_path)
+        stages.run(many, root / "data", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_does_not_need_its_first_stage_again(ran, folder, system):
-    copied = folder / "copied"
+def test_a_finished_run_does_not_need_its_first_stage_again(ran, root, system):
+    copied = root / "copied"
     shutil.copytree(ran, copied)
     shutil.rmtree(copied / "first-stage")
     before = (copied / "pseudo" / "fan_section_00.png").stat().st_mtime_ns
-    pipeline.run(system, folder / "data", copied)
+    stages.run(system, root / "data", copied)
     assert not (copied / "first-stage").exists()
     assert (copied / "pseudo" / "fan_section_00.png").stat().st_mtime_ns == before
 
 
-def test_a_label_edited_in_place_is_not_lost(ran, folder, system):
-    copied = folder / "edited-in-place"
+def test_a_label_edited_in_place_is_not_lost(ran, root, system):
+    copied = root / "edited-in-place"
     shutil.copytree(ran, copied)
     labels = copied / "pseudo" / "labels.csv"
     edited = labels.read_text().replace("pseudo_02", "quiet")
     labels.write_text(edited)
-    with pytest.raises(InputError, match=r"labels\.csv has other pseudo labels"):
-        pipeline.run(system, folder / "data", copied)
+    with pytest.raises(InputError, match=r"labels\.csv is there already(.|\n)*content was changed"):
+        stages.run(system, root / "data", copied)
     assert labels.read_text() == edited
 
 
-def test_recordings_that_changed_are_another_training(folder, plain, tmp_path):
-    shutil.copytree(folder / "data", tmp_path / "data")
-    pipeline.train(plain, tmp_path / "data", tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
+def test_recordings_that_changed_are_another_training(root, plain, tmp_path):
+    shutil.copytree(root / "data", tmp_path / "data")
+    stages.train(plain, tmp_path / "data", tmp_path / "run")
     path = next((tmp_path / "data" / "pump" / "train").glob("*source*.wav"))
     soundfile.write(path, soundfile.read(path)[0][::-1], 16000, "PCM_16")
-    with pytest.raises(InputError, match=r"model\.safetensors is of another training .* --force"):
-        pipeline.train(plain, tmp_path / "data", tmp_path / "run")
+    with pytest.raises(InputError, match=r"pump section_00\.content differs(.|\n)*--force"):
+        stages.train(plain, tmp_path / "data", tmp_path / "run")

@@ -1,7 +1,7 @@
 """What tests of training share: machines that can be told apart, a small system, quick compiles."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,13 +9,16 @@ import jax
 import numpy as np
 import soundfile
 from jax.experimental.compilation_cache import compilation_cache
-from machines import one_branch
+from machines import one_encoder
 
 from asdjax.config import SystemConfig
-from asdjax.data.loader import Audio
+from asdjax.data.batches import Audio
 from asdjax.losses.margin import Margin
+from asdjax.models.backbone import Backbone
 from asdjax.models.lora import Lora
-from asdjax.scoring.score import Knn
+from asdjax.models.pretrained import Pretrained
+from asdjax.models.system import Architecture, Task
+from asdjax.scoring.knn import Knn
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
 
@@ -23,15 +26,30 @@ SAMPLES = 8000
 TIMES = {"clips_per_second", "waiting"}  # of a line in the log: they differ from run to run
 
 
+def architecture(
+    encoders: Sequence[Pretrained],
+    backbones: Sequence[Backbone],
+    tasks: Sequence[Task] = (),
+    perturbation: int = 0,
+) -> Architecture:
+    """Return the system of encoders with backbones that are in no file, one for each."""
+    pairs = zip(encoders, backbones, strict=True)
+    networks = tuple(encoder.network_of(backbone) for encoder, backbone in pairs)
+    return Architecture(networks, tuple(tasks), perturbation)
+
+
 @contextmanager
 def quick_compiles(folder: Path) -> Iterator[None]:
-    """Leave most optimizations out and compile equal programs once.
+    """Leave most optimizations out and compile equal programs once, in all files of the run.
 
     Each call of `train` builds its step anew; without this a resumed run would compile it again.
+
+    Args:
+      folder: for the programs, where the run has none of its own (see `conftest.py`).
     """
     settings = {
         "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir or str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
@@ -75,8 +93,12 @@ def two_machines(root: Path) -> Path:
     return root
 
 
-def small_system(weights: Path, **train: object) -> SystemConfig:
-    """Return LoRA on a tiny backbone that tells machines apart, with fields of `Train` changed."""
+def small_system(weights: Path | None = None, encoders=None, scorer=None, **train) -> SystemConfig:
+    """Return LoRA on a tiny backbone that tells machines apart, with fields of `Train` changed.
+
+    Args:
+      encoders, scorer: in place of that backbone and of the nearest neighbor.
+    """
     given = {
         "steps": 6,
         "batch": 4,
@@ -86,8 +108,8 @@ def small_system(weights: Path, **train: object) -> SystemConfig:
     }
     adapter = Lora(rank=2, alpha=2.0, targets=("q",))
     return SystemConfig(
-        one_branch(str(weights), adapter, "mean", embedding=8),
-        Knn(),
+        encoders or one_encoder(str(weights), adapter, "mean", embedding=8),
+        scorer or Knn(),
         Audio(seconds=0.4),
         Train(**given | train),
         batch=8,

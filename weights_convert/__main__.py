@@ -5,50 +5,38 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from asdjax.models.beats import BeatsConfig
 from asdjax.types import InputError
-from weights_convert import beats, eat
+from weights_convert import CONVERTERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.model == "beats":
-            config = BeatsConfig.base() if options.config else None
-            header = beats.convert_file(options.source, options.out, config)
-        else:
-            header = eat.convert_file(options.source, options.out, options.config)
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{options.out}: {options.model}, from a file with SHA-256 {header.source_sha256}")
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m weights_convert",
         description="Convert a checkpoint to the weight file of asdjax. PyTorch is not needed, and "
         "nothing in the file is executed.",
     )
-    models = parser.add_subparsers(dest="model", required=True)
-    for_beats = models.add_parser("beats", help="Microsoft's .pt")
-    for_eat = models.add_parser("eat", help="fairseq's .pt or Hugging Face's model.safetensors")
-    for each in (for_beats, for_eat):
-        each.add_argument("source", type=Path, help="the original file")
-        each.add_argument("out", type=Path, help="the .safetensors file to write")
-    for_beats.add_argument(
-        "--config", choices=["base"], help="the structure of a file that does not carry its own"
+    parser.add_argument("kind", choices=CONVERTERS, help="of backbone")
+    parser.add_argument(
+        "source",
+        help="the original file: Microsoft's .pt of BEATs; fairseq's .pt or Hugging Face's "
+        "model.safetensors of EAT",
     )
-    for_eat.add_argument(
+    parser.add_argument("out", help="the .safetensors file to write")
+    parser.add_argument(
         "--config",
-        type=Path,
-        help="the config.json of a model.safetensors, if it does not lie beside it",
+        help="beats: `base`, the structure of a file that does not carry its own. "
+        "eat: the config.json of a model.safetensors, if it does not lie beside it",
     )
-    return parser
+    given = parser.parse_args(arguments)
+    try:
+        header = CONVERTERS[given.kind](given.source, given.out, given.config)
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{given.out}: {given.kind}, from a file with SHA-256 {header.source_sha256}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asdjax import params
 from asdjax.files import sha256_file
 from asdjax.models.backbone import abstract
 from asdjax.models.beats import BeatsConfig
+from asdjax.models.weights_file import Header, listing, save
 from asdjax.types import InputError
 from weights_convert import table, torch_file
 
@@ -30,42 +30,30 @@ LAYER = r"encoder\.layers\.(\d+)\."
 ATTN = LAYER + r"self_attn\."
 POS = r"encoder\.pos_conv\.0\."
 TABLE: table.Table = [
-    (r"patch_embedding\.weight", "patch_embed.kernel", table.patch),
-    (r"patch_embedding\.bias", "patch_embed.bias", table.same),
-    (r"layer_norm\.weight", "patch_norm.scale", table.same),
-    (r"layer_norm\.bias", "patch_norm.bias", table.same),
-    (r"post_extract_proj\.weight", "proj.kernel", table.linear),
-    (r"post_extract_proj\.bias", "proj.bias", table.same),
+    *table.linear("patch_embedding", "patch_embed", table.patches),
+    *table.norm("layer_norm", "patch_norm"),
+    *table.linear("post_extract_proj", "proj"),
     (POS + r"(?:weight_g|parametrizations\.weight\.original0)", "pos_conv.gain", table.last),
     (POS + r"(?:weight_v|parametrizations\.weight\.original1)", "pos_conv.direction", _conv),
     (POS + r"bias", "pos_conv.bias", table.same),
-    (r"encoder\.layer_norm\.weight", "norm.scale", table.same),
-    (r"encoder\.layer_norm\.bias", "norm.bias", table.same),
-    (ATTN + r"(q|k|v|out)_proj\.weight", r"layers.\1.attn.\2.kernel", table.linear),
-    (ATTN + r"(q|k|v|out)_proj\.bias", r"layers.\1.attn.\2.bias", table.same),
-    (ATTN + r"grep_linear\.weight", r"layers.\1.attn.gate.kernel", table.linear),
-    (ATTN + r"grep_linear\.bias", r"layers.\1.attn.gate.bias", table.same),
+    *table.norm(r"encoder\.layer_norm", "norm"),
+    *table.linear(ATTN + r"(q|k|v|out)_proj", r"layers.\1.attn.\2"),
+    *table.linear(ATTN + r"grep_linear", r"layers.\1.attn.gate"),
     (ATTN + r"grep_a", r"layers.\1.attn.gate_scale", np.ravel),
     (ATTN + r"relative_attention_bias\.weight", "relative_bias", table.same),  # in every layer
-    (LAYER + r"self_attn_layer_norm\.weight", r"layers.\1.attn_norm.scale", table.same),
-    (LAYER + r"self_attn_layer_norm\.bias", r"layers.\1.attn_norm.bias", table.same),
-    (LAYER + r"(fc1|fc2)(?:\.linear)?\.weight", r"layers.\1.\2.kernel", table.linear),
-    (LAYER + r"(fc1|fc2)(?:\.linear)?\.bias", r"layers.\1.\2.bias", table.same),
-    (LAYER + r"final_layer_norm\.weight", r"layers.\1.ffn_norm.scale", table.same),
-    (LAYER + r"final_layer_norm\.bias", r"layers.\1.ffn_norm.bias", table.same),
-    (r"predictor\.weight", "predictor.kernel", table.linear),
-    (r"predictor\.bias", "predictor.bias", table.same),
+    *table.norm(LAYER + r"self_attn_layer_norm", r"layers.\1.attn_norm"),
+    *table.linear(LAYER + r"(fc1|fc2)(?:\.linear)?", r"layers.\1.\2"),
+    *table.norm(LAYER + r"final_layer_norm", r"layers.\1.ffn_norm"),
+    *table.linear("predictor", "predictor"),
 ]
 PREFIX = re.compile(r"((?:model\.|module\.|beats\.)*)patch_embedding\.weight")  # of some tools
 
 
-def convert_file(
-    source: Path | str, out: Path | str, config: BeatsConfig | None = None
-) -> params.Header:
+def convert_file(source: Path | str, out: Path | str, config: str | None = None) -> Header:
     """Convert a checkpoint to a weight file and return its header; write nothing on failure.
 
     Args:
-        config: the structure, for a file that does not carry its own (`cfg`).
+        config: "base", the published structure, for a file that does not carry its own (`cfg`).
 
     Raises:
         InputError: not a BEATs checkpoint, or its tensors are not exactly the model's.
@@ -79,12 +67,12 @@ def convert_file(
     tree = torch_file.read(source)
     try:
         state = _state(tree)
-        config = _config(tree, state, config)
-        arrays, labels = convert(state, config), _labels(tree, config)
+        structure = _structure(tree, state, config)
+        arrays, labels = convert(state, structure), _labels(tree, structure)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    header = params.Header("beats", asdict(config), sha256_file(source), labels)
-    params.save(out, arrays, header)
+    header = Header(structure.kind, asdict(structure), sha256_file(source), labels)
+    save(out, arrays, header)
     return header
 
 
@@ -108,27 +96,27 @@ def _state(tree: Any) -> dict[str, Any]:
         kind = "EAT (convert it with `python -m weights_convert eat`)" if eat else "another model"
         raise InputError(
             f"not a BEATs checkpoint but {kind}: no tensor named patch_embedding.weight"
-            + params.listing("its first tensors", list(state)[:5])
+            + listing("its first tensors", list(state)[:5])
         )
     if others := [name for name in state if not name.startswith(prefixes[0])]:
-        raise InputError(f"more than a BEATs model{params.listing('other tensors', others)}")
+        raise InputError(f"more than a BEATs model{listing('other tensors', others)}")
     return {name.removeprefix(prefixes[0]): tensor for name, tensor in state.items()}
 
 
-def _config(tree: dict, state: dict[str, Any], config: BeatsConfig | None) -> BeatsConfig:
+def _structure(tree: dict, state: dict[str, Any], config: str | None) -> BeatsConfig:
     cfg = tree.get("cfg")
     if isinstance(cfg, dict) and config is None:
         return BeatsConfig.from_checkpoint(cfg)
     if cfg is not None:
         raise InputError("the file carries its own configuration ('cfg'); leave --config out")
-    if config is None:
+    if config != "base":
         raise InputError(
             "no model configuration ('cfg') in the file; if it has the published base structure, "
             "say so with --config base"
         )
-    if "predictor.weight" in state:
-        return replace(config, finetuned_model=True, predictor_class=len(state["predictor.weight"]))
-    return config
+    if "predictor.weight" not in state:
+        return BeatsConfig.base()
+    return BeatsConfig.base(finetuned_model=True, predictor_class=len(state["predictor.weight"]))
 
 
 def _labels(tree: dict, config: BeatsConfig) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """EAT: the names and layouts of the published checkpoints, and ours.
 
-They come in two forms that hold the same numbers:
+They come in two forms that hold the same values:
 
 - fairseq `.pt`: `{"cfg": dict, "model": {name: tensor}, ...}`. `model` also holds the decoder of
   the pre-training and, as a dict among tensors, the teacher `_ema`; both are left out. Fine-tuned
@@ -17,17 +17,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from asdjax import params
 from asdjax.files import sha256_file
 from asdjax.models.backbone import abstract
-from asdjax.models.beats import MEL_BANDS
 from asdjax.models.eat import RATES, EatConfig
+from asdjax.models.layers import MEL_BANDS
+from asdjax.models.weights_file import FORMAT, Header, listing, readable, save
 from asdjax.types import InputError
 from weights_convert import table, torch_file
 
@@ -36,42 +35,35 @@ MODALITY = re.compile(r"(?:model\.)?modality_encoders\.(\w+)\..*")
 DECODER = re.compile(r"modality_encoders\.IMAGE\.decoder\..*")
 
 
-def _third(part: int, layout: table.Layout, x: np.ndarray) -> np.ndarray:
-    """Lay out q, k or v, which are stacked along the first axis: (3 D, ...)."""
-    return layout(np.split(x, 3)[part])
-
-
 ENCODER = r"(?:modality_encoders\.IMAGE\.)?"
 NORM = r"(?:modality_encoders\.IMAGE\.context_encoder\.norm|pre_norm)"
 BLOCK = r"blocks\.(\d+)\."
-QKV = BLOCK + r"attn\.qkv\."
+
+
+def _third(part: int, name: str) -> table.Table:
+    """Return the rows of q, k or v, which are stacked along the first axis: (3 D, ...)."""
+
+    def cut(x):
+        return np.split(x, 3)[part]
+
+    target = rf"layers.\1.attn.{name}"
+    return table.linear(BLOCK + r"attn\.qkv", target, lambda x: cut(x).T, cut)
+
+
 TABLE: table.Table = [
     (ENCODER + r"extra_tokens", "class_token", table.last),
-    (ENCODER + r"local_encoder\.proj\.weight", "patch_embed.kernel", table.patch),
-    (ENCODER + r"local_encoder\.proj\.bias", "patch_embed.bias", table.same),
-    (ENCODER + r"fixed_positional_encoder\.positions", "positions", partial(np.squeeze, axis=0)),
-    (NORM + r"\.weight", "norm.scale", table.same),
-    (NORM + r"\.bias", "norm.bias", table.same),
-    *(
-        (QKV + r"weight", rf"layers.\1.attn.{name}.kernel", partial(_third, part, table.linear))
-        for part, name in enumerate("qkv")
-    ),
-    *(
-        (QKV + r"bias", rf"layers.\1.attn.{name}.bias", partial(_third, part, table.same))
-        for part, name in enumerate("qkv")
-    ),
-    (BLOCK + r"attn\.proj\.weight", r"layers.\1.attn.out.kernel", table.linear),
-    (BLOCK + r"attn\.proj\.bias", r"layers.\1.attn.out.bias", table.same),
-    (BLOCK + r"norm1\.weight", r"layers.\1.attn_norm.scale", table.same),
-    (BLOCK + r"norm1\.bias", r"layers.\1.attn_norm.bias", table.same),
-    (BLOCK + r"mlp\.(fc1|fc2)\.weight", r"layers.\1.\2.kernel", table.linear),
-    (BLOCK + r"mlp\.(fc1|fc2)\.bias", r"layers.\1.\2.bias", table.same),
-    (BLOCK + r"norm2\.weight", r"layers.\1.ffn_norm.scale", table.same),
-    (BLOCK + r"norm2\.bias", r"layers.\1.ffn_norm.bias", table.same),
-    (r"fc_norm\.weight", "head_norm.scale", table.same),
-    (r"fc_norm\.bias", "head_norm.bias", table.same),
-    (r"head\.weight", "head.kernel", table.linear),
-    (r"head\.bias", "head.bias", table.same),
+    *table.linear(ENCODER + r"local_encoder\.proj", "patch_embed", table.patches),
+    (ENCODER + r"fixed_positional_encoder\.positions", "positions", lambda x: x.squeeze(0)),
+    *table.norm(NORM, "norm"),
+    *_third(0, "q"),
+    *_third(1, "k"),
+    *_third(2, "v"),
+    *table.linear(BLOCK + r"attn\.proj", r"layers.\1.attn.out"),
+    *table.norm(BLOCK + r"norm1", r"layers.\1.attn_norm"),
+    *table.linear(BLOCK + r"mlp\.(fc1|fc2)", r"layers.\1.\2"),
+    *table.norm(BLOCK + r"norm2", r"layers.\1.ffn_norm"),
+    *table.norm("fc_norm", "head_norm"),
+    *table.linear("head", "head"),
 ]
 
 SIZES = "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps"
@@ -97,9 +89,7 @@ ALWAYS_HUGGING_FACE = {
 }
 
 
-def convert_file(
-    source: Path | str, out: Path | str, config: Path | str | None = None
-) -> params.Header:
+def convert_file(source: Path | str, out: Path | str, config: Path | str | None = None) -> Header:
     """Convert a checkpoint to a weight file and return its header; write nothing on failure.
 
     Args:
@@ -111,18 +101,21 @@ def convert_file(
             tensors that are not exactly the model's.
     """
     source = Path(source)
-    hugging_face = source.suffix == ".safetensors"
-    tensors, cfg = (_read_hugging_face if hugging_face else _read_fairseq)(source, config)
+    if source.suffix == ".safetensors":
+        (tensors, cfg), structure_of = _read_hugging_face(source, config), _hugging_face_structure
+    elif config is None:
+        (tensors, cfg), structure_of = _read_fairseq(source), _fairseq_structure
+    else:
+        raise InputError(f"{source}: carries its own configuration ('cfg'); leave --config out")
     try:
         state = _state(tensors)
-        structure = (_hugging_face_structure if hugging_face else _fairseq_structure)(cfg)
         eps = HEAD_NORM_EPS["fairseq" if _modalities(tensors) else "Hugging Face"]
-        structure = replace(structure, head_norm_eps=eps)
+        structure = replace(structure_of(cfg), head_norm_eps=eps)
         arrays = convert(state, structure)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
-    header = params.Header("eat", asdict(structure), sha256_file(source))
-    params.save(out, arrays, header)
+    header = Header(structure.kind, asdict(structure), sha256_file(source))
+    save(out, arrays, header)
     return header
 
 
@@ -135,39 +128,29 @@ def convert(state: Mapping[str, Any], config: EatConfig) -> dict[str, np.ndarray
     return table.convert(state, TABLE, abstract(config)[1])
 
 
-def _read_fairseq(source: Path, config: Path | str | None) -> tuple[dict, Any]:
+def _read_fairseq(source: Path) -> tuple[dict, Any]:
     """Return the tensors and the configuration of the model, None without one."""
-    if config is not None:
-        raise InputError(f"{source}: carries its own configuration ('cfg'); leave --config out")
     tree = torch_file.read(source)
-    tree = tree if isinstance(tree, dict) else {}
-    tensors = tree.get("model")
+    tensors = _inside(tree, "model")
     return tensors if isinstance(tensors, dict) else {}, _inside(tree, "cfg", "model")
 
 
 def _read_hugging_face(source: Path, config: Path | str | None) -> tuple[dict, Any]:
+    """Return the tensors and the content of `config.json`."""
     import safetensors
 
-    if not source.is_file():
-        raise InputError(f"{source}: no such file")
-    try:
-        with safetensors.safe_open(source, framework="numpy") as file:
-            if (file.metadata() or {}).get("format") == params.FORMAT:
-                raise InputError(f"{source}: a weight file of asdjax already; load it as it is")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{source}: not a complete safetensors file ({error})") from error
-    return tensors, _json(source.with_name("config.json") if config is None else Path(config))
-
-
-def _json(path: Path) -> Any:
+    with readable(source), safetensors.safe_open(source, framework="numpy") as file:
+        if (file.metadata() or {}).get("format") == FORMAT:
+            raise InputError(f"{source}: a weight file of asdjax already; load it as it is")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    path = source.with_name("config.json") if config is None else Path(config)
     if not path.is_file():
         raise InputError(
             f"{path}: no such file; expected the config.json that belongs to the weights there, "
             "or where --config says"
         )
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return tensors, json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not JSON ({error})") from error
 
@@ -179,7 +162,7 @@ def _state(tensors: Mapping[str, Any]) -> dict[str, Any]:
     state = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     if len(state) < len(tensors):
         twice = [name for name in tensors if f"model.{name}" in tensors]
-        raise InputError(f"holds two models{params.listing('with and without `model.`', twice)}")
+        raise InputError(f"holds two models{listing('with and without `model.`', twice)}")
     return {name: tensor for name, tensor in state.items() if not DECODER.fullmatch(name)}
 
 
@@ -198,7 +181,7 @@ def _check_kind(tensors: Mapping[str, Any]) -> None:
         raise InputError(
             "not an EAT checkpoint: no tensor named modality_encoders.IMAGE.* (fairseq) or "
             "model.local_encoder.proj.weight (Hugging Face)"
-            + params.listing("its first tensors", list(tensors)[:5])
+            + listing("its first tensors", list(tensors)[:5])
         )
 
 
@@ -217,12 +200,10 @@ def _fairseq_structure(model: Any) -> EatConfig:
             "no model configuration in the file (cfg.model.modalities.image); expected a "
             "checkpoint as fairseq wrote it, or the files from Hugging Face"
         )
-    _check_settings(encoder, ALWAYS)
-    _check_settings(image, ALWAYS_IMAGE | {"embed_dim": encoder.get("embed_dim")})
-    found = _fields(encoder, SIZES, RATES) | _fields(image, IMAGE_SIZES)
+    found = _settings(encoder, ALWAYS, SIZES, RATES)
+    found |= _settings(image, ALWAYS_IMAGE | {"embed_dim": found["embed_dim"]}, IMAGE_SIZES)
     if finetuned:
-        _check_settings(model, ALWAYS_FINETUNED)
-        found |= _fields(model, ("num_classes",))
+        found |= _settings(model, ALWAYS_FINETUNED, ["num_classes"])
     return EatConfig(**found)
 
 
@@ -232,15 +213,13 @@ def _hugging_face_structure(cfg: Any) -> EatConfig:
         raise InputError(f"config.json: expected an object, got {type(cfg).__name__}")
     cfg = {RENAMED.get(name, name): value for name, value in cfg.items()}
     finetuned = cfg.get("model_variant") == "finetune"
-    own = {
+    fixed = ALWAYS_HUGGING_FACE | {
         "stride": cfg.get("patch_size"),
         "model_variant": "finetune" if finetuned else "pretrain",
     }
-    _check_settings(cfg, ALWAYS_HUGGING_FACE | own)
-    found = _fields(cfg, (*SIZES, *IMAGE_SIZES), RATES)
-    if finetuned:  # pre-trained ones name a number of classes too
-        found |= _fields(cfg, ("num_classes",))
-    return EatConfig(**found)
+    # Pre-trained ones name a number of classes too.
+    needed = [*SIZES, *IMAGE_SIZES, *["num_classes"] * finetuned]
+    return EatConfig(**_settings(cfg, fixed, needed, RATES))
 
 
 def _inside(tree: Any, *path: str) -> Any:
@@ -250,26 +229,27 @@ def _inside(tree: Any, *path: str) -> Any:
     return tree
 
 
-def _check_settings(cfg: dict, wanted: Mapping[str, Any]) -> None:
-    """Refuse every setting that has another value than `wanted`; an absent one has not."""
+def _settings(
+    cfg: dict, fixed: Mapping[str, Any], needed: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, int | float]:
+    """Return fields of `EatConfig` from a file's configuration.
+
+    Args:
+        fixed: what our model always does; a file that says otherwise is refused.
+        needed, optional: names of the fields that must be there and of those that may be.
+    """
+    kinds = {field.name: type(field.default) for field in fields(EatConfig)}
+    names = [*needed, *(name for name in optional if name in cfg)]
     problems = [
         f"{name}: expected {value!r}, got {cfg[name]!r}"
-        for name, value in wanted.items()
+        for name, value in fixed.items()
         if name in cfg and cfg[name] != value
     ]
-    if problems:
-        raise InputError(f"another structure than EAT's{params.listing('settings', problems)}")
-
-
-def _fields(cfg: dict, needed: Sequence[str], known: Sequence[str] = ()) -> dict[str, int | float]:
-    """Return fields of `EatConfig` from a file's configuration, of which some may be absent."""
-    kinds = {field.name: type(field.default) for field in fields(EatConfig)}
-    names = [*needed, *(name for name in known if name in cfg)]
-    problems = [
+    problems += [
         f"{name}: expected {kinds[name].__name__}, got {cfg.get(name)!r}"
         for name in names
         if type(cfg.get(name)) not in {int, kinds[name]}
     ]
     if problems:
-        raise InputError(f"not a configuration of EAT{params.listing('settings', problems)}")
+        raise InputError(f"not the configuration of an EAT{listing('settings', problems)}")
     return {name: kinds[name](cfg[name]) for name in names}

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax import params
+from asdjax.models.weights_file import listing, misfits
 from asdjax.types import InputError
 
 Layout = Callable[[np.ndarray], np.ndarray]
@@ -23,16 +23,32 @@ def same(x):
     return x
 
 
-def linear(x):  # (out, in) -> [in, out]
+def transposed(x):  # (out, in) -> [in, out]
     return x.T
 
 
-def patch(x):  # (D, 1, time, mel) -> [time * mel, D]
+def patches(x):  # (D, 1, time, mel) -> [time * mel, D]
     return x.reshape(len(x), -1).T
 
 
 def last(x):  # (1, 1, D) -> [D]
     return x.reshape(x.shape[-1])
+
+
+def linear(theirs: str, ours: str, kernel: Layout = transposed, bias: Layout = same) -> Table:
+    """Return the rows of a dense layer, whose names begin with `theirs` and `ours`."""
+    return [
+        (theirs + r"\.weight", ours + ".kernel", kernel),
+        (theirs + r"\.bias", ours + ".bias", bias),
+    ]
+
+
+def norm(theirs: str, ours: str) -> Table:
+    """Return the rows of a norm, whose names begin with `theirs` and `ours`."""
+    return [
+        (theirs + r"\.weight", ours + ".scale", same),
+        (theirs + r"\.bias", ours + ".bias", same),
+    ]
 
 
 def convert(
@@ -54,30 +70,28 @@ def convert(
     arrays: dict[str, np.ndarray] = {}
     unknown, bad = [], []
     for name, tensor in state.items():
-        rows = [row for row in _rows(table, name) if row[0] in expected]
-        values = [_lay_out(tensor, layout) for _, layout in rows]
+        matches = ((re.fullmatch(pattern, name), *row) for pattern, *row in table)
+        rows = [(match.expand(ours), layout) for match, ours, layout in matches if match]
+        rows = [(ours, layout) for ours, layout in rows if ours in expected]
         if not rows:
             unknown.append(name)
-        elif any(value is None for value in values):
-            bad.append(f"{name}: expected finite floating-point numbers of the known layout")
-        else:
-            found = {target: value for (target, _), value in zip(rows, values, strict=True)}
-            bad += _clashes(name, found, arrays, repeated)
-            arrays = found | arrays
-    problems = params.listing("in the file but not in the model", unknown)
-    problems += params.misfits(arrays, expected) + params.listing("unusable", bad)
+        for ours, layout in rows:
+            value = _lay_out(tensor, layout)
+            if value is None:
+                bad.append(f"{name}: expected finite floating-point values of the known layout")
+                break
+            first = arrays.setdefault(ours, value)
+            if first is not value and not (ours in repeated and np.array_equal(first, value)):
+                bad.append(f"{name}: another value for {ours}, which an earlier tensor filled")
+    problems = listing("in the file but not in the model", unknown)
+    problems += misfits(arrays, expected) + listing("unusable", bad)
     if problems:
         raise InputError(f"the tensors are not those of its configuration{problems}")
     return arrays
 
 
-def _rows(table: Table, name: str) -> list[tuple[str, Layout]]:
-    """Return our names for a checkpoint's tensor and how to lay each out; [] for an unknown one."""
-    matches = ((re.fullmatch(pattern, name), *rest) for pattern, *rest in table)
-    return [(match.expand(target), layout) for match, target, layout in matches if match]
-
-
 def _lay_out(tensor: Any, layout: Layout) -> np.ndarray | None:
+    """Return the parameter, float32; None if the tensor is no such parameter."""
     if not isinstance(tensor, np.ndarray) or not jnp.issubdtype(tensor.dtype, jnp.floating):
         return None
     try:
@@ -85,12 +99,3 @@ def _lay_out(tensor: Any, layout: Layout) -> np.ndarray | None:
     except (ValueError, IndexError):  # too few or too many axes
         return None
     return value if np.isfinite(value).all() else None
-
-
-def _clashes(name: str, found: Mapping, arrays: Mapping, repeated: frozenset[str]) -> list[str]:
-    return [
-        f"{name}: another value for {target}, which an earlier tensor filled"
-        for target, value in found.items()
-        if target in arrays
-        and (target not in repeated or not np.array_equal(arrays[target], value))
-    ]

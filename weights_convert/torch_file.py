@@ -63,8 +63,8 @@ def _check_start(path: Path) -> None:
         start = file.read(4)
     if start.startswith(b"\x80"):
         raise InputError(
-            f"{path}: a bare pickle, as PyTorch saved before version 1.6; load and save it again "
-            "with a newer PyTorch, if you trust the file"
+            f"{path}: a pickle without an archive, as PyTorch saved before version 1.6; load and "
+            "save it again with a newer PyTorch, if you trust the file"
         )
     if start != b"PK\x03\x04":
         raise InputError(f"{path}: not a PyTorch checkpoint (expected a zip archive)")
@@ -96,14 +96,12 @@ class _Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        """Return a whole storage, `[numbers]`, read-only."""
-        _, dtype, key, _, numbers = pid
+        """Return a whole storage, `[n]`, read-only."""
+        _, dtype, key, _, count = pid
         if (key, dtype) not in self._storages:
             data = self._read(f"data/{key}")
-            if len(data) != numbers * DTYPES[dtype].itemsize:
-                raise InputError(
-                    f"storage {key}: expected {numbers} {dtype}, got {len(data)} bytes"
-                )
+            if len(data) != count * DTYPES[dtype].itemsize:
+                raise InputError(f"storage {key}: expected {count} {dtype}, got {len(data)} bytes")
             self._storages[key, dtype] = np.frombuffer(data, DTYPES[dtype])
         return self._storages[key, dtype]
 
@@ -137,28 +135,25 @@ def _allowed(account: Callable[[np.ndarray], np.ndarray]) -> dict[tuple[str, str
     """Return all that a pickle may name: fresh functions and strings, so nothing can be altered."""
 
     def tensor(storage, offset, size, stride, *_):
-        numbers = operator.index(offset), tuple(map(operator.index, size))
-        return account(_tensor(storage, *numbers, tuple(map(operator.index, stride))))
-
-    def parameter(tensor, *_):
-        return tensor
+        size, stride = tuple(map(operator.index, size)), tuple(map(operator.index, stride))
+        return account(_tensor(storage, operator.index(offset), size, stride))
 
     return {
         ("collections", "OrderedDict"): OrderedDict,
         ("torch._utils", "_rebuild_tensor_v2"): tensor,
-        ("torch._utils", "_rebuild_parameter"): parameter,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
         **{("torch", name): name for name in DTYPES},
     }
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple, stride: tuple) -> np.ndarray:
     """Cut a tensor out of its storage; offset and strides count elements."""
-    numbers = math.prod(size)
+    count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or numbers > len(storage):
-        raise InputError(f"a tensor of shape {size} does not fit its {len(storage)} numbers")
-    if numbers and last >= len(storage):
-        raise InputError(f"a tensor reaches number {last} of a storage of {len(storage)}")
+    if min((offset, *size, *stride)) < 0 or count > len(storage):
+        raise InputError(f"a tensor of shape {size} does not fit its {len(storage)} values")
+    if count and last >= len(storage):
+        raise InputError(f"a tensor reaches value {last} of a storage of {len(storage)}")
     item = storage.dtype.itemsize
     view = np.lib.stride_tricks.as_strided(
         storage[offset:], size, [step * item for step in stride], writeable=False

@@ -1,11 +1,7 @@
 """Scan a directory of recordings: DCASE Task 2 of any edition 2020-2026, or a user's own folder.
 
-Every file is found by listing directories; no name is built from counts. The organisers' layouts:
-
-    2020        <machine>/{train,test}/[{normal|anomaly}_]id_01_00000000.wav
-    2021        <machine>/{train,source_test,target_test}/section_00_...wav
-    2022-2026   <machine>/{train,test}/section_00_...wav, <machine>/attributes_00.csv
-    2025        <machine>/supplemental/section_00_<kind>_0001...wav as well
+Every file is found by listing directories; no name is built from counts. `asdjax.data.layout` has
+the organisers' folders and file names.
 
 Attributes: the string in the file name wins, because the csv names only the parameters that shift
 between the domains. Where the name has none (or `noAttribute`), the csv's row is joined with `_`.
@@ -14,14 +10,16 @@ between the domains. Where the name has none (or `noAttribute`), the csv's row i
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asdjax.data import folder, names, tree
+from asdjax.data import folder, layout
 from asdjax.data import ground_truth as truths
+from asdjax.data.audio import AudioInfo
 from asdjax.files import read_csv
-from asdjax.types import Clip, DataSet, InputError, preview
+from asdjax.types import Clip, DataSet, Domain, InputError, preview
 
 _YEAR = re.compile(r"dcase(20\d\d)t2", re.IGNORECASE)
 
@@ -39,9 +37,9 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
         InputError: one message with everything that is wrong with the folder.
     """
     root = Path(root)
-    machines = tree.machine_folders(root)
-    found = tree.recordings(machines)
-    if not any(names.parse(clip.path.stem) for clip in found):
+    machines = layout.machine_folders(root)
+    found = layout.recordings(machines)
+    if not any(layout.parse(clip.path.stem) for clip in found):
         if ground_truth is not None:
             raise InputError(
                 f"expected the challenge's file names in {root} to join with {ground_truth}, got "
@@ -53,11 +51,11 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
     described = [_describe(clip, attributes[clip.path.parent.parent]) for clip in found]
     clips = [clip for clip in described if clip is not None]
     years = _years(machines, clips)
-    problems = tree.find_problems(machines, found) + tree.find_untrained(clips)
+    problems = layout.find_problems(machines, found) + layout.find_untrained(clips)
     problems += _strange_names([c for c, d in zip(found, described, strict=True) if d is None])
     if len(years) > 1:
         problems.append(f"expected one edition, got {preview(sorted(years))}; pass one folder")
-    tree.refuse(root, problems)
+    layout.refuse(root, problems)
     if ground_truth is not None:
         clips = _join(clips, truths.read(Path(ground_truth)), Path(ground_truth))
     return DataSet(root, tuple(clips), next(iter(years), None))
@@ -65,9 +63,12 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
 
 def _describe(clip: Clip, attributes: dict[str, str]) -> Clip | None:
     """Add what the name and the csv say; None when the name does not belong into its folder."""
-    parse = names.parse_supplemental if clip.split == "supplemental" else names.parse
+    parse = layout.parse_supplemental if clip.split == "supplemental" else layout.parse
     name = parse(clip.path.stem)
-    if name is None or _contradicts(name, clip):
+    if name is None:
+        return None
+    pairs = [(name.split, clip.split), (name.domain, clip.domain), (name.label, clip.label)]
+    if any(None not in pair and pair[0] != pair[1] for pair in pairs):
         return None
     return replace(
         clip,
@@ -79,25 +80,16 @@ def _describe(clip: Clip, attributes: dict[str, str]) -> Clip | None:
     )
 
 
-def _contradicts(name: names.Name, clip: Clip) -> bool:
-    """Return whether the name tells another split, domain or label than the folder."""
-    return (
-        name.split not in (None, clip.split)
-        or (clip.domain is not None and name.domain not in (None, clip.domain))
-        or (clip.label is not None and name.label not in (None, clip.label))
-    )
-
-
 def _read_attributes(machine: Path) -> dict[str, str]:
     """Return stem -> attributes of `attributes_<SS>.csv`, whose `file_name` has three spellings."""
     rows = [row for path in machine.glob("attributes_[0-9][0-9].csv") for row in read_csv(path)]
-    return {names.stem(row[0]): names.shown("_".join(filter(None, row[1:]))) for row in rows}
+    return {layout.stem(name): layout.visible("_".join(filter(None, row))) for name, *row in rows}
 
 
 def _strange_names(clips: Sequence[Clip]) -> list[str]:
-    by_folder: dict[Path, list[str]] = {}
+    by_folder: dict[Path, list[str]] = defaultdict(list)
     for clip in clips:
-        by_folder.setdefault(clip.path.parent, []).append(clip.name)
+        by_folder[clip.path.parent].append(clip.name)
     return [
         f"{path}: {len(strange)} names that are not those of the challenge's clips there: "
         f"{preview(strange)}; remove or rename them"
@@ -106,9 +98,9 @@ def _strange_names(clips: Sequence[Clip]) -> list[str]:
 
 
 def _years(machines: Sequence[Path], clips: Sequence[Clip]) -> set[int]:
-    """Return the editions that the paths and the layout tell; empty when neither does."""
-    told = [_YEAR.findall(f"{path.resolve()} {path.absolute()}") for path in machines]
-    years = {int(found[-1]) for found in told if found}
+    """Return the editions that the paths and the layout say; empty when neither does."""
+    in_paths = [_YEAR.findall(f"{path.resolve()} {path.absolute()}") for path in machines]
+    years = {int(found[-1]) for found in in_paths if found}
     if any(clip.section.startswith("id_") for clip in clips):
         years.add(2020)
     if any(clip.path.parent.name in ("source_test", "target_test") for clip in clips):
@@ -137,22 +129,94 @@ def _join(clips: Sequence[Clip], labelled: Sequence[Clip], where: Path) -> list[
     ]
     if groups.isdisjoint(clip.group for clip in labelled):
         problems.append("none of these labels is of a machine and section in the recordings")
-    tree.refuse(where, problems)
-    return [
-        _label(clip, known[_key(clip)]) if clip.split == "test" and _key(clip) in known else clip
-        for clip in clips
-    ]
+    layout.refuse(where, problems)
+
+    def label(clip: Clip) -> Clip:
+        truth = known.get(_key(clip)) if clip.split == "test" else None
+        if truth is None:
+            return clip
+        attributes = truth.attributes or clip.attributes
+        return replace(truth, path=clip.path, attributes=attributes)
+
+    return [label(clip) for clip in clips]
 
 
 def _key(clip: Clip) -> tuple[str, str, str]:
     return clip.machine, clip.section, clip.path.stem
 
 
-def _label(clip: Clip, truth: Clip) -> Clip:
-    return replace(
-        clip,
-        label=truth.label,
-        domain=truth.domain,
-        full_name=truth.full_name,
-        attributes=truth.attributes or clip.attributes,
-    )
+def supplemental(dataset: DataSet, kinds: Collection[str]) -> tuple[tuple[Clip, ...], list[str]]:
+    """Return the supplemental clips of some kinds (2025), and lines for the console.
+
+    Args:
+      dataset: all clips.
+      kinds: of "clean" (clean recordings) and "noise" (without the machine), those to train with.
+
+    Raises:
+      InputError: there is no such clip at all.
+    """
+    every = dataset.select("supplemental")
+    chosen = tuple(clip for clip in every if clip.supplement in kinds)
+    wanted = " or ".join(kinds)
+    if not chosen:
+        got = Counter(clip.supplement for clip in every)
+        found = ", ".join(f"{count} {kind}" for kind, count in sorted(got.items())) or "none"
+        raise InputError(
+            f"expected supplemental clips ({wanted}) in {dataset.root}/*/supplemental, as "
+            f"train.supplement asks for, got {found}; complete the data, or leave "
+            "--train.supplement out"
+        )
+    counts = Counter((clip.machine, clip.supplement) for clip in chosen)
+    lines = [
+        f"{count} {kind} supplemental clips of {machine}"
+        for (machine, kind), count in sorted(counts.items())
+    ]
+    machines = {clip.machine for clip in dataset.clips}
+    if without := sorted(machines - {machine for machine, _ in counts}):
+        lines.append(f"no {wanted} supplemental clip of {preview(without)}: left as they are")
+    if unknown := [clip.name for clip in every if clip.supplement == "unknown"]:
+        lines.append(
+            f"{len(unknown)} supplemental clips left out, whose names say neither machine nor "
+            f"noise: {preview(unknown, 3)}"
+        )
+    return chosen, lines
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One machine and section. Counts keep None for clips whose domain or label is unknown."""
+
+    machine: str
+    section: str
+    train: Counter[Domain | None]  # clips per domain
+    test: Counter[Domain | None]  # clips per domain
+    labels: Counter[int | None]  # test clips per label
+    supplemental: int
+    attributes: int  # distinct attribute strings
+    seconds: tuple[float, float] | None  # shortest and longest clip; None: no header known
+    rates_hz: tuple[int, ...]
+    channels: tuple[int, ...]
+
+
+def summarize(dataset: DataSet, infos: Mapping[Path, AudioInfo]) -> list[Summary]:
+    """Return one row per machine and section; `infos` may lack files (broken ones)."""
+    rows = []
+    for machine, section in sorted({clip.group for clip in dataset.clips}):
+        clips = [clip for clip in dataset.clips if clip.group == (machine, section)]
+        test = [clip for clip in clips if clip.split == "test"]
+        known = [infos[clip.path] for clip in clips if clip.path in infos]
+        seconds = [info.seconds for info in known]
+        row = Summary(
+            machine,
+            section,
+            train=Counter(clip.domain for clip in clips if clip.split == "train"),
+            test=Counter(clip.domain for clip in test),
+            labels=Counter(clip.label for clip in test),
+            supplemental=sum(clip.split == "supplemental" for clip in clips),
+            attributes=len({clip.attributes for clip in clips} - {""}),
+            seconds=(min(seconds), max(seconds)) if seconds else None,
+            rates_hz=tuple(sorted({info.rate_hz for info in known})),
+            channels=tuple(sorted({info.channels for info in known})),
+        )
+        rows.append(row)
+    return rows

@@ -15,11 +15,12 @@ All train clips are normal. The label of a test clip comes from `labels.csv`, el
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
-from asdjax.data import tree
+from asdjax.data import layout
 from asdjax.files import read_csv
 from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, preview
 
@@ -35,7 +36,7 @@ def describe(root: Path, machines: Sequence[Path], found: Sequence[Clip]) -> Dat
         InputError: everything that is wrong with the folders and the csv files.
     """
     clips = {clip.path: _label_by_name(clip) for clip in found}
-    problems = tree.find_problems(machines, found) + tree.find_untrained(found)
+    problems = layout.find_problems(machines, found) + layout.find_untrained(found)
     for directory in sorted({*machines, *(machine.parent for machine in machines)}):
         if (directory / "labels.csv").is_file():
             problems += _apply_csv(directory / "labels.csv", clips)
@@ -45,14 +46,14 @@ def describe(root: Path, machines: Sequence[Path], found: Sequence[Clip]) -> Dat
             f"expected only normal clips in train/, got anomalies by name or csv: "
             f"{preview(strange)}; move them to test/ or correct the label"
         )
-    tree.refuse(root, problems)
+    layout.refuse(root, problems)
     return DataSet(root, tuple(clips.values()))
 
 
 def _label_by_name(clip: Clip) -> Clip:
-    """Set the label that the words of the name tell; two that differ tell none."""
-    words = re.findall("[a-z]+", clip.path.stem.lower())
-    labels = {_WORDS[word] for word in words if word in _WORDS}
+    """Set the label that the words of the name give; two that differ give none."""
+    words = set(re.findall("[a-z]+", clip.path.stem.lower()))
+    labels = {label for word, label in _WORDS.items() if word in words}
     return replace(clip, label=labels.pop()) if len(labels) == 1 else clip
 
 
@@ -65,9 +66,9 @@ def _apply_csv(file: Path, clips: dict[Path, Clip]) -> list[str]:
     problems, named = [], set()
     for cells in rows:
         row = dict(zip(header, cells, strict=False))
-        name = row.get("file_name", "")
-        path, *more = by_ending.get(_parts(name), [None])
-        if row.get("label") not in (*_LABELS, "") or row.get("domain", "") not in (*_DOMAINS, ""):
+        name, label, domain = (row.get(key, "") for key in ("file_name", "label", "domain"))
+        path, *more = by_ending.get(PurePosixPath(name.replace("\\", "/")).parts, [None])
+        if "label" not in row or label not in (*_LABELS, "") or domain not in (*_DOMAINS, ""):
             problems.append(
                 f"{file}: expected a label of {', '.join(_LABELS)} and a domain of "
                 f"{' or '.join(_DOMAINS)}, or empty, got {','.join(cells)}"
@@ -75,32 +76,23 @@ def _apply_csv(file: Path, clips: dict[Path, Clip]) -> list[str]:
         elif path is None or more or path in named:
             count = "none" if path is None else "several" if more else "one named twice"
             problems.append(f"{file}: expected one recording {name}, got {count}")
-        else:
+        else:  # an empty cell changes nothing
             named.add(path)
-            clips[path] = _with_row(clips[path], row)
+            clips[path] = replace(
+                clips[path],
+                label=_LABELS[label] if label else clips[path].label,
+                domain=domain or clips[path].domain,
+                attributes=row.get("attributes", ""),
+            )
     return problems
-
-
-def _parts(file_name: str) -> tuple[str, ...]:
-    return PurePosixPath(file_name.replace("\\", "/")).parts
 
 
 def _paths_by_ending(directory: Path, paths: Iterable[Path]) -> dict[tuple[str, ...], list[Path]]:
     """Return every ending of the paths below a directory -> the paths that end so."""
-    endings: dict[tuple[str, ...], list[Path]] = {}
+    endings: dict[tuple[str, ...], list[Path]] = defaultdict(list)
     for path in paths:
         if path.is_relative_to(directory):
             parts = path.relative_to(directory).parts
             for start in range(len(parts)):
-                endings.setdefault(parts[start:], []).append(path)
+                endings[parts[start:]].append(path)
     return endings
-
-
-def _with_row(clip: Clip, row: dict[str, str]) -> Clip:
-    """Return the clip with what the row says; an empty cell changes nothing."""
-    return replace(
-        clip,
-        label=_LABELS[row["label"]] if row["label"] else clip.label,
-        domain=row.get("domain") or clip.domain,
-        attributes=row.get("attributes", ""),
-    )

@@ -21,7 +21,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from asdjax.data import names, tree
+from asdjax.data import layout
 from asdjax.files import read_csv
 from asdjax.types import ANOMALY, NORMAL, Clip, InputError, preview
 
@@ -66,7 +66,7 @@ def _read_evaluator(root: Path) -> list[Clip]:
     clips = [clip for file in files for clip in _read_section(root, file, problems)]
     if not files:
         problems.append("expected csv files in ground_truth_data, got none")
-    tree.refuse(root, problems)
+    layout.refuse(root, problems)
     return clips
 
 
@@ -112,16 +112,16 @@ def _read_full_names(
     if of_2022.is_dir():
         file = of_2022 / f"attributes_{section.removeprefix('section_')}.csv"
         rows = [] if machine.startswith("Toy") else read_csv(file)[1:]
-        rows = [[names.stem(row[0]) + ".wav", row[-1]] for row in rows]  # between: the parameters
+        rows = [[layout.stem(row[0]) + ".wav", row[-1]] for row in rows]  # between: the parameters
     else:
         rows = read_csv(file) if file.is_file() else []  # 2021 has none
     full = {}
     for released, *columns in rows:
-        name = names.parse(names.stem(columns[-1])) if columns else None
+        name = layout.parse(layout.stem(columns[-1])) if columns else None
         if name is None:
             problems.append(f"{file}: expected <name>.wav,<full name>, got {released}, {columns}")
         else:
-            full[released] = name.attributes, names.stem(columns[0]) + ".wav"
+            full[released] = name.attributes, layout.stem(columns[0]) + ".wav"
     return full
 
 
@@ -147,16 +147,16 @@ def _read_list(file: Path) -> list[Clip]:
             clips[machine, clip.name] = clip
     if not clips:
         problems.append("no labels")
-    tree.refuse(file, problems)
+    layout.refuse(file, problems)
     return list(clips.values())
 
 
 def _list_clip(machine: str, row: list[str]) -> Clip | None:
     """Return the clip of one row, None when the row is not what a list holds."""
-    name = names.parse(names.stem(row[1]))
+    name = layout.parse(layout.stem(row[1]))
     label = name and (_LABELS.get(row[2]) if len(row) == 3 else name.label)
     if name is None or label is None or not machine:
         return None
-    attributes, full_name = name.attributes, names.stem(row[1]) + ".wav"
+    attributes, full_name = name.attributes, layout.stem(row[1]) + ".wav"
     released = Path(row[0])
     return Clip(released, machine, name.section, "test", name.domain, label, attributes, full_name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -35,12 +35,11 @@ def vocabulary(clips: Iterable[Clip], kind: LabelKind) -> tuple[str, ...]:
     names = [" ".join(filter(None, parts)) for parts in classes]
     machines = sorted({machine for machine, _, _ in classes})
     problems = [
-        f"classes with the same name {name!r}: {_quoted(same)}; rename a machine's folder or an "
-        "attribute"
+        f"classes with the same name {name!r}: {same}; rename a machine's folder or an attribute"
         for name, same in _doubled(names, classes)
     ]
     problems += [
-        f"two machines with the same label: {_quoted(same)}; rename one of the folders, or give "
+        f"two machines with the same label: {same}; rename one of the folders, or give "
         "both the same name if they are one machine"
         for _, same in _doubled(["".join(m.split()).casefold() for m in machines], machines)
     ]
@@ -78,7 +77,14 @@ def check_classes(clips: Sequence[Clip], kind: LabelKind) -> str:
       InputError: fewer than 2 classes, or a machine of a single clip.
     """
     counts = Counter(class_name(clip, kind) for clip in clips)
-    problems = _too_few_classes(clips, counts, kind)
+    problems = []
+    if len(counts) < 2:
+        finer = len({class_name(clip, "attributes") for clip in clips})
+        remedy = f'use the labels "attributes" ({finer} classes), or ' if finer >= 2 else ""
+        problems.append(
+            f"expected at least 2 classes to tell apart, got {len(counts)} by the labels {kind!r} "
+            f"({preview(counts) or 'no clips'}); {remedy}add machines"
+        )
     machines = Counter(clip.group for clip in clips)
     if lonely := sorted("/".join(group) for group, count in machines.items() if count == 1):
         problems.append(
@@ -130,25 +136,9 @@ def _parts(clip: Clip, kind: LabelKind) -> tuple[str, str, str]:
     return clip.machine, clip.section, clip.attributes if kind == "attributes" else ""
 
 
-def _doubled(names: Sequence[str], things: Sequence) -> list[tuple[str, list]]:
-    """Return each name that several things have, with those things."""
-    having: dict[str, list] = {}
+def _doubled(names: Sequence[str], things: Sequence) -> list[tuple[str, str]]:
+    """Return each name that several things have, with those things, quoted."""
+    having: dict[str, list[str]] = defaultdict(list)
     for name, thing in zip(names, things, strict=True):
-        having.setdefault(name, []).append(thing)
-    return [(name, same) for name, same in having.items() if len(same) > 1]
-
-
-def _quoted(things: Sequence) -> str:
-    """Return things so that spaces and commas inside them can be told from those between."""
-    return " and ".join(map(repr, things))
-
-
-def _too_few_classes(clips: Sequence[Clip], counts: Counter, kind: LabelKind) -> list[str]:
-    if len(counts) >= 2:
-        return []
-    finer = len({class_name(clip, "attributes") for clip in clips})
-    remedy = f'use the labels "attributes" ({finer} classes), or ' if finer > len(counts) else ""
-    return [
-        f"expected at least 2 classes to tell apart, got {len(counts)} by the labels {kind!r} "
-        f"({preview(counts) or 'no clips'}); {remedy}add machines"
-    ]
+        having[name].append(repr(thing))
+    return [(name, " and ".join(same)) for name, same in having.items() if len(same) > 1]

@@ -9,11 +9,13 @@ with its result; under `jax.jit` the cosines are computed once.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from asdjax.losses.margin import (
     check_shapes,
@@ -22,6 +24,7 @@ from asdjax.losses.margin import (
     exists,
     is_label,
     of_label,
+    random_centers,
 )
 from asdjax.types import InputError
 
@@ -40,13 +43,51 @@ class AdaCos:
     dynamic: bool = True
     trained: bool = True
 
+    has_classes = True
+
     def __post_init__(self):
         if self.subclusters < 1:
             raise InputError(f"expected at least 1 sub-cluster per class, got {self.subclusters}")
 
+    def center_counts(self, without_attributes: np.ndarray) -> np.ndarray:
+        """Return how many centers each class has, `[C]` int, from `[C]` bool."""
+        return np.full(len(without_attributes), self.subclusters)
 
-def initial_scale(classes: int, subclusters: int = 1) -> float:
+    def head(self, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs) -> AdaCosHead:
+        """Return the module of `asdjax.losses.Loss` that has the centers and the scale."""
+        return AdaCosHead(self, width, counts, train=train, rngs=rngs)
+
+
+class AdaCosHead(nnx.Module):
+    """Centers of classes and a scale, and the AdaCos loss that pulls embeddings to the centers.
+
+    In training a dynamic scale follows the batch.
+    """
+
+    def __init__(
+        self, config: AdaCos, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs
+    ):
+        self.counts, self.follows = tuple(counts), train and config.dynamic
+        # What has no gradient but belongs to the trained weights is a statistic.
+        kind = nnx.Param if config.trained else nnx.BatchStat
+        self.centers = kind(random_centers(width, self.counts, rngs))
+        self.scale = nnx.BatchStat(jnp.float32(initial_scale(sum(self.counts))))
+
+    def __call__(self, embedding, label, weight):
+        counts, centers = np.array(self.counts), self.centers[...]
+        if self.follows:
+            cosine = cosines(embedding, centers)
+            self.scale[...] = next_scale(cosine, label, weight, self.scale[...], counts=counts)
+        scale = self.scale[...]
+        loss, cosine = adacos_loss(embedding, centers, label, weight, scale=scale, counts=counts)
+        return loss, class_cosines(cosine, counts)
+
+
+def initial_scale(centers: int) -> float:
     """Return sqrt(2) ln(C S - 1), the scale of fixed AdaCos and the start of the dynamic one.
+
+    Args:
+      centers: C S, of all classes together.
 
     Raises:
       InputError: fewer than 3 centers, for which this is not a positive number.
@@ -54,12 +95,12 @@ def initial_scale(classes: int, subclusters: int = 1) -> float:
     Source: AdaCos (Zhang et al., CVPR 2019, fixed scale); Sub-cluster AdaCos (Wilkinghoff, IJCNN
       2021) for S > 1.
     """
-    if classes * subclusters < 3:
+    if centers < 3:
         raise InputError(
-            f"expected at least 3 centers for AdaCos, got {classes} classes of {subclusters} "
-            "sub-clusters; use more sub-clusters or another loss"
+            f"expected at least 3 centers for AdaCos, got {centers} of all classes; use more "
+            "sub-clusters or another loss"
         )
-    return math.sqrt(2) * math.log(classes * subclusters - 1)
+    return math.sqrt(2) * math.log(centers - 1)
 
 
 def adacos_loss(
@@ -85,7 +126,7 @@ def adacos_loss(
       counts: `[C]`, how many of the S sub-clusters a class has; None: all.
 
     Returns:
-      `[B]` and `[B, C, S]`, float32; `class_cosines` of the latter tells the class.
+      `[B]` and `[B, C, S]`, float32; the class is the largest of their `class_cosines`.
 
     Source: Sub-cluster AdaCos (Wilkinghoff, IJCNN 2021); AdaCos (Zhang et al., CVPR 2019) at S = 1.
     """

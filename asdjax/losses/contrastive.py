@@ -1,17 +1,19 @@
 """The supervised contrastive loss, and the one-stage training (OS-SCL) that adds it to a margin.
 
 In one-stage supervised contrastive learning a small head maps the embedding to a perturbed one;
-the classification loss and `contrastive_loss` both see that one, and their sum is minimized. The
-head itself is a module of `asdjax.models`.
+the classification loss and `contrastive_loss` both take that one, and their sum is minimized. The
+perturbation itself is a module of `asdjax.models`.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from asdjax.losses.margin import unit
 from asdjax.types import InputError
@@ -34,9 +36,30 @@ class Contrastive:
 
     temperature: float = 0.04
 
+    has_classes = False
+
     def __post_init__(self):
         if not 0 < self.temperature < math.inf:
             raise InputError(f"expected a positive temperature, got {self.temperature}")
+
+    def head(
+        self, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs
+    ) -> ContrastiveHead:
+        """Return the module of `asdjax.losses.Loss`; it has no centers."""
+        return ContrastiveHead(self.temperature)
+
+
+class ContrastiveHead(nnx.Module):
+    """The contrastive loss, which has no centers and no classes.
+
+    Source: Huang et al. 2025 (OS-SCL): of a mixed clip only its own class counts.
+    """
+
+    def __init__(self, temperature: float):
+        self.temperature = temperature
+
+    def __call__(self, embedding, label, weight):
+        return contrastive_loss(embedding, label[:, 0], temperature=self.temperature), None
 
 
 def contrastive_loss(embedding: jax.Array, label: jax.Array, *, temperature: float) -> jax.Array:

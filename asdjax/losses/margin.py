@@ -1,7 +1,7 @@
 """Softmax over scaled cosines, with a margin on the true class; several centers per class.
 
 ArcFace is also known as AAM-softmax (additive angular margin), AM-softmax as CosFace. Everything
-here is a pure function of embeddings, centers and labels, and float32 whatever comes in.
+but the head is a pure function of embeddings, centers and labels, in float32 whatever comes in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from asdjax.types import InputError, preview
 
@@ -42,6 +43,8 @@ class Margin:
     subcenters: int = 1
     bare_subcenters: int | None = None
 
+    has_classes = True
+
     def __post_init__(self):
         if self.kind not in LARGEST_MARGIN:
             raise InputError(f"expected a kind of {list(LARGEST_MARGIN)}, got {self.kind!r}")
@@ -58,6 +61,34 @@ class Margin:
                 f"expected at least 1 sub-center per class, got {self.subcenters} and "
                 f"{self.bare_subcenters} for machines without attributes"
             )
+
+    def center_counts(self, without_attributes: np.ndarray) -> np.ndarray:
+        """Return how many centers each class has, `[C]` int, from `[C]` bool."""
+        fewer = self.subcenters if self.bare_subcenters is None else self.bare_subcenters
+        return np.where(without_attributes, fewer, self.subcenters)
+
+    def head(self, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs) -> MarginHead:
+        """Return the module of `asdjax.losses.Loss` that has the centers."""
+        return MarginHead(self, width, counts, rngs=rngs)
+
+
+class MarginHead(nnx.Module):
+    """Centers of classes, and the margin loss that pulls embeddings to them."""
+
+    def __init__(self, config: Margin, width: int, counts: Sequence[int], *, rngs: nnx.Rngs):
+        self.config, self.counts = config, tuple(counts)
+        self.centers = nnx.Param(random_centers(width, self.counts, rngs))
+
+    def __call__(self, embedding, label, weight):
+        config, counts = self.config, np.array(self.counts)
+        how = {"kind": config.kind, "margin": config.margin, "scale": config.scale}
+        return margin_loss(embedding, self.centers[...], label, weight, **how, counts=counts)
+
+
+def random_centers(width: int, counts: Sequence[int], rngs: nnx.Rngs) -> jax.Array:
+    """Return `[C, K, width]`, of length about 1; K is the largest count."""
+    shape = len(counts), max(counts), width
+    return jax.random.normal(rngs.params(), shape) * width**-0.5
 
 
 def margin_loss(
@@ -188,22 +219,3 @@ def check_labels(label: np.ndarray, classes: int) -> None:
     if len(rows):
         found = preview([f"{label[row].tolist()} in row {row}" for row in rows], 20)
         raise InputError(f"expected labels 0 to {classes - 1}, got {found}")
-
-
-def subcenter_counts(given: int | Sequence[int], classes: int) -> np.ndarray:
-    """Return how many sub-centers each class has, `[C]` int32, from one number or one per class.
-
-    Raises:
-      InputError: not one number per class, or a number that is not a whole one of at least 1.
-    """
-    counts = np.asarray(given)
-    if counts.shape not in ((), (classes,)):
-        raise InputError(
-            f"expected one number of sub-centers or {classes}, one per class, got {counts.size}"
-        )
-    counts = np.broadcast_to(counts, (classes,))
-    good = (counts >= 1) & (counts % 1 == 0)
-    wrong = [f"{counts[row]} for class {row}" for row in np.flatnonzero(~good)]
-    if wrong:
-        raise InputError(f"expected whole numbers of sub-centers >= 1, got {preview(wrong, 20)}")
-    return counts.astype(np.int32)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asdjax.metrics.auc import auc, pauc, replicate_half_width
+from asdjax.metrics.auc import auc, aucs, pauc, paucs, replicate_half_width
 from asdjax.metrics.pairing import Table, pair
 from asdjax.types import ANOMALY, NORMAL, Clip, InputError, Scores
 
@@ -58,7 +58,7 @@ def evaluate(scores: Sequence[Scores], clips: Sequence[Clip], year: int | None) 
     check_year(year)
     # In 2022 the published full names of ToyCar and ToyTrain contradict the labels.
     tables = pair(scores, clips, full_names=year is None or year >= 2023)
-    rule = rule_of(tables, year)
+    rule = _rule_of(tables, year)
     if problems := {group: found for group, t in tables.items() if (found := _lacks(t, rule))}:
         lines = [f"{'/'.join(group)}: {', '.join(found)}" for group, found in problems.items()]
         head = f"cannot evaluate by the rule of {rule}; add labelled clips or leave the machine out"
@@ -89,21 +89,21 @@ def lacking(clips: Sequence[Clip], year: int | None) -> dict[tuple[str, str], st
     for clip in clips:
         if clip.split == "test" and clip.label is not None:
             groups[clip.group].append(clip)
-    tables = {group: label_table(labelled) for group, labelled in groups.items() if labelled}
-    rule = rule_of(tables, year)
+    tables = {group: _label_table(labelled) for group, labelled in groups.items() if labelled}
+    rule = _rule_of(tables, year)
     lacks = {group: _lacks(table, rule) for group, table in tables.items()}
     reasons = {group: lacks.get(group, ["no labelled test clip"]) for group in groups}
     return {group: ", ".join(found) for group, found in reasons.items() if found}
 
 
-def label_table(clips: Sequence[Clip]) -> Table:
+def _label_table(clips: Sequence[Clip]) -> Table:
     """Return the table of labelled clips that no system has scored: every score is 0."""
     label = np.array([clip.label for clip in clips])
     domain = np.array([clip.domain or "" for clip in clips])
     return Table(label, domain, score=np.zeros(len(clips)), decision=None)
 
 
-def rule_of(tables: Mapping[tuple[str, str], Table], year: int | None) -> int:
+def _rule_of(tables: Mapping[tuple[str, str], Table], year: int | None) -> int:
     """Return the edition whose rule applies; arguments as `evaluate`, after `pair`."""
     with_domains = any((table.domain != "").any() for table in tables.values())
     return year or (2023 if with_domains else 2020)
@@ -118,7 +118,7 @@ def _rows(name: str, values: Mapping[str, float]) -> list[Metric]:
     return [Metric(name, metric, float(value)) for metric, value in values.items()]
 
 
-def clip_sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
+def _clip_sets(table: Table, rule: int) -> tuple[dict[str, np.ndarray], ...]:
     """Return the clips `[n] bool` that AUC, pAUC and decisions use, by the suffix of their rows."""
     section = {"": np.ones(len(table.label), dtype=bool)}
     if rule == 2020:
@@ -136,7 +136,7 @@ def _lacks(table: Table, rule: int) -> list[str]:
     if rule > 2020 and (count := np.count_nonzero(table.domain == "")):
         return [f"{count} clips have no domain"]
     problems = []
-    for suffix, mask in clip_sets(table, rule)[0].items():
+    for suffix, mask in _clip_sets(table, rule)[0].items():
         normal, anomaly = (np.count_nonzero(table.label[mask] == c) for c in (NORMAL, ANOMALY))
         if not (normal and anomaly):
             counts = f"{normal} normal and {anomaly} anomalous clips"
@@ -147,7 +147,7 @@ def _lacks(table: Table, rule: int) -> list[str]:
 def _section(table: Table, rule: int) -> dict[str, float]:
     """Return the numbers of one section by metric name, in the evaluator's order."""
     label, score, decision = table.label, table.score, table.decision
-    ranked, partial, decided = clip_sets(table, rule)
+    ranked, partial, decided = _clip_sets(table, rule)
     values = {f"auc{s}": auc(label[m], score[m]) for s, m in ranked.items()}
     values |= {f"pauc{s}": pauc(label[m], score[m]) for s, m in partial.items()}
     if decision is not None:
@@ -199,3 +199,40 @@ def _totals(
         score = np.concatenate([table.score for table in tables.values()])
         totals["official_score_ci95"] = replicate_half_width(label, score)
     return totals
+
+
+def official_scores(
+    clips: Mapping[tuple[str, str], Sequence[Clip]], scores: Sequence[np.ndarray], year: int | None
+) -> np.ndarray:
+    """Return `[W]`: the official score of each of W systems, all at once, to search for the best.
+
+    The rules of 2020 have none; there it is the mean of `amean_auc` and `amean_pauc` of "ALL".
+
+    Args:
+      clips: per machine and section the labelled test clips.
+      scores: in the same order `[W, n]`, a row per system.
+      year: as `evaluate` takes it.
+    """
+    tables = {group: _label_table(labelled) for group, labelled in clips.items()}
+    rule = _rule_of(tables, year)
+    areas = {
+        group: _areas(table, values, rule)
+        for (group, table), values in zip(tables.items(), scores, strict=True)
+    }
+    if rule == 2020:
+        machines = {machine: [] for machine, _ in areas}
+        for (machine, _), found in areas.items():
+            machines[machine] += found
+        return np.mean([np.mean(found, axis=0) for found in machines.values()], axis=0)
+    every = np.maximum([area for found in areas.values() for area in found], EPS)
+    return len(every) / np.sum(1 / every, axis=0)
+
+
+def _areas(table: Table, scores: np.ndarray, rule: int) -> list[np.ndarray]:
+    """Return the AUCs and pAUCs `[W]` of a section that count for the official score."""
+    ranked, partial, _ = _clip_sets(table, rule)
+    by_domain = [mask for suffix, mask in ranked.items() if suffix != "_all"]
+    return [
+        *(aucs(table.label[mask], scores[:, mask]) for mask in by_domain),
+        *(paucs(table.label[mask], scores[:, mask]) for mask in partial.values()),
+    ]

@@ -68,7 +68,7 @@ def pair(
 def _match(
     files: list[Scores], test: list[Clip], counted: list[Clip], full_names: bool
 ) -> tuple[dict[Clip, int], list[str]]:
-    """Return the row of each clip (rows of all files in order), and what is wrong."""
+    """Return the row of each clip, counted over all files in order, and the problems."""
     clip_of, shared = _names(test, full_names)
     position: dict[Clip, int] = {}
     unknown, twice = [], []
@@ -80,7 +80,8 @@ def _match(
         elif position.setdefault(clip, i) != i:
             twice.append(row)
     missing = [clip.name for clip in counted if clip not in position]
-    bad = [row for row, value in zip(rows, _values(files), strict=True) if not np.isfinite(value)]
+    finite = np.isfinite(np.concatenate([file.values for file in files]))
+    bad = [row for row, good in zip(rows, finite, strict=True) if not good]
     wrong = {
         "in the ground truth more than once": shared,
         "missing in the scores": missing,
@@ -103,16 +104,12 @@ def _names(clips: list[Clip], full_names: bool) -> tuple[dict[str, Clip], list[s
     return clip_of, shared
 
 
-def _values(files: list[Scores]) -> np.ndarray:
-    return np.concatenate([file.values for file in files])
-
-
 def _table(files: list[Scores], clips: list[Clip], position: dict[Clip, int]) -> Table:
     row = [position[clip] for clip in clips]
     decided = all(file.decisions is not None for file in files)
     return Table(
         label=np.array([clip.label for clip in clips]),
         domain=np.array([clip.domain or "" for clip in clips]),
-        score=_values(files)[row],
+        score=np.concatenate([file.values for file in files])[row],
         decision=np.concatenate([file.decisions for file in files])[row] if decided else None,
     )

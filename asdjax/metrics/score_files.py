@@ -79,7 +79,7 @@ def _key(name: str) -> _Key | None:
 
 
 def _find(folder: Path, kind: str) -> tuple[dict[_Key, Path], list[str]]:
-    """Return the files of one kind below `folder`, and what is wrong with their names."""
+    """Return the files of one kind below `folder`, and problems with their names."""
     found: dict[_Key, Path] = {}
     problems = []
     for path in sorted(folder.rglob(f"{kind}_*.csv")):
@@ -99,10 +99,9 @@ def _load_pair(key: _Key, path: Path, decision_path: Path | None) -> tuple[Score
         problems += more
         if not problems and (differ := score.keys() ^ decision.keys()):
             problems.append(f"{decision_path}: names differ from {path}: {preview(sorted(differ))}")
-    if problems:
-        decision = None
     values = np.array(list(score.values()), dtype=np.float64)
-    decisions = None if decision is None else np.array([int(decision[name]) for name in score])
+    decided = decision is not None and not problems
+    decisions = np.array([int(decision[name]) for name in score]) if decided else None
     scores = Scores(key.machine, key.section, tuple(score), values, decisions, key.domain)
     return scores, problems
 
@@ -110,7 +109,7 @@ def _load_pair(key: _Key, path: Path, decision_path: Path | None) -> tuple[Score
 def _read(
     path: Path, expected: str, valid: Callable[[float], bool]
 ) -> tuple[dict[str, float], list[str]]:
-    """Return name -> value of one csv, and what is wrong with it."""
+    """Return name -> value of one csv, and the problems in it."""
     values: dict[str, float] = {}
     bad, twice = [], []
     try:

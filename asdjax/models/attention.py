@@ -1,25 +1,51 @@
-"""Multi-head attention with an optional gated bias, shared by the transformer backbones.
+"""Multi-head attention with an optional gated bias, and the self-attention layer of the backbones.
 
-Scores and softmax are float32 whatever the inputs are. On a CPU the heads run one after the other
-so that a head's scores stay in the cache: 8 clips of 496 tokens with 12 heads and a gated bias took
-54 ms on two cores, against 132 ms for all heads at once, 162 ms for `jax.nn.dot_product_attention`
-and 73 ms for PyTorch's fused kernel; the gradient gains as much. The batch axis is never looped
-over, so a batch sharded over devices stays sharded.
+`attend` is attention of one head, as defined. The rest computes it for every head, faster: see
+`_attend_heads`. Scores and softmax are float32 whatever the inputs are. The batch axis is never
+looped over, so a batch sharded over devices stays sharded.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import lax
 
-from asdjax.models.dropout import kept, scale_of
+from asdjax.models.layers import Dropout, keep_only, kept, linear
 from asdjax.types import InputError
 
 Implementation = Literal["auto", "xla", "cudnn"]
+
+
+class Head(NamedTuple):
+    """What attention of one head is computed from."""
+
+    q: jax.Array  # [B, L, d], divided by sqrt(d)
+    k: jax.Array  # [B, L, d]
+    v: jax.Array  # [B, L, d]
+    bias: jax.Array | None = None  # [L, L] float32: query, key
+    gate: jax.Array | None = None  # [B, L] float32: multiplies the bias of each query
+    padding: jax.Array | None = None  # [B, L] bool, True = a key nobody attends to
+    keep: jax.Array | None = None  # [B, L, L] bool, False = a weight that dropout sets to 0
+
+
+def attend(head: Head, rate: float = 0.0) -> tuple[jax.Array, jax.Array]:
+    """Return softmax(q k^T + gate * bias) v, `[B, L, d]`, and the softmax, `[B, L, L]`.
+
+    Args:
+        rate: of the dropout that `head.keep` was drawn for.
+    """
+    scores = jnp.einsum("bid,bjd->bij", head.q, head.k, preferred_element_type=jnp.float32)
+    if head.bias is not None:
+        scores = scores + _gated(head.bias, head.gate)
+    if head.padding is not None:
+        scores = jnp.where(head.padding[:, None], jnp.finfo(jnp.float32).min, scores)
+    weight = jax.nn.softmax(scores, axis=-1).astype(head.v.dtype)
+    return jnp.matmul(_dropped(weight, head.keep, rate), head.v), weight
 
 
 def attention(
@@ -44,7 +70,7 @@ def attention(
         padding: `[B, L]` bool, True = a key nobody attends to. Padded queries are computed like
             any other; in a clip that is all padding every key counts alike (not nan).
         dropped: rate of dropout on the weights after the softmax, drawn from `key`.
-        implementation: "auto" is what follows here; "xla" and "cudnn" are those of
+        implementation: "auto" is this file's; "xla" and "cudnn" are those of
             `jax.nn.dot_product_attention`, without dropout. cuDNN is a fused kernel of NVIDIA
             cards for bfloat16; it saves little with a gated bias, which has to be made whole.
 
@@ -53,132 +79,211 @@ def attention(
     """
     if gate is not None and bias is None:
         raise ValueError("attention: gate multiplies bias, but no bias was given")
-    if implementation != "auto":
-        if key is not None:
-            raise InputError(
-                f"attention {implementation!r} has no dropout, which this checkpoint's rates ask "
-                'for; use attention "auto" or set dropout to False'
-            )
-        return _library(q, k, v, bias, gate, padding, heads, implementation)
-    compute = partial(_compute, heads=heads, dropped=dropped)
-    return lax.platform_dependent(
-        *(q, k, v, bias, gate, padding, key),
-        cpu=partial(compute, at_once=False),
-        default=partial(compute, at_once=True),
-    )
+    if implementation == "auto":
+        keys = None if key is None else jax.random.split(key, heads)
+        by_head = bias, None if gate is None else gate.swapaxes(0, 1), keys
+        inputs = (q * (q.shape[-1] // heads) ** -0.5, k, v), by_head, padding
+        loop, at_once = (partial(_attend_heads, How(heads, dropped, way)) for way in (False, True))
+        return lax.platform_dependent(*inputs, cpu=loop, default=at_once)
+    if key is not None:
+        raise InputError(
+            f"attention {implementation!r} has no dropout, which this checkpoint's rates ask "
+            'for; use attention "auto" or set dropout to False'
+        )
+    bias = None if bias is None else _gated(bias, gate)
+    return _library((q, k, v), bias, padding, heads, implementation)
 
 
-def _library(q, k, v, bias, gate, padding, heads, implementation):
-    """Attend with `jax.nn.dot_product_attention`, whose arrays are `[B, L, H, d]`."""
-    batch, tokens, _ = q.shape
+def _library(qkv, bias, padding, heads, implementation):
+    """Attend with `jax.nn.dot_product_attention`; its arrays are `[B, L, H, d]`."""
+    batch, tokens, _ = qkv[0].shape
+    q, k, v = (x.reshape(batch, tokens, heads, -1) for x in qkv)
     whole = batch, heads, tokens, tokens
-    if bias is not None:
-        bias = bias[None] if gate is None else gate[..., None] * bias[None]
-        bias = jnp.broadcast_to(bias, whole).astype(q.dtype)
-    seen = None if padding is None else jnp.broadcast_to(~padding[:, None, None], whole)
-    q, k, v = (x.reshape(batch, tokens, heads, -1) for x in (q, k, v))
-    y = jax.nn.dot_product_attention(q, k, v, bias, seen, implementation=implementation)
+    bias = None if bias is None else jnp.broadcast_to(bias, whole).astype(q.dtype)
+    mask = None if padding is None else jnp.broadcast_to(~padding[:, None, None], whole)
+    y = jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation)
     return y.reshape(batch, tokens, -1)
 
 
-def _compute(q, k, v, bias, gate, padding, key=None, *, heads, dropped=0.0, at_once):
-    scale = (q.shape[-1] // heads) ** -0.5
-    by_head = None if gate is None else gate.swapaxes(0, 1)
-    keys = None if key is None else jax.random.split(key, heads)
-    return _attend(heads, dropped, at_once, q * scale, k, v, bias, by_head, padding, keys)
+class How(NamedTuple):
+    """How to compute all heads; fixed when a program is compiled."""
+
+    heads: int
+    rate: float  # of dropout
+    at_once: bool  # all heads in one product, or one head after the other
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _attend(heads, dropped, at_once, q, k, v, bias, gate, padding, keys):
-    """Attend with heads at once or one after the other.
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_heads(how: How, qkv, by_head, padding):
+    """Return what `attend` gives for each head, heads concatenated.
 
-    The gradient is written out: it needs fewer passes over the scores than the derived one, keeps
-    one array of their size, in the dtype of `v`, and multiplies in that dtype.
-
-    Args:
-        q, k, v, padding: as in `attention`, q scaled.
-        bias, gate, keys: `[H, L, L]`, `[H, B, L]`, `[H]`; or None.
-    """
-    one = partial(_forward, dropped, padding)
-    return _joined(_each(lambda *x: one(*x)[0], heads, at_once, (q, k, v), (bias, gate, keys)))
-
-
-def _attend_forward(heads, dropped, at_once, q, k, v, bias, gate, padding, keys):
-    one = partial(_forward, dropped, padding)
-    out, weight, keep = _each(one, heads, at_once, (q, k, v), (bias, gate, keys))
-    out = _joined(out)
-    return out, (padding, (q, k, v, out), (bias, gate, weight, keep))
-
-
-def _attend_backward(heads, dropped, at_once, saved, slope):
-    padding, wide, tall = saved
-    one = partial(_backward, dropped, padding)
-    *to_qkv, to_bias, to_gate = _each(one, heads, at_once, (*wide, slope), tall)
-    return *map(_joined, to_qkv), to_bias, to_gate, None, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
-
-
-def _each(function, heads, at_once, wide, tall):
-    """Return what `function` gives for each head, stacked.
+    On a CPU the heads are computed one after the other, so that a head's scores stay in the cache:
+    8 clips of 496 tokens with 12 heads and a gated bias took 54 ms on two cores, against 132 ms for
+    all heads at once, 162 ms for `jax.nn.dot_product_attention` and 73 ms for PyTorch's fused
+    kernel; the gradient gains as much. The gradient is written out: it needs fewer passes over the
+    scores than the derived one, keeps one array of their size, in the dtype of `v`, and multiplies
+    in that dtype.
 
     Args:
-        wide: arrays `[B, L, D]`, of which a head sees `[B, L, d]`.
-        tall: arrays whose first axis is the head; or None.
+        qkv: q (scaled), k and v, `[B, L, D]`.
+        by_head: bias `[H, L, L]`, gate `[H, B, L]` and random keys `[H]`; or None.
+        padding: `[B, L]` or None.
     """
 
-    def cut(x, head):
-        width = x.shape[-1] // heads
-        return lax.dynamic_slice_in_dim(x, head * width, width, 2)
+    def one(qkv, extras):
+        return attend(_draw(how, padding, qkv, extras), how.rate)[0]
 
-    if at_once:
-        parts = [x.reshape(*x.shape[:2], heads, -1).transpose(2, 0, 1, 3) for x in wide]
-        return jax.vmap(function)(*parts, *tall)
-    return lax.map(
-        lambda part: function(*(cut(x, part[0]) for x in wide), *part[1]),
-        (jnp.arange(heads), tall),
-    )
+    return _concatenate(_each_head(one, how, qkv, by_head))
 
 
-def _joined(x):
+def _attend_heads_forward(how, qkv, by_head, padding):
+    def one(qkv, extras):
+        head = _draw(how, padding, qkv, extras)
+        return *attend(head, how.rate), head.keep
+
+    out, weight, keep = _each_head(one, how, qkv, by_head)
+    out = _concatenate(out)
+    return out, (qkv, by_head[:2], padding, out, weight, keep)
+
+
+def _attend_heads_backward(how, saved, slope):
+    qkv, (bias, gate), padding, out, weight, keep = saved
+
+    def one(wide, by_head):
+        *qkv, out, slope = wide
+        bias, gate, weight, keep = by_head
+        return _gradient(Head(*qkv, bias, gate, padding, keep), how.rate, weight, out, slope)
+
+    wide, by_head = (*qkv, out, slope), (bias, gate, weight, keep)
+    *to_qkv, to_bias, to_gate = _each_head(one, how, wide, by_head)
+    return tuple(map(_concatenate, to_qkv)), (to_bias, to_gate, None), None
+
+
+_attend_heads.defvjp(_attend_heads_forward, _attend_heads_backward)
+
+
+def _draw(how, padding, qkv, extras) -> Head:
+    """Return a head with what its dropout keeps; `extras` are its bias, gate and key, or None."""
+    bias, gate, key = extras
+    batch, tokens, _ = qkv[0].shape
+    keep = None if key is None else kept((batch, tokens, tokens), how.rate, key)
+    return Head(*qkv, bias, gate, padding, keep)
+
+
+def _gradient(head: Head, rate, weight, out, slope):
+    """Return the gradients of q, k, v, bias and gate.
+
+    Args:
+        weight, out: the softmax and the output, as `attend` gives them.
+        slope: the gradient of the output, `[B, L, d]`.
+    """
+    to_v = jnp.einsum("bij,bid->bjd", _dropped(weight, head.keep, rate), slope)
+    to_weight = jnp.einsum("bid,bjd->bij", slope, head.v, preferred_element_type=jnp.float32)
+    # The sum over j of weight * to_weight is the sum over channels of slope * out.
+    mean = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    to_scores = weight * (_dropped(to_weight, head.keep, rate) - mean)
+    if head.padding is not None:
+        to_scores = jnp.where(head.padding[:, None], 0.0, to_scores)
+    to_bias = to_gate = None
+    if head.bias is not None:
+        to_bias = (to_scores if head.gate is None else head.gate[..., None] * to_scores).sum(0)
+        to_gate = None if head.gate is None else (to_scores * head.bias[None]).sum(-1)
+    to_scores = to_scores.astype(head.q.dtype)
+    to_q = jnp.matmul(to_scores, head.k)
+    to_k = jnp.einsum("bij,bid->bjd", to_scores, head.q)
+    return to_q, to_k, to_v, to_bias, to_gate
+
+
+def _each_head(function, how, wide, by_head):
+    """Return what `function(wide, by_head)` gives for each head, stacked.
+
+    Args:
+        wide: arrays `[B, L, D]`, of which a head gets `[B, L, d]`.
+        by_head: arrays whose first axis is the head; or None.
+    """
+    if how.at_once:
+        wide = [x.reshape(*x.shape[:2], how.heads, -1).transpose(2, 0, 1, 3) for x in wide]
+        return jax.vmap(function)(wide, by_head)
+
+    def one(part):
+        head, by_head = part
+        width = wide[0].shape[-1] // how.heads
+        return function(
+            [lax.dynamic_slice_in_dim(x, head * width, width, 2) for x in wide], by_head
+        )
+
+    return lax.map(one, (jnp.arange(how.heads), by_head))
+
+
+def _concatenate(x):
     """Return `[B, L, D]` from `[H, B, L, d]`."""
     return x.transpose(1, 2, 0, 3).reshape(*x.shape[1:3], -1)
 
 
-def _forward(dropped, padding, q, k, v, bias, gate, key):
-    """Return the output of a head `[B, L, d]`, its weights `[B, L, L]` and which are kept.
-
-    q, k and v are `[B, L, d]`, `bias [L, L]`, `gate [B, L]`, `padding [B, L]`.
-    """
-    scores = jnp.einsum("bid,bjd->bij", q, k, preferred_element_type=jnp.float32)
-    if bias is not None:
-        scores = scores + (bias[None] if gate is None else gate[..., None] * bias[None])
-    if padding is not None:
-        scores = jnp.where(padding[:, None], jnp.finfo(jnp.float32).min, scores)
-    weight = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    keep = None if key is None else kept(weight.shape, dropped, key)
-    return jnp.matmul(_dropped(weight, keep, dropped), v), weight, keep
-
-
-def _backward(dropped, padding, q, k, v, out, slope, bias, gate, weight, keep):
-    """Return the gradients of q, k, v, bias and gate of a head from that of its output."""
-    to_v = jnp.einsum("bij,bid->bjd", _dropped(weight, keep, dropped), slope)
-    to_weight = jnp.einsum("bid,bjd->bij", slope, v, preferred_element_type=jnp.float32)
-    # The sum over j of weight * to_weight is the sum over channels of slope * out.
-    mean = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
-    to_scores = weight * (_dropped(to_weight, keep, dropped) - mean)
-    if padding is not None:
-        to_scores = jnp.where(padding[:, None], 0.0, to_scores)
-    to_bias = to_gate = None
-    if bias is not None:
-        to_bias = (to_scores if gate is None else gate[..., None] * to_scores).sum(0)
-        to_gate = None if gate is None else (to_scores * bias[None]).sum(-1)
-    to_scores = to_scores.astype(q.dtype)
-    to_q = jnp.matmul(to_scores, k)
-    to_k = jnp.einsum("bij,bid->bjd", to_scores, q)
-    return to_q, to_k, to_v, to_bias, to_gate
+def _gated(bias, gate):
+    """Return gate * bias, with an axis of clips in front: of length 1 without a gate."""
+    return bias[None] if gate is None else gate[..., None] * bias[None]
 
 
 def _dropped(x, keep, rate):
-    return x if keep is None else jnp.where(keep, x * scale_of(rate), 0.0).astype(x.dtype)
+    return x if keep is None else keep_only(x, keep, rate)
+
+
+class SelfAttention(nnx.Module):
+    """Self-attention with separate projections, so that adapters can choose among them.
+
+    Args:
+        width, heads: D and H.
+        gated: each query scales the bias by a gate of its own (BEATs).
+        dropped: rate of dropout on the weights after the softmax.
+        gains: Xavier gains of q and k, and of v and out; None starts them N(0, 0.02).
+        implementation: as of `attention`.
+        dtype: of matrix products.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        gated: bool = False,
+        dropped: float,
+        gains: tuple[float | None, float | None] = (None, None),
+        implementation: Implementation = "auto",
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
+        project = partial(linear, width, width, dtype=dtype, rngs=rngs)
+        self.q, self.k = project(gain=gains[0]), project(gain=gains[0])
+        self.v, self.out = project(gain=gains[1]), project(gain=gains[1])
+        self.dropout = Dropout(dropped)
+        if gated:
+            self.gate = linear(width // heads, 8, dtype=dtype, rngs=rngs)
+            self.gate_scale = nnx.Param(jnp.ones(heads))
+        self.heads, self.gated, self.implementation = heads, gated, implementation
+
+    def __call__(
+        self, x: jax.Array, padding: jax.Array | None, bias: jax.Array | None = None
+    ) -> jax.Array:
+        """Return `[B, L, D]` of the same; padding and bias as of `attention`."""
+        q = self.q(x)
+        y = attention(
+            q,
+            self.k(x),
+            self.v(x),
+            heads=self.heads,
+            bias=bias,
+            gate=self._bias_gate(q) if self.gated and bias is not None else None,
+            padding=padding,
+            dropped=self.dropout.rate,
+            key=self.dropout.drawn(),
+            implementation=self.implementation,
+        )
+        return self.out(y)
+
+    def _bias_gate(self, q):
+        """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`."""
+        by_head = q.reshape(*q.shape[:2], self.heads, -1)
+        parts = self.gate(by_head).astype(jnp.float32).reshape(*by_head.shape[:3], 2, 4)
+        update, reset = jnp.moveaxis(jax.nn.sigmoid(parts.sum(-1)), (3, 2), (0, 2))
+        return update * (reset * self.gate_scale[...][None, :, None] - 1.0) + 2.0

@@ -1,59 +1,36 @@
-"""A pre-trained encoder as users see it: waves in, tokens out."""
+"""A pretrained backbone as users see it: waves in, tokens out."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, Protocol
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asdjax import params as weights
 from asdjax.models.beats import BeatsConfig
-from asdjax.models.eat import EatConfig, patch_grid
-from asdjax.params import Params
+from asdjax.models.eat import EatConfig
+from asdjax.models.layers import patch_grid
+from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
 
-
-class Listener(Protocol):
-    """What a branch hears of the waves, and the weights it begins with."""
-
-    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        """Return the input of the network `[B, ...]` from waves `[B, N]`; pure."""
-
-    def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array | None:
-        """Return `[B, L]` bool, True = padding, for rows of `samples`, or None; pure."""
-
-    def for_features(self, params: Params) -> tuple[Listener, Params]:
-        """Return structure and weights without a class head."""
-
-
-class Structure(Listener, Protocol):
-    """What the configuration of every backbone offers, so that nobody asks which one it is.
-
-    Its front end gives `[B, T, F]`, and it always has tokens.
-    """
-
-    width: int  # D
-    layers_count: int
-    bands: int  # patches beside each other in frequency
-    extra_tokens: int  # before the patches: 1 with a class token, else 0
-    shortest_samples: int  # of a wave
-    has_classes: bool  # has a class head
-
-    def build(self, **how) -> nnx.Module:
-        """Make the module, `(mel, padding, layer) -> tokens`; `how`: dtype, train, remat, ..."""
-
-    def token_count(self, samples: int) -> int:
-        """Return L, extra tokens included, of a row of `samples`."""
-
-    def without_dropout(self) -> Structure:
-        """Return the structure with every rate of dropping values and layers at 0."""
-
-
-STRUCTURES: dict[str, type[Structure]] = {"beats": BeatsConfig, "eat": EatConfig}
+# The configuration of every backbone. Each offers the following, so that no other code asks which
+# one it is:
+#   kind                      in the header of its weight files
+#   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`; pure
+#   token_padding(N, lengths) `[B, L]` bool, True = padding, for rows of N samples; pure
+#   for_features(params)      structure and weights without a class head
+#   width, layers_count       D, and how many layers
+#   bands                     patches beside each other in frequency
+#   extra_tokens              before the patches: 1 with a class token, else 0
+#   shortest_samples          of a wave
+#   has_classes               whether there is a class head
+#   build(**how)              the module, `(mel, padding, layer) -> tokens`; dtype, train, ...
+#   token_count(samples)      L, extra tokens included, of a row of `samples`
+#   without_dropout()         the structure with every rate of dropping values and layers at 0
+Structure = BeatsConfig | EatConfig
 
 
 class Backbone:
@@ -92,7 +69,7 @@ class Backbone:
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f"expected dtype float32 or bfloat16, got {dtype}")
         self._graph, expected = abstract(config, dtype)
-        if problems := weights.misfits(params, expected):
+        if problems := misfits(params, expected):
             raise InputError(f"the weights do not fit the model{problems}")
         self.config, self.labels, self.sha256 = config, labels, sha256
         self.params: Params = {
@@ -130,10 +107,10 @@ class Backbone:
         """Do the same as a call, purely, for use inside the caller's own jit; shapes unchecked."""
         if layer is not None and not 0 <= layer <= self.config.layers_count:
             raise InputError(f"expected layer 0..{self.config.layers_count}, got {layer}")
-        self._check_samples(wave.shape[1])
+        check_samples(self.config, wave.shape[1])
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
         mel = self.config.frontend(wave, lengths)
-        return weights.merge(self._graph, params)(mel, padding, layer)
+        return merge(self._graph, params)(mel, padding, layer)
 
     def token_padding(self, samples: int, lengths) -> jax.Array:
         """Return `[B, L]` bool, True = padding, for rows of `samples`; pure."""
@@ -149,7 +126,7 @@ class Backbone:
 
     def _probabilities(self, params, wave, lengths):
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
-        model = weights.merge(self._graph, params)
+        model = merge(self._graph, params)
         return model.classify(model(self.config.frontend(wave, lengths), padding), padding)
 
     def _check(self, wave, lengths) -> None:
@@ -159,16 +136,17 @@ class Backbone:
             raise InputError(f"expected a wave [B, N], got shape {shape}")
         if dtype.kind != "f" and dtype != np.int16:
             raise InputError(f"expected float samples in [-1, 1] or int16, got {dtype}")
-        self._check_samples(shape[1])
+        check_samples(self.config, shape[1])
         if lengths is not None and np.shape(lengths) != shape[:1]:
             raise InputError(f"expected lengths {shape[:1]}, got {np.shape(lengths)}")
 
-    def _check_samples(self, samples: int) -> None:
-        if samples < self.config.shortest_samples:
-            raise InputError(
-                f"expected at least {self.config.shortest_samples} samples (one patch of frames), "
-                f"got {samples}; pad the clip"
-            )
+
+def check_samples(config: Structure, samples: int) -> None:
+    if samples < config.shortest_samples:
+        raise InputError(
+            f"expected at least {config.shortest_samples} samples (one patch of frames), got "
+            f"{samples}; pad the clip"
+        )
 
 
 def _array(lengths) -> jax.Array | None:
@@ -177,9 +155,9 @@ def _array(lengths) -> jax.Array | None:
 
 def abstract(config: Structure, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:
     """Return the model's graph and the shape of each parameter, without making any."""
-    return weights.split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0))))
+    return split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=nnx.Rngs(0))))
 
 
 def initialize(config: Structure, seed: int = 0) -> Params:
     """Return random weights, for training from scratch and for benchmarks without a checkpoint."""
-    return weights.split(config.build(rngs=nnx.Rngs(seed)))[1]
+    return split(config.build(rngs=nnx.Rngs(seed)))[1]

@@ -21,13 +21,11 @@ from flax import nnx
 from jax import lax
 
 from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
-from asdjax.models.attention import Implementation, attention
-from asdjax.models.dropout import Dropout
-from asdjax.params import Params
+from asdjax.models import layers
+from asdjax.models.attention import Implementation, SelfAttention
+from asdjax.models.pooling import mean_token
+from asdjax.models.weights_file import Params
 from asdjax.types import InputError
-
-MEL_BANDS = 128
-LARGEST = 100_000  # of any number in a configuration: more is a damaged or hostile file
 
 
 def _gated(x):
@@ -77,31 +75,22 @@ class BeatsConfig:
     predictor_class: int = 527
 
     def __post_init__(self):
-        whole = {
-            "input_patch_size": (self.input_patch_size, MEL_BANDS),
-            "encoder_attention_heads": (self.encoder_attention_heads, self.encoder_embed_dim),
-            "conv_pos_groups": (self.conv_pos_groups, self.encoder_embed_dim),
+        width, most, names = self.encoder_embed_dim, layers.LARGEST, ", ".join(ACTIVATIONS)
+        divisors = {
+            "input_patch_size": layers.MEL_BANDS,
+            "encoder_attention_heads": width,
+            "conv_pos_groups": width,
         }
-        problems = [
-            f"{name}: expected a divisor of {total}, got {part}"
-            for name, (part, total) in whole.items()
-            if part < 1 or total % part
+        counts = [field.name for field in fields(self) if type(field.default) is int]
+        one_norm = not (self.layer_norm_first and self.deep_norm)
+        rules = [
+            *layers.divisor_rules(self, divisors),
+            *((name, f"1 to {most}", 1 <= getattr(self, name) <= most) for name in counts),
+            ("encoder_layers", "at most 256", self.encoder_layers <= 256),
+            ("activation_fn", f"one of {names}", self.activation_fn in ACTIVATIONS),
+            ("deep_norm", "False (layer_norm_first and deep_norm exclude each other)", one_norm),
         ]
-        problems += [
-            f"{f.name}: expected 1 to {LARGEST}, got {getattr(self, f.name)}"
-            for f in fields(self)
-            if type(f.default) is int and not 1 <= getattr(self, f.name) <= LARGEST
-        ]
-        if self.encoder_layers > 256:
-            problems.append(f"encoder_layers: expected at most 256, got {self.encoder_layers}")
-        if self.activation_fn not in ACTIVATIONS:
-            problems.append(
-                f"activation_fn: expected one of {', '.join(ACTIVATIONS)}, got {self.activation_fn}"
-            )
-        if self.layer_norm_first and self.deep_norm:
-            problems.append("layer_norm_first and deep_norm exclude each other, got both")
-        if problems:
-            raise InputError("not a BEATs configuration:\n  " + "\n  ".join(problems))
+        layers.check_config(self, "a BEATs", rules)
 
     @classmethod
     def base(cls, **changes: Any) -> BeatsConfig:
@@ -131,6 +120,7 @@ class BeatsConfig:
 
     # What every structure of a backbone has (`asdjax.models.backbone.Structure`).
 
+    kind = "beats"  # in the header of weight files
     extra_tokens = 0  # BEATs has no class token
 
     @property
@@ -157,7 +147,7 @@ class BeatsConfig:
 
     @property
     def bands(self) -> int:
-        return MEL_BANDS // self.input_patch_size
+        return layers.MEL_BANDS // self.input_patch_size
 
     def token_count(self, samples: int) -> int:
         return frame_count(samples) // self.input_patch_size * self.bands
@@ -181,8 +171,7 @@ class Beats(nnx.Module):
         config: the structure.
         dtype: of matrix products and convolutions; parameters, norms, softmax and residual sums
             are float32.
-        train: drop values and layers, from the random keys (`asdjax.models.dropout.Key`) that each
-            step puts in.
+        train: drop values and layers, from the random keys (`layers.Key`) that each step puts in.
         remat: keep only the input of each layer for the backward pass and compute the layer again.
         attention: implementation of `asdjax.models.attention.attention`.
     """
@@ -197,26 +186,26 @@ class Beats(nnx.Module):
         attention: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
-        config = config if train else for_use(config)
-        patch, width = config.input_patch_size, config.encoder_embed_dim
-        linear = partial(_linear, dtype=dtype, rngs=rngs)
-        norm = partial(_norm, rngs=rngs)
+        if not train:
+            config = replace(config.without_dropout(), layer_wise_gradient_decay_ratio=1.0)
+        points, width = config.input_patch_size**2, config.encoder_embed_dim
+        dense = partial(layers.linear, dtype=dtype, rngs=rngs)
         self.config, self.remat = config, remat
-        self.patch_embed = linear(patch * patch, config.embed_dim, use_bias=config.conv_bias)
-        self.patch_norm = norm(config.embed_dim)
+        self.patch_embed = dense(points, config.embed_dim, use_bias=config.conv_bias)
+        self.patch_norm = layers.layer_norm(config.embed_dim, rngs=rngs)
         if config.embed_dim != width:
-            self.proj = linear(config.embed_dim, width)
-        self.input_dropout = Dropout(config.dropout_input)
+            self.proj = dense(config.embed_dim, width)
+        self.input_dropout = layers.Dropout(config.dropout_input)
         self.pos_conv = PositionConv(config, dtype=dtype, rngs=rngs)
-        self.norm = norm(width)
-        self.dropout = Dropout(config.dropout)
+        self.norm = layers.layer_norm(width, rngs=rngs)
+        self.dropout = layers.Dropout(config.dropout)
         if config.relative_position_embedding:
             shape = config.num_buckets, config.encoder_attention_heads
             self.relative_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
         layer = partial(Layer, config, attention=attention, dtype=dtype, rngs=rngs)
         self.layers = nnx.List([layer() for _ in range(config.encoder_layers)])
         if config.finetuned_model:
-            self.predictor = linear(width, config.predictor_class)
+            self.predictor = dense(width, config.predictor_class)
 
     def __call__(
         self, mel: jax.Array, padding: jax.Array | None = None, layer: int | None = None
@@ -233,18 +222,15 @@ class Beats(nnx.Module):
         x = self.encoder_input(self.embed_patches(mel), padding)
         bias = self.position_bias(x.shape[1])
         for block in list(self.layers)[:layer]:
-            x = self._through(block, x, bias, padding)
-        if self.config.layer_norm_first and layer is None:
-            x = self.norm(x)
-        return x.astype(jnp.float32)
-
-    def _through(self, block: Layer, x, bias, padding):
-        x = scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
-        return recomputed(block, x, bias, padding) if self.remat else block(x, bias, padding)
+            x = layers.scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
+            call = partial(layers.recomputed, block) if self.remat else block
+            x = call(x, bias, padding)
+        return self.norm(x) if self.config.layer_norm_first and layer is None else x
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, L, D]`: patches through their embedding, norm and projection."""
-        x = self.patch_norm(self.patch_embed(cut_patches(mel, self.config.input_patch_size)))
+        patches = layers.cut_patches(mel, self.config.input_patch_size)
+        x = self.patch_norm(self.patch_embed(patches))
         if self.config.embed_dim != self.config.encoder_embed_dim:
             x = self.proj(x)
         return self.input_dropout(x)
@@ -267,13 +253,10 @@ class Beats(nnx.Module):
     def classify(self, tokens: jax.Array, padding: jax.Array | None = None) -> jax.Array:
         """Return class probabilities `[B, C]` of a fine-tuned model from its final features.
 
-        The reference averages logits over tokens; averaging tokens first is the same number.
+        The reference averages logits over tokens; averaging tokens first gives the same.
         """
-        if padding is None:
-            return jax.nn.sigmoid(self.predictor(tokens.mean(1)))
-        total = jnp.where(padding[..., None], 0.0, tokens).sum(1)
-        count = jnp.maximum((~padding).sum(1, keepdims=True), 1)
-        return jax.nn.sigmoid(self.predictor(total / count))
+        mean = mean_token(tokens, None if padding is None else ~padding)
+        return jax.nn.sigmoid(self.predictor(mean))
 
 
 class PositionConv(nnx.Module):
@@ -304,141 +287,63 @@ class PositionConv(nnx.Module):
         taps = kernel.shape[0]
         # One convolution per group: on CPU 1.4 times as fast as one with feature_group_count, and
         # the kernel's gradient 7 to 20 times.
-        y = [
-            lax.conv_general_dilated(
-                x_group,
-                kernel_group,
-                window_strides=(1,),
-                padding=[(taps // 2, taps - 1 - taps // 2)],  # an even kernel drops the last output
-                dimension_numbers=("NWC", "WIO", "NWC"),
-            )
-            for x_group, kernel_group in zip(
-                jnp.split(x.astype(self.dtype), self.groups, axis=-1),
-                jnp.split(kernel, self.groups, axis=-1),
-                strict=True,
-            )
-        ]
+        ends = taps // 2, taps - 1 - taps // 2  # an even kernel drops the last output
+        split = partial(jnp.split, indices_or_sections=self.groups, axis=-1)
+        convolve = partial(
+            lax.conv_general_dilated,
+            window_strides=(1,),
+            padding=[ends],
+            dimension_numbers=("NWC", "WIO", "NWC"),
+        )
+        y = map(convolve, split(x.astype(self.dtype)), split(kernel))
         bias = self.bias[...].astype(self.dtype)[None, None]
-        return ACTIVATIONS["gelu"](jnp.concatenate(y, axis=-1) + bias)
+        return ACTIVATIONS["gelu"](jnp.concatenate(list(y), axis=-1) + bias)
 
 
 class Layer(nnx.Module):
     """Attention and feed-forward, each with a residual sum and a norm after (or before) it."""
 
-    def __init__(
-        self,
-        config: BeatsConfig,
-        *,
-        attention: Implementation = "auto",
-        dtype: Any,
-        rngs: nnx.Rngs,
-    ):
+    def __init__(self, config: BeatsConfig, *, attention: Implementation = "auto", dtype, rngs):
         width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
-        linear = partial(_linear, gain=_deep_gain(config), dtype=dtype, rngs=rngs)
-        self.config = config
-        self.attn = Attention(config, attention, dtype=dtype, rngs=rngs)
-        self.attn_norm = _norm(width, rngs=rngs)
-        self.fc1 = linear(width, hidden * (2 if config.activation_fn == "glu" else 1))
-        self.fc2 = linear(hidden, width)
-        self.ffn_norm = _norm(width, rngs=rngs)
-        self.attn_dropout, self.ffn_dropout = Dropout(config.dropout), Dropout(config.dropout)
-        self.activation_dropout = Dropout(config.activation_dropout)
-        self.skip = Dropout(config.encoder_layerdrop)
+        # DeepNorm: Xavier gains at the start, and a factor of the residual branch.
+        gain = (8 * config.encoder_layers) ** -0.25 if config.deep_norm else None
+        self.alpha = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1.0
+        self.norm_first, self.activation = config.layer_norm_first, config.activation_fn
+        self.attn = SelfAttention(
+            width,
+            config.encoder_attention_heads,
+            gated=config.gru_rel_pos,
+            dropped=config.attention_dropout,
+            gains=(1.0 if config.deep_norm else None, gain),
+            implementation=attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.attn_norm = layers.layer_norm(width, rngs=rngs)
+        dense = partial(layers.linear, gain=gain, dtype=dtype, rngs=rngs)
+        self.fc1 = dense(width, hidden * (2 if config.activation_fn == "glu" else 1))
+        self.fc2 = dense(hidden, width)
+        self.ffn_norm = layers.layer_norm(width, rngs=rngs)
+        self.attn_dropout = layers.Dropout(config.dropout)
+        self.ffn_dropout = layers.Dropout(config.dropout)
+        self.activation_dropout = layers.Dropout(config.activation_dropout)
+        self.skip = layers.Dropout(config.encoder_layerdrop)
 
     def __call__(self, x, bias, padding):
-        """Return `[B, L, D]`; `bias [H, L, L]` or None, `padding [B, L]` or None."""
-        return self.skip.choose(x.astype(jnp.float32), self._compute(x, bias, padding))
+        """Return `[B, L, D]` of the same, float32; `bias [H, L, L]`, `padding [B, L]` or None."""
+        return self.skip.choose(x, self._compute(x, bias, padding))
 
     def _compute(self, x, bias, padding):
-        if self.config.layer_norm_first:
-            x = x.astype(jnp.float32)
-            x = x + self.attn_dropout(self.attn(self.attn_norm(x), bias, padding))
+        if self.norm_first:
+            x = x + self.attn_dropout(self.attn(self.attn_norm(x), padding, bias))
             return x + self.feed_forward(self.ffn_norm(x))
-        y = self.attn_dropout(self.attn(x, bias, padding))
-        x = self.attn_norm(self._scaled(x) + y)
-        return self.ffn_norm(self._scaled(x) + self.feed_forward(x))
+        y = self.attn_dropout(self.attn(x, padding, bias))
+        x = self.attn_norm(self.alpha * x + y)
+        return self.ffn_norm(self.alpha * x + self.feed_forward(x))
 
     def feed_forward(self, x):
-        hidden = ACTIVATIONS[self.config.activation_fn](self.fc1(x))
+        hidden = ACTIVATIONS[self.activation](self.fc1(x))
         return self.ffn_dropout(self.fc2(self.activation_dropout(hidden)))
-
-    def _scaled(self, x):
-        """Return the residual branch: DeepNorm multiplies it by (2 layers)^(1/4)."""
-        alpha = (2 * self.config.encoder_layers) ** 0.25 if self.config.deep_norm else 1.0
-        return alpha * x.astype(jnp.float32)
-
-
-class Attention(nnx.Module):
-    """Self-attention whose relative bias each query gates by itself."""
-
-    def __init__(
-        self,
-        config: BeatsConfig,
-        implementation: Implementation = "auto",
-        *,
-        dtype: Any,
-        rngs: nnx.Rngs,
-    ):
-        width, self.heads = config.encoder_embed_dim, config.encoder_attention_heads
-        self.implementation = implementation
-        linear = partial(_linear, width, width, dtype=dtype, rngs=rngs)
-        self.q = linear(gain=1.0 if config.deep_norm else None)
-        self.k = linear(gain=1.0 if config.deep_norm else None)
-        self.v = linear(gain=_deep_gain(config))
-        self.out = linear(gain=_deep_gain(config))
-        self.dropout = Dropout(config.attention_dropout)
-        self.gated = config.gru_rel_pos
-        if self.gated:
-            self.gate = _linear(width // self.heads, 8, dtype=dtype, rngs=rngs)
-            self.gate_scale = nnx.Param(jnp.ones(self.heads))
-
-    def __call__(self, x, bias, padding):
-        q = self.q(x)
-        gate = self.bias_gate(q) if self.gated and bias is not None else None
-        y = attention(
-            q,
-            self.k(x),
-            self.v(x),
-            heads=self.heads,
-            bias=bias,
-            gate=gate,
-            padding=padding,
-            dropped=self.dropout.rate,
-            key=self.dropout.drawn(),
-            implementation=self.implementation,
-        )
-        return self.out(y)
-
-    def bias_gate(self, q):
-        """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`."""
-        by_head = q.reshape(*q.shape[:2], self.heads, -1)
-        parts = self.gate(by_head).astype(jnp.float32).reshape(*by_head.shape[:3], 2, 4)
-        update, reset = jnp.moveaxis(jax.nn.sigmoid(parts.sum(-1)), (3, 2), (0, 2))
-        return update * (reset * self.gate_scale[...][None, :, None] - 1.0) + 2.0
-
-
-def for_use(config: BeatsConfig) -> BeatsConfig:
-    """Return the configuration without what only training does."""
-    return replace(config.without_dropout(), layer_wise_gradient_decay_ratio=1.0)
-
-
-def recomputed(block: nnx.Module, *args: jax.Array | None) -> jax.Array:
-    """Return `block(*args)`, which the backward pass computes again instead of keeping values."""
-    graph, state = nnx.split(block)
-    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
-
-
-def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
-    """Return `x`; the gradient that flows back through it is multiplied by `factor`."""
-    return x if factor == 1 else x * factor + lax.stop_gradient(x - x * factor)
-
-
-def cut_patches(mel: jax.Array, patch: int) -> jax.Array:
-    """Return `[B, L, patch * patch]`: square patches, time-major; in a patch, time is first."""
-    batch, frames, bands = mel.shape
-    times = frames // patch
-    grid = mel[:, : times * patch].reshape(batch, times, patch, bands // patch, patch)
-    return grid.swapaxes(2, 3).reshape(batch, -1, patch * patch)
 
 
 def token_padding(lengths: jax.Array, samples: int, frames: int, tokens: int) -> jax.Array:
@@ -463,22 +368,3 @@ def relative_bucket(offset: np.ndarray, num_buckets: int, max_distance: int) -> 
         distance < exact, distance, np.minimum(half - 1, exact + (far * (half - exact)).astype(int))
     )
     return bucket + half * (offset > 0)
-
-
-def _norm(width: int, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a norm in float32, in and out, under every compute type."""
-    return nnx.LayerNorm(width, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32, rngs=rngs)
-
-
-def _linear(inputs: int, outputs: int, *, gain: float | None = None, **kwargs: Any) -> nnx.Linear:
-    """Return a linear layer: Xavier-normal with `gain`, else N(0, 0.02)."""
-    if gain is None:
-        init = nnx.initializers.normal(0.02)
-    else:
-        init = nnx.initializers.variance_scaling(gain**2, "fan_avg", "normal")
-    return nnx.Linear(inputs, outputs, kernel_init=init, **kwargs)
-
-
-def _deep_gain(config: BeatsConfig) -> float | None:
-    """Return DeepNorm's Xavier gain of v, out, fc1 and fc2; None for a model without."""
-    return (8 * config.encoder_layers) ** -0.25 if config.deep_norm else None

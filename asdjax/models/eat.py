@@ -12,7 +12,7 @@ Source: Chen et al. 2024, "EAT: Self-Supervised Pre-Training with Efficient Audi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -22,21 +22,10 @@ import numpy as np
 from flax import nnx
 
 from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, eat_frames, eat_frontend
-from asdjax.models.attention import Implementation, attention
-from asdjax.models.beats import LARGEST, MEL_BANDS, cut_patches, recomputed
-from asdjax.models.dropout import Dropout
-from asdjax.params import Params
+from asdjax.models import layers
+from asdjax.models.attention import Implementation, SelfAttention
+from asdjax.models.weights_file import Params
 from asdjax.types import InputError
-
-RATES = (
-    "attention_dropout",
-    "encoder_dropout",
-    "activation_dropout",
-    "post_mlp_drop",
-    "dropout_input",
-    "start_drop_path_rate",
-    "end_drop_path_rate",
-)
 
 
 @dataclass(frozen=True)
@@ -74,30 +63,25 @@ class EatConfig:
     start_drop_path_rate: float = 0.0
     end_drop_path_rate: float = 0.0
 
-    extra_tokens = 1  # the class token; no field, but what every structure of a backbone has
+    # No fields, but what every structure of a backbone has:
+    kind = "eat"  # in the header of weight files
+    extra_tokens = 1  # the class token
 
     def __post_init__(self):
-        width, most = self.embed_dim, f"1 to {LARGEST}"
-        wanted = [
-            ("embed_dim", most, 1 <= width <= LARGEST),
+        width, most = self.embed_dim, layers.LARGEST
+        rules = [
+            ("embed_dim", f"1 to {most}", 1 <= width <= most),
             ("embed_dim", "a multiple of 4", width % 4 == 0),
             ("depth", "1 to 256", 1 <= self.depth <= 256),
-            ("num_heads", f"a divisor of {width}", _divides(self.num_heads, width)),
-            ("patch_size", f"a divisor of {MEL_BANDS}", _divides(self.patch_size, MEL_BANDS)),
+            *layers.divisor_rules(self, {"num_heads": width, "patch_size": layers.MEL_BANDS}),
             ("mlp_ratio", "a number in (0, 100]", 0 < self.mlp_ratio <= 100),
-            ("max_length", most, 1 <= self.max_length <= LARGEST),
+            ("max_length", f"1 to {most}", 1 <= self.max_length <= most),
             ("norm_eps", "a number in (0, 1)", 0 < self.norm_eps < 1),
             ("head_norm_eps", "a number in (0, 1)", 0 < self.head_norm_eps < 1),
-            ("num_classes", f"0 to {LARGEST}", 0 <= self.num_classes <= LARGEST),
+            ("num_classes", f"0 to {most}", 0 <= self.num_classes <= most),
             *((name, "a rate in [0, 1)", 0 <= getattr(self, name) < 1) for name in RATES),
         ]
-        problems = [
-            f"{name}: expected {want}, got {getattr(self, name)}"
-            for name, want, good in wanted
-            if not good
-        ]
-        if problems:
-            raise InputError("not an EAT configuration:\n  " + "\n  ".join(problems))
+        layers.check_config(self, "an EAT", rules)
 
     @classmethod
     def base(cls, **changes: Any) -> EatConfig:
@@ -148,7 +132,7 @@ class EatConfig:
 
     @property
     def bands(self) -> int:
-        return MEL_BANDS // self.patch_size
+        return layers.MEL_BANDS // self.patch_size
 
     def token_count(self, samples: int) -> int:
         return self.extra_tokens + self._patches(samples)
@@ -175,12 +159,11 @@ class EatConfig:
         return eat_frames(samples) // self.patch_size * self.bands
 
 
-def _divides(part: int, whole: int) -> bool:
-    return part >= 1 and whole % part == 0
+RATES = tuple(field.name for field in fields(EatConfig) if "drop" in field.name)
 
 
 class FixedTable(nnx.Variable):
-    """Numbers that belong to the model but are no parameter: they never train."""
+    """Constants that belong to the model but are no parameters: they never train."""
 
 
 class Eat(nnx.Module):
@@ -189,8 +172,7 @@ class Eat(nnx.Module):
     Args:
         config: the structure.
         dtype: of matrix products; parameters, norms, softmax and residual sums are float32.
-        train: drop values and branches, from the random keys (`asdjax.models.dropout.Key`) that
-            each step puts in.
+        train: drop values and branches, from the random keys (`layers.Key`) that each step puts in.
         remat: keep only the input of each block for the backward pass and compute the block again.
         attention: implementation of `asdjax.models.attention.attention`.
     """
@@ -207,21 +189,19 @@ class Eat(nnx.Module):
     ):
         config = config if train else config.without_dropout()
         patch, width = config.patch_size, config.embed_dim
-        linear = partial(_linear, dtype=dtype, rngs=rngs)
         self.config, self.remat = config, remat
-        self.patch_embed = linear(patch * patch, width)
-        self.positions = FixedTable(position_table(width, MEL_BANDS // patch, config.max_length))
+        self.patch_embed = layers.linear(patch * patch, width, dtype=dtype, rngs=rngs)
+        self.positions = FixedTable(position_table(width, config.bands, config.max_length))
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
-        self.norm = _norm(width, config.norm_eps, rngs=rngs)
-        self.input_dropout = Dropout(config.dropout_input)
+        self.norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.input_dropout = layers.Dropout(config.dropout_input)
         block = partial(Block, config, attention=attention, dtype=dtype, rngs=rngs)
-        drop_path = np.linspace(
-            config.start_drop_path_rate, config.end_drop_path_rate, config.depth
-        )
-        self.layers = nnx.List([block(drop_path=float(rate)) for rate in drop_path])
+        ends = config.start_drop_path_rate, config.end_drop_path_rate
+        rates = np.linspace(*ends, config.depth).tolist()
+        self.layers = nnx.List([block(drop_path=rate) for rate in rates])
         if config.num_classes:
-            self.head_norm = _norm(width, config.head_norm_eps, rngs=rngs)
-            self.head = linear(width, config.num_classes)
+            self.head_norm = layers.layer_norm(width, config.head_norm_eps, rngs=rngs)
+            self.head = layers.linear(width, config.num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
         self, mel: jax.Array, padding: jax.Array | None = None, layer: int | None = None
@@ -237,12 +217,12 @@ class Eat(nnx.Module):
         """
         x = self.encoder_input(self.embed_patches(mel))
         for block in list(self.layers)[:layer]:
-            x = recomputed(block, x, padding) if self.remat else block(x, padding)
+            x = layers.recomputed(block, x, padding) if self.remat else block(x, padding)
         return x
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, n, D]`: patches through their embedding."""
-        return self.patch_embed(cut_patches(mel, self.config.patch_size))
+        return self.patch_embed(layers.cut_patches(mel, self.config.patch_size))
 
     def encoder_input(self, patches: jax.Array) -> jax.Array:
         """Return `[B, 1 + n, D]`: positions added, class token (without a position) first, norm."""
@@ -261,25 +241,26 @@ class Block(nnx.Module):
     """Attention and MLP, each followed by its residual sum and a norm."""
 
     def __init__(
-        self,
-        config: EatConfig,
-        *,
-        drop_path: float,
-        attention: Implementation,
-        dtype: Any,
-        rngs: nnx.Rngs,
+        self, config: EatConfig, *, drop_path: float, attention: Implementation, dtype, rngs
     ):
         width, hidden = config.embed_dim, int(config.mlp_ratio * config.embed_dim)
-        linear = partial(_linear, dtype=dtype, rngs=rngs)
-        self.attn = Attention(config, attention, dtype=dtype, rngs=rngs)
-        self.attn_norm = _norm(width, config.norm_eps, rngs=rngs)
-        self.fc1, self.fc2 = linear(width, hidden), linear(hidden, width)
-        self.ffn_norm = _norm(width, config.norm_eps, rngs=rngs)
-        self.attn_dropout = Dropout(config.encoder_dropout)
-        self.activation_dropout = Dropout(config.activation_dropout)
-        self.output_dropout = Dropout(config.activation_dropout)
-        self.ffn_dropout = Dropout(config.post_mlp_drop)
-        self.attn_path, self.ffn_path = Dropout(drop_path), Dropout(drop_path)
+        dense = partial(layers.linear, dtype=dtype, rngs=rngs)
+        self.attn = SelfAttention(
+            width,
+            config.num_heads,
+            dropped=config.attention_dropout,
+            implementation=attention,
+            dtype=dtype,
+            rngs=rngs,
+        )
+        self.attn_norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.fc1, self.fc2 = dense(width, hidden), dense(hidden, width)
+        self.ffn_norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.attn_dropout = layers.Dropout(config.encoder_dropout)
+        self.activation_dropout = layers.Dropout(config.activation_dropout)
+        self.output_dropout = layers.Dropout(config.activation_dropout)
+        self.ffn_dropout = layers.Dropout(config.post_mlp_drop)
+        self.attn_path, self.ffn_path = layers.Dropout(drop_path), layers.Dropout(drop_path)
 
     def __call__(self, x, padding):
         """Return `[B, L, D]` float32 of the same; `padding [B, L]` or None."""
@@ -290,42 +271,6 @@ class Block(nnx.Module):
     def feed_forward(self, x):
         hidden = jax.nn.gelu(self.fc1(x), approximate=False)
         return self.ffn_dropout(self.output_dropout(self.fc2(self.activation_dropout(hidden))))
-
-
-class Attention(nnx.Module):
-    """Self-attention with separate projections, so that adapters can choose among them."""
-
-    def __init__(
-        self, config: EatConfig, implementation: Implementation, *, dtype: Any, rngs: nnx.Rngs
-    ):
-        linear = partial(_linear, config.embed_dim, config.embed_dim, dtype=dtype, rngs=rngs)
-        self.heads, self.implementation = config.num_heads, implementation
-        self.q, self.k, self.v, self.out = linear(), linear(), linear(), linear()
-        self.dropout = Dropout(config.attention_dropout)
-
-    def __call__(self, x, padding):
-        y = attention(
-            self.q(x),
-            self.k(x),
-            self.v(x),
-            heads=self.heads,
-            padding=padding,
-            dropped=self.dropout.rate,
-            key=self.dropout.drawn(),
-            implementation=self.implementation,
-        )
-        return self.out(y)
-
-
-def patch_grid(tokens: jax.Array, extra_tokens: int = 1, bands: int = 8) -> jax.Array:
-    """Return `[B, T, F, D]` from tokens `[B, extra + T F, D]`: the patches by time and mel band.
-
-    Args:
-        extra_tokens: in front of the patches, left out: 1 for EAT, 0 for BEATs.
-        bands: F, patches beside each other in frequency; band 0 is the lowest.
-    """
-    patches = tokens[:, extra_tokens:]
-    return patches.reshape(len(tokens), -1, bands, tokens.shape[-1])
 
 
 def position_table(width: int, bands: int, times: int) -> jax.Array:
@@ -341,18 +286,5 @@ def position_table(width: int, bands: int, times: int) -> jax.Array:
         angle = jnp.arange(count)[:, None] * speed[None]
         return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
-    shape = times, bands, width // 2
-    by_band = jnp.broadcast_to(waves(bands)[None], shape)
-    by_time = jnp.broadcast_to(waves(times)[:, None], shape)
-    return jnp.concatenate([by_band, by_time], axis=-1).reshape(-1, width)
-
-
-def _norm(width: int, epsilon: float, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a norm in float32, in and out, under every compute type."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
-    )
-
-
-def _linear(inputs: int, outputs: int, **kwargs: Any) -> nnx.Linear:
-    return nnx.Linear(inputs, outputs, kernel_init=nnx.initializers.normal(0.02), **kwargs)
+    by_band, by_time = jnp.tile(waves(bands), (times, 1)), jnp.repeat(waves(times), bands, axis=0)
+    return jnp.concatenate([by_band, by_time], axis=1)

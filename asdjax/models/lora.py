@@ -20,8 +20,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asdjax.models.dropout import Dropout
-from asdjax.params import Params, listing
+from asdjax.models.layers import Dropout, check_config
+from asdjax.models.weights_file import Params, listing
 from asdjax.types import InputError
 
 ADAPTER = "lora_a", "lora_b"
@@ -45,18 +45,13 @@ class Lora:
     targets: tuple[str, ...] = ("q", "v", "out")
 
     def __post_init__(self):
-        problems = [
-            f"{name}: expected {want}, got {getattr(self, name)}"
-            for name, want, good in (
-                ("rank", "at least 1", self.rank >= 1),
-                ("alpha", "a positive number", 0 < self.alpha < math.inf),
-                ("dropout", "a rate in [0, 1)", 0 <= self.dropout < 1),
-                ("targets", "at least one pattern", self.targets),
-            )
-            if not good
+        rules = [
+            ("rank", "at least 1", self.rank >= 1),
+            ("alpha", "a positive number", 0 < self.alpha < math.inf),
+            ("dropout", "a rate in [0, 1)", 0 <= self.dropout < 1),
+            ("targets", "at least one pattern", bool(self.targets)),
         ]
-        if problems:
-            raise InputError("not a LoRA configuration:\n  " + "\n  ".join(problems))
+        check_config(self, "a LoRA", rules)
 
 
 class LoraLinear(nnx.Linear):
@@ -120,26 +115,22 @@ def _matched(modules: Mapping[str, nnx.Module], targets: Iterable[str]) -> list[
 def _check(modules: Mapping[str, nnx.Module], config: Lora) -> None:
     """Refuse, all at once, what `adapt` cannot do; `modules` by dotted name, the root by ""."""
     matched = _matched(modules, config.targets)
-    kinds = {name: type(module) for name, module in modules.items()}
-    linear = [name for name in modules if kinds[name] is nnx.Linear]
-    shapes = {name: modules[name].kernel.shape for name in matched if name in linear}
+    linear = {name: m.kernel.shape for name, m in modules.items() if type(m) is nnx.Linear}
+    unused = [target for target in config.targets if not _matched(modules, [target])]
+    others = [f"{name}: {type(modules[name]).__name__}" for name in matched if name not in linear]
+    narrow = [
+        f"{name}: {list(linear[name])}"
+        for name in matched
+        if name in linear and min(linear[name]) < config.rank
+    ]
     problems = (
-        listing(
-            "targets that match no layer",
-            [target for target in config.targets if not _matched(modules, [target])],
-        )
-        + listing(
-            "matched, but not a linear layer to adapt",
-            [f"{name}: {kinds[name].__name__}" for name in matched if name not in linear],
-        )
-        + listing(
-            f"narrower than rank {config.rank}",
-            [f"{name}: {list(s)}" for name, s in shapes.items() if min(s) < config.rank],
-        )
+        listing("targets that match no layer", unused)
+        + listing("matched, but not a linear layer to adapt", others)
+        + listing(f"narrower than rank {config.rank}", narrow)
     )
     if problems:
-        there = listing("linear layers of this model", sorted(set(map(_pattern, linear))))
-        raise InputError(f"these adapters do not fit the model{problems}{there}")
+        layers = listing("linear layers of this model", sorted(set(map(_pattern, linear))))
+        raise InputError(f"these adapters do not fit the model{problems}{layers}")
 
 
 def _pattern(name: str) -> str:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asdjax.models.norm import batch_norm
+from asdjax.models.layers import batch_norm
 from asdjax.types import InputError
 
 Pooling = Literal["mean", "cls", "statistics"]

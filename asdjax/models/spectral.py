@@ -1,7 +1,8 @@
 """Networks that learn from spectra and waves alone, without a pre-trained backbone.
 
-`ConvNet1d` sees the spectrum of the whole clip, or its wave; `ResNet` sees its spectrogram. For
-clips of 10 s they have 1,573,888 and 967,096 weights. No convolution or dense layer has a bias.
+`ConvNet1d` takes the spectrum of the whole clip, or its wave; `ResNet` takes its spectrogram. For
+clips of 10 s they have 1,573,888 and 967,096 weights. `Bands`, the smallest network, is a dense
+layer on levels in bands. No convolution or dense layer has a bias.
 
 Source: Wilkinghoff 2023, "Design choices for learning embeddings from auxiliary tasks for domain
     generalization in anomalous sound detection" (ICASSP), its two branches; details from its public
@@ -21,10 +22,8 @@ from flax import nnx
 
 from asdjax.frontend import fbank, spectral
 from asdjax.losses.margin import unit
-from asdjax.models.cbam import Cbam
-from asdjax.models.convolution import Conv1d, Conv2d, initializer, max_pool
-from asdjax.models.norm import batch_norm
-from asdjax.models.residual import Residual
+from asdjax.models import layers
+from asdjax.models.system import Network, spectral_network
 from asdjax.types import InputError, check_choices
 
 Dtype = Literal["float32", "bfloat16"]
@@ -32,9 +31,18 @@ Dtype = Literal["float32", "bfloat16"]
 CONVOLUTIONS_1D = (256, 64), (64, 32), (16, 4)  # taps and stride
 DENSE_LAYERS, DENSE_WIDTH = 4, 128
 STAGES = 4  # of the residual network, each with twice the channels of the one before
-LEAST = {"embedding": 2, "channels": 1, "blocks": 1}
-EPSILON = 1e-3  # of batch norms; Keras' default, used there. Bins of near silence stay small
+LIMITS = {  # of the fields of configurations
+    "embedding": (2, layers.LARGEST),
+    "channels": (1, layers.LARGEST),
+    "blocks": (1, layers.LARGEST),
+    "bands": (1, 500),  # as many as a spectrogram has bins
+}
+VARIANCE_FLOOR = 1e-4  # of levels over time; also keeps the gradient of the root finite
+
 to_float = jax.jit(fbank.to_float)
+Dense = partial(nnx.Linear, use_bias=False, kernel_init=layers.glorot)
+# Keras' default epsilon, used there: bins of near silence stay small.
+keras_norm = partial(layers.batch_norm, epsilon=1e-3)
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,12 @@ class ConvNet1d:
       view: what is convolved: the magnitude spectrum, or the wave (IOA's third subnetwork).
       embedding: width of the last dense layer.
       channels: of each convolution.
-      cbam: gate channels and places behind each convolution (Midea 2024).
+      cbam: gate channels and places after each convolution (Midea 2024).
       normalize: scale the embedding to unit length (XJU 2025, system 4).
       dtype: of the matrix products; parameters, norms, gates and embedding are float32.
     """
+
+    needs_training = one_length = True
 
     view: Literal["spectrum", "wave"] = "spectrum"
     embedding: int = 128
@@ -70,9 +80,12 @@ class ConvNet1d:
 
         Args:
           lengths: not used: these networks need rows of one length, to which shorter clips are
-            tiled or padded before, and hear all of them.
+            tiled or padded before, and use all of each row.
         """
         return spectral.magnitude_spectrum(wave) if self.view == "spectrum" else to_float(wave)
+
+    def network(self, samples: int) -> Network:
+        return spectral_network(self, samples)
 
     def build(self, samples: int, *, train: bool, rngs: nnx.Rngs) -> ConvNet1dModule:
         """Make the network for rows of `samples`."""
@@ -92,16 +105,15 @@ class ConvNet1dModule(nnx.Module):
         self.convolutions, self.gates = nnx.List(), nnx.List()
         for i, (taps, stride) in enumerate(CONVOLUTIONS_1D):
             inputs = channels if i else 1
-            layer = Conv1d(inputs, channels, taps, stride, dtype=config.dtype, rngs=rngs)
+            layer = layers.Conv1d(inputs, channels, taps, stride, dtype=config.dtype, rngs=rngs)
             self.convolutions.append(layer)
             if config.cbam:
-                self.gates.append(Cbam(channels, axes=1, rngs=rngs))
+                self.gates.append(layers.Cbam(channels, axes=1, rngs=rngs))
             points = -(-points // stride)
-        dense = partial(_dense, dtype=config.dtype, rngs=rngs)
+        dense = partial(Dense, dtype=config.dtype, rngs=rngs)
         widths = points * channels, *[DENSE_WIDTH] * (DENSE_LAYERS - 1)
         self.dense = nnx.List(dense(width, DENSE_WIDTH) for width in widths)
-        make_norm = partial(batch_norm, epsilon=EPSILON, train=train, rngs=rngs)
-        self.norms = nnx.List(make_norm(DENSE_WIDTH) for _ in widths)
+        self.norms = nnx.List(keras_norm(DENSE_WIDTH, train=train, rngs=rngs) for _ in widths)
         self.project = dense(DENSE_WIDTH, config.embedding)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -127,6 +139,8 @@ class ResNet:
       normalize, dtype: as of `ConvNet1d`.
     """
 
+    needs_training = one_length = True
+
     embedding: int = 128
     channels: int = 16
     blocks: int = 2
@@ -146,6 +160,9 @@ class ResNet:
         """Return `[B, T, F]` float32 from waves `[B, N]`; `lengths` as of `ConvNet1d`."""
         return spectral.magnitude_spectrogram(wave)
 
+    def network(self, samples: int) -> Network:
+        return spectral_network(self, samples)
+
     def build(self, samples: int, *, train: bool, rngs: nnx.Rngs) -> ResNetModule:
         """Make the network for rows of `samples`."""
         return ResNetModule(self, *_input_shape(self, samples), train=train, rngs=rngs)
@@ -164,45 +181,123 @@ class ResNetModule(nnx.Module):
     """
 
     def __init__(self, config: ResNet, frames: int, bins: int, *, train: bool, rngs: nnx.Rngs):
-        norm = partial(batch_norm, epsilon=EPSILON, train=train, rngs=rngs)
-        inputs = config.channels
-        block = partial(Residual, cbam=config.cbam, dtype=config.dtype, epsilon=EPSILON)
-        self.normalize = config.normalize
+        norm = partial(keras_norm, train=train, rngs=rngs)
+        inputs, self.normalize = config.channels, config.normalize
         self.input_norm = norm(bins)
-        self.stem = Conv2d(1, inputs, (7, 7), 2, dtype=config.dtype, rngs=rngs)
+        self.stem = layers.Conv2d(1, inputs, (7, 7), 2, dtype=config.dtype, rngs=rngs)
         self.stem_norm = norm(inputs)
         self.blocks = nnx.List()
         for i in range(STAGES * config.blocks):
             outputs = config.channels << i // config.blocks
-            stride = 2 if outputs != inputs else 1
-            self.blocks.append(block(inputs, outputs, stride, train=train, rngs=rngs))
+            self.blocks.append(Residual(inputs, outputs, config, train=train, rngs=rngs))
             inputs = outputs
         flat = _places(frames, bins) * inputs
         self.norm = norm(flat)
-        self.project = _dense(flat, config.embedding, config.dtype, rngs)
+        self.project = Dense(flat, config.embedding, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.stem_norm(self.stem(self.input_norm(x)[..., None]))
-        # ReLU behind the maximum is the same as before it, with a quarter of the values.
-        x = jax.nn.relu(max_pool(x, (3, 3), 2, same=False))
+        # ReLU after the maximum is the same as before it, with a quarter of the values.
+        x = jax.nn.relu(layers.max_pool(x, (3, 3), 2, same=False))
         for block in self.blocks:
             x = block(x)
-        x = max_pool(x, (10, 1), (10, 1), same=True)
+        x = layers.max_pool(x, (10, 1), (10, 1), same=True)
         return _finished(self.project(self.norm(x.reshape(len(x), -1))), self.normalize)
 
 
+class Residual(nnx.Module):
+    """Norm, ReLU and convolution of 3 x 3, twice, and then the input added; the sum is float32.
+
+    With other channels the first convolution has a stride of 2, and the added input is the maximum
+    over 2 x 2 and goes through a convolution of 1 x 1.
+
+    Source: He et al. 2016, "Identity mappings in deep residual networks" (arXiv 1603.05027),
+        figure 4 (e), full pre-activation; the shortcut of a changed shape is Wilkinghoff's (2023).
+    """
+
+    def __init__(self, inputs: int, outputs: int, config: ResNet, *, train: bool, rngs: nnx.Rngs):
+        norm = partial(keras_norm, train=train, rngs=rngs)
+        convolution = partial(layers.Conv2d, dtype=config.dtype, rngs=rngs)
+        changed = inputs != outputs
+        self.norm1 = norm(inputs)
+        self.conv1 = convolution(inputs, outputs, (3, 3), 2 if changed else 1)
+        self.norm2 = norm(outputs)
+        self.conv2 = convolution(outputs, outputs, (3, 3))
+        self.gate = layers.Cbam(outputs, axes=2, rngs=rngs) if config.cbam else None
+        self.shortcut = convolution(inputs, outputs, (1, 1)) if changed else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Return `[B, H, W, C]` of the same, or `[B, ceil(H / 2), ceil(W / 2), outputs]`."""
+        y = self.conv1(jax.nn.relu(self.norm1(x)))
+        y = self.conv2(jax.nn.relu(self.norm2(y)))
+        y = y if self.gate is None else self.gate(y)
+        x = x if self.shortcut is None else self.shortcut(layers.max_pool(x, (2, 2), 2, same=True))
+        return x.astype(jnp.float32) + y
+
+
+@dataclass(frozen=True)
+class Bands:
+    """Levels (log magnitudes) in bands of equal width, batch norm, a dense layer without bias.
+
+    It gets what `frozen/logmel` compares, and learns which of it separates the classes. A hundred
+    clips of a machine are enough for it.
+
+    Args:
+      view: the spectrum of the whole clip; or its spectrogram, as mean and deviation over time.
+      embedding: width of the dense layer.
+      bands: how many.
+    """
+
+    needs_training = one_length = True
+
+    view: Literal["spectrum", "spectrogram"] = "spectrogram"
+    embedding: int = 128
+    bands: int = 62
+
+    def __post_init__(self):
+        _check(self)
+
+    @property
+    def shortest_samples(self) -> int:
+        """Return the samples of a frame, or of a spectrum with a bin for each band."""
+        return spectral.FRAME_SAMPLES if self.view == "spectrogram" else 2 * self.bands
+
+    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
+        """Return `[B, bands]`, or `[B, T, bands]` of a spectrogram; `lengths` are not used."""
+        if self.view == "spectrum":
+            return spectral.spectrum_bands(wave, self.bands)
+        return spectral.spectrogram_bands(wave, self.bands)
+
+    def network(self, samples: int) -> Network:
+        return spectral_network(self, samples)
+
+    def build(self, samples: int, *, train: bool, rngs: nnx.Rngs) -> BandsModule:
+        """Make the network, for rows of any length."""
+        return BandsModule(self, *_input_shape(self, samples), train=train, rngs=rngs)
+
+
+class BandsModule(nnx.Module):
+    """`[B, bands]` or `[B, T, bands]` -> `[B, embedding]`; `shape` is that of one clip."""
+
+    def __init__(self, config: Bands, *shape: int, train: bool, rngs: nnx.Rngs):
+        width = config.bands * len(shape)  # with a time axis, a mean and a deviation of each
+        self.norm = layers.batch_norm(width, train=train, rngs=rngs)
+        self.project = nnx.Linear(width, config.embedding, use_bias=False, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if x.ndim == 3:
+            mean = x.mean(1)
+            variance = jnp.square(x - mean[:, None]).mean(1)
+            x = jnp.concatenate([mean, jnp.sqrt(variance + VARIANCE_FLOOR)], -1)
+        return self.project(self.norm(x))
+
+
 def _places(frames: int, bins: int) -> int:
-    """Return how many places are left of a spectrogram behind the last maximum."""
-    sizes = [((n + 1) // 2 - 1) // 2 for n in (frames, bins)]  # behind the stem
+    """Return how many places are left of a spectrogram after the last maximum."""
+    sizes = [((n + 1) // 2 - 1) // 2 for n in (frames, bins)]  # after the stem
     for _ in range(STAGES - 1):
         sizes = [(n + 1) // 2 for n in sizes]
     return -(-sizes[0] // 10) * sizes[1]
-
-
-def _dense(inputs: int, outputs: int, dtype: Dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs, outputs, use_bias=False, dtype=dtype, kernel_init=initializer, rngs=rngs
-    )
 
 
 def _finished(embedding, normalize: bool):
@@ -210,15 +305,14 @@ def _finished(embedding, normalize: bool):
     return unit(embedding) if normalize else embedding
 
 
-def _check(config: ConvNet1d | ResNet) -> None:
+def _check(config: ConvNet1d | ResNet | Bands) -> None:
     check_choices(config)
-    given = {name: getattr(config, name) for name in LEAST if hasattr(config, name)}
-    wrong = [f"{name} >= {LEAST[name]}, got {n}" for name, n in given.items() if n < LEAST[name]]
-    if wrong:
-        raise InputError(f"{type(config).__name__}: expected " + "; expected ".join(wrong))
+    given = [(name, value, *LIMITS[name]) for name, value in vars(config).items() if name in LIMITS]
+    rules = [(name, f"{least} to {most}", least <= n <= most) for name, n, least, most in given]
+    layers.check_config(config, f"a {type(config).__name__}", rules)
 
 
-def _input_shape(config: ConvNet1d | ResNet, samples: int) -> tuple[int, ...]:
+def _input_shape(config: ConvNet1d | ResNet | Bands, samples: int) -> tuple[int, ...]:
     """Return the shape of what the front end makes of a row of `samples`."""
     if samples < config.shortest_samples:
         raise InputError(

@@ -1,293 +1,252 @@
-"""A system that learns: branches, and heads that classify machines by what the branches give.
+"""Encoders side by side: one embedding of a clip, and in training the heads that judge it.
 
-A branch is a front end and a network that makes one vector of what it gives. A pre-trained backbone
-is followed by pooling and a projection: tokens `[B, L, D]` -> `[B, P]` -> a dense layer `[B, E]`; a
-spectral network gives `[B, E]` itself. The embedding is that of all branches, one behind the other.
-The centers of a head are the second dense layer of the reports, from the embedding to the classes.
+An encoder turns waves into one vector per clip. Its configuration makes a `Network`: a front end, a
+module, and the weights it starts from. A frozen system is its encoders as they are. A trained one
+has heads, whose class centers are the last dense layer of the reports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from asdjax import params as weights
-from asdjax.models.attention import Implementation
-from asdjax.models.backbone import Listener, Structure
-from asdjax.models.bands import Bands
-from asdjax.models.dropout import Key
-from asdjax.models.heads import FixedCenters, Perturbation, Scale, Task, make_head
-from asdjax.models.lora import Lora, adapt, is_adapter
-from asdjax.models.pooling import Pooling, make_pool, pool_width
-from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.params import Params
-from asdjax.types import InputError, check_choices
+from asdjax.losses import Loss
+from asdjax.losses.margin import unit
+from asdjax.models.layers import Key, batch_norm
+from asdjax.models.lora import Lora, fold
+from asdjax.models.weights_file import Params, merge, misfits, split
+from asdjax.types import InputError
 
-Spectral = ConvNet1d | ResNet | Bands
-
-
-@dataclass(frozen=True)
-class Branch:
-    """A pre-trained backbone and how it becomes one vector.
-
-    Args:
-      weights: a name of `asdjax weights list` or a converted `.safetensors` file to start from.
-      adapter: LoRA; None trains every weight of the backbone.
-      pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
-        attentive statistics of the patches.
-      embedding: width of its part of the embedding.
-      dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
-        decay of gradients from layer to layer, 1 in the pre-trained files, holds either way.)
-      dtype: of the matrix products; parameters, norms, pooling, margins stay float32.
-      remat: compute each layer again in the backward pass instead of keeping its values: less
-        memory, about a third more time.
-      attention: "auto"; or a kernel of `jax.nn.dot_product_attention`, "cudnn" for EAT in bfloat16
-        on NVIDIA cards.
-    """
-
-    weights: str = "beats-iter3"
-    adapter: Lora | None = None
-    pooling: Pooling = "statistics"
-    embedding: int = 128
-    dropout: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    remat: bool = False
-    attention: Implementation = "auto"
-
-    def __post_init__(self):
-        check_choices(self)
-        if self.embedding < 2:
-            raise InputError(f"expected an embedding of at least 2 numbers, got {self.embedding}")
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Branches, trained together as `train` says.
-
-    Args:
-      branches: one, or several whose embeddings stand one behind the other.
-      perturbation: hidden width of a feature-perturbation head (OS-SCL) behind them, whose output
-        is then the embedding; 0 for none.
-    """
-
-    branches: tuple[Branch | Spectral, ...] = (Branch(),)
-    perturbation: int = 0
-
-    def __post_init__(self):
-        if not self.branches:
-            raise InputError("expected at least one branch, got none")
-        if self.perturbation < 0:
-            raise InputError(f"expected perturbation >= 0 (0: none), got {self.perturbation}")
-
-    def part(self, branch: int | None) -> slice:
-        """Return where a branch's part of the embedding lies; None: all of it."""
-        widths = [one.embedding for one in self.branches]
-        if branch is None:
-            return slice(0, sum(widths))
-        start = sum(widths[:branch])
-        return slice(start, start + widths[branch])
-
-
-@dataclass(frozen=True)
-class Scratch:
-    """The `Listener` of a spectral network, which begins without weights, for waves of one length.
-
-    Args:
-      config: the network.
-      samples: of every wave.
-    """
-
-    config: Spectral
-    samples: int
-
-    def frontend(self, wave: jax.Array, lengths: jax.Array | None = None) -> jax.Array:
-        return self.config.frontend(wave, lengths)
-
-    def token_padding(self, samples: int, lengths: jax.Array) -> None:
-        return None
-
-    def for_features(self, params: Params) -> tuple[Scratch, Params]:
-        return self, params
-
-
-class Base(Protocol):
-    """What a branch begins with: a `Backbone`, or a network without weights (`Untrained`)."""
-
-    config: Listener
-    params: Params
-
-
-class Untrained(NamedTuple):
-    """The `Base` of a spectral network: no weights, `{}`."""
-
-    config: Scratch
-    params: Params
+STATISTICS = nnx.BatchStat  # trained or drawn without a gradient: norms, scales, fixed centers
 
 
 class Input(NamedTuple):
-    """What a branch sees of the clips."""
+    """What an encoder's front end makes of a batch of clips."""
 
-    x: jax.Array  # [B, ...], from its front end
+    x: jax.Array  # [B, ...]
     padding: jax.Array | None = None  # [B, L] bool, True = no token
 
 
-STATISTICS = nnx.Any(nnx.BatchStat, Scale, FixedCenters)  # what a step changes without a gradient
+class Network(NamedTuple):
+    """An encoder, ready to be built.
+
+    `front_end(wave [B, N], lengths [B] or None) -> Input` is pure; without lengths nothing is
+    padding. `build(train=, adapted=, rngs=)` makes the module, `Input -> [B, width]` float32;
+    without `adapted` it has no adapters, for weights into which they are folded.
+    """
+
+    front_end: Callable[[jax.Array, jax.Array | None], Input]
+    build: Callable[..., nnx.Module]
+    width: int
+    params: Params = {}  # noqa: RUF012  pretrained weights by their names in the module
+    adapter: Lora | None = None  # what of the pretrained weights trains; None: all of them
 
 
-class Encoder(nnx.Module):
-    """A branch of a backbone: its input in, `[B, E]` out."""
+class Alone(nnx.Module):
+    """A network that gives the embedding by itself, as one encoder of a system."""
 
-    def __init__(self, config: Branch, structure: Structure, *, train: bool, rngs: nnx.Rngs):
-        if config.pooling == "cls" and not structure.extra_tokens:
-            raise InputError('pooling "cls": BEATs has no class token; use "mean" or "statistics"')
-        structure = structure if config.dropout else structure.without_dropout()
-        self.first = 0 if config.pooling == "cls" else structure.extra_tokens
-        self.backbone = structure.build(
-            dtype=jnp.dtype(config.dtype),
-            train=train,
-            remat=train and config.remat,
-            attention=config.attention,
-            rngs=rngs,
-        )
-        if config.adapter is not None:
-            adapt(self.backbone, config.adapter, train=train, rngs=rngs)
-        self.pool = make_pool(config.pooling, structure.width, train=train, rngs=rngs)
-        width = pool_width(config.pooling, structure.width)
-        self.project = nnx.Linear(width, config.embedding, rngs=rngs)
-
-    def __call__(self, given: Input) -> jax.Array:
-        tokens = self.backbone(given.x, given.padding)[:, self.first :]
-        inside = None if given.padding is None else ~given.padding[:, self.first :]
-        return self.project(self.pool(tokens, inside))
-
-
-class SpectralEncoder(nnx.Module):
-    """A branch of a spectral network: its input in, `[B, E]` out."""
-
-    def __init__(self, listener: Scratch, *, train: bool, rngs: nnx.Rngs):
-        self.network = listener.config.build(listener.samples, train=train, rngs=rngs)
+    def __init__(self, network: nnx.Module):
+        self.network = network
 
     def __call__(self, given: Input) -> jax.Array:
         return self.network(given.x)
 
 
-class System(nnx.Module):
-    """Front ends' outputs in, embedding out; `heads` has the losses."""
+def spectral_network(config: Any, samples: int) -> Network:
+    """Return the network of an encoder that is trained from scratch, for rows of `samples`.
 
-    def __init__(
-        self,
-        config: Trained,
-        structures: Sequence[Listener],
-        tasks: Sequence[Task] = (),
-        *,
-        train: bool,
-        rngs: nnx.Rngs,
-    ):
-        how = {"train": train, "rngs": rngs}
-        self.branches = nnx.List(
-            [
-                Encoder(branch, one, **how)
-                if isinstance(branch, Branch)
-                else SpectralEncoder(one, **how)
-                for branch, one in zip(config.branches, structures, strict=True)
-            ]
-        )
-        width = config.part(None).stop
-        hidden = config.perturbation
-        self.perturbation = Perturbation(width, hidden, **how) if hidden else None
-        self.heads = nnx.List([make_head(task, config.part(task.branch), **how) for task in tasks])
+    Args:
+      config: has `frontend(wave)`, `build(samples, train=, rngs=)` and the width `embedding`.
+    """
 
-    def __call__(self, inputs: Sequence[Input]) -> jax.Array:
-        """Return `[B, E]` float32, of all branches, from the input of each."""
-        each = zip(self.branches, inputs, strict=True)
-        embedding = jnp.concatenate([branch(given) for branch, given in each], -1)
-        return embedding if self.perturbation is None else self.perturbation(embedding)
+    def build(*, train: bool, adapted: bool, rngs: nnx.Rngs) -> Alone:
+        return Alone(config.build(samples, train=train, rngs=rngs))
+
+    return Network(lambda wave, lengths=None: Input(config.frontend(wave)), build, config.embedding)
+
+
+class Task(NamedTuple):
+    """What one head tells apart, and how much of the loss that is."""
+
+    loss: Loss
+    counts: tuple[int, ...]  # centers of each class; () for a loss without centers
+    labels: int = 0  # which of a clip's labels are its classes
+    weight: float = 1.0  # of its loss in the sum over heads
+    branch: int | None = None  # the encoder whose part of the embedding it sees; None: all of it
 
 
 class Parts(NamedTuple):
-    """A system taken apart: its graph and, by name, what its four kinds of values look like."""
+    """A system taken apart: its graph and, by name, its four kinds of values."""
 
     graph: nnx.GraphDef
-    keys: dict  # random keys that each training step puts in
+    keys: dict  # random keys, new in each training step
     statistics: dict
     trainable: dict
     frozen: dict
 
 
-def take_apart(
-    config: Trained, structures: Sequence[Listener], tasks: Sequence[Task] = (), *, train: bool
-) -> Parts:
-    """Return the parts of a system, as shapes; refuses an adapter that does not fit."""
-    system = partial(System, config, structures, tasks, train=train)
-    return _split(nnx.eval_shape(lambda: system(rngs=nnx.Rngs(0))), config)
+class Embedder(NamedTuple):
+    """`apply(own, wave [B, N], lengths [B]) -> [B, E] float32`, to be jitted by the caller.
 
-
-def initialize(
-    config: Trained,
-    structures: Sequence[Listener],
-    tasks: Sequence[Task],
-    bases: Sequence[Params],
-    seed: int,
-) -> tuple[Params, Params, Params]:
-    """Return statistics, trainable and frozen weights before the first step.
-
-    Args:
-      bases: the weights of each branch's backbone, under its own names; {} where there is none.
-      seed: of everything the checkpoints do not have.
+    `own = select(params, (machine, section))` are the weights for clips of one machine.
     """
 
-    @jax.jit
-    def made(key):
-        system = System(config, structures, tasks, train=False, rngs=nnx.Rngs(key))
-        _, _, statistics, trainable, _ = _split(system, config)
-        # The backbones' own starts are left out here, so that they are never computed.
-        added = {n: v for n, v in trainable.items() if not _from_base(n)}
-        return statistics, added
-
-    statistics, added = made(jax.random.key(seed))
-    parts = take_apart(config, structures, tasks, train=False)
-    given = named(bases) | added
-    return (
-        statistics,
-        {name: given[name] for name in parts.trainable},
-        {name: given[name] for name in parts.frozen},
-    )
+    params: Params
+    apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    select: Callable[[Params, tuple[str, str]], Params] = lambda params, group: params
 
 
-def of_branch(branch: int) -> str:
-    """Return what the names of a branch's weights begin with."""
-    return f"branches.{branch}."
+class Architecture(NamedTuple):
+    """The parts a system is built from.
+
+    Args:
+      networks: of its encoders; their embeddings are concatenated.
+      tasks: of the heads; none for use.
+      perturbation: hidden width of a feature-perturbation head (OS-SCL), whose output is then the
+        embedding; 0 for none.
+    """
+
+    networks: tuple[Network, ...]
+    tasks: tuple[Task, ...] = ()
+    perturbation: int = 0
+
+    def part(self, branch: int | None) -> slice:
+        """Return where an encoder's part of the embedding lies; None: all of it."""
+        ends = np.cumsum([0, *(network.width for network in self.networks)]).tolist()
+        return slice(0, ends[-1]) if branch is None else slice(ends[branch], ends[branch + 1])
+
+    def parts(self, *, train: bool, adapted: bool = True) -> Parts:
+        """Return the parts of the system as shapes; refuses an adapter that does not fit."""
+        build = partial(System, self, train=train, adapted=adapted)
+        return self._split(nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0))))
+
+    def initialize(self, seed: int) -> tuple[Params, Params, Params]:
+        """Return statistics, trainable and frozen weights before the first step.
+
+        Args:
+          seed: of everything that no checkpoint has.
+        """
+        given = self._pretrained()
+
+        @jax.jit
+        def start(key):
+            parts = self._split(System(self, train=False, rngs=nnx.Rngs(key)))
+            # Pretrained weights are left out here, so that their random start is never computed.
+            added = {n: v for n, v in parts.trainable.items() if n not in given}
+            return parts.statistics, added
+
+        statistics, added = start(jax.random.key(seed))
+        values, parts = given | added, self.parts(train=False)
+        trainable, frozen = (
+            {name: values[name] for name in kind} for kind in (parts.trainable, parts.frozen)
+        )
+        return statistics, trainable, frozen
+
+    def embedder(self, trained: Params) -> Embedder:
+        """Return the embedder of the system, with adapters folded into the weights.
+
+        Args:
+          trained: trainable weights and statistics, as training saves them; {} for a frozen system.
+
+        Raises:
+          InputError: `trained` is not of such a system.
+        """
+        kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
+        params = self._folded(self._pretrained() | kept)
+        plain = self._replace(tasks=())
+        parts = plain.parts(train=False, adapted=False)
+        expected = parts.statistics | parts.trainable | parts.frozen
+        if problems := misfits(params, expected):
+            raise InputError(f"the trained weights do not fit the system{problems}")
+
+        def apply(params, wave, lengths):
+            inputs = [network.front_end(wave, lengths) for network in self.networks]
+            return merge(parts.graph, params)(inputs)
+
+        return Embedder(params, apply)
+
+    def _pretrained(self) -> Params:
+        return {
+            f"branches.{i}.{name}": value
+            for i, network in enumerate(self.networks)
+            for name, value in network.params.items()
+        }
+
+    def _folded(self, params: Params) -> Params:
+        for i, network in enumerate(self.networks):
+            if network.adapter is not None:
+                own = {n: v for n, v in params.items() if n.startswith(f"branches.{i}.")}
+                params = {n: v for n, v in params.items() if n not in own}
+                params |= fold(own, network.adapter)
+        return params
+
+    def _split(self, system: System) -> Parts:
+        """Split a system; of a pretrained encoder with an adapter only the adapter trains."""
+        adapted = {i for i, network in enumerate(self.networks) if network.adapter is not None}
+        fixed = {n for n in self._pretrained() if int(n.split(".")[1]) in adapted}
+
+        def frozen(path: tuple, value: object) -> bool:
+            return ".".join(map(str, path)) in fixed
+
+        trains = nnx.All(nnx.Param, nnx.Not(frozen))
+        return Parts(*split(system, Key, STATISTICS, trains))
 
 
-def named(bases: Sequence[Params]) -> Params:
-    """Return the backbones' weights under their names in the system."""
-    return {
-        f"{of_branch(i)}backbone.{name}": value
-        for i, base in enumerate(bases)
-        for name, value in base.items()
-    }
+class System(nnx.Module):
+    """Inputs of all encoders in, embedding `[B, E]` out; `heads` has the losses."""
+
+    def __init__(self, of: Architecture, *, train: bool, adapted: bool = True, rngs: nnx.Rngs):
+        how = {"train": train, "rngs": rngs}
+        self.branches = nnx.List([one.build(adapted=adapted, **how) for one in of.networks])
+        width = of.part(None).stop
+        self.perturbation = Perturbation(width, of.perturbation, **how) if of.perturbation else None
+        self.tasks = of.tasks
+        self.bounds = tuple((p.start, p.stop) for p in (of.part(t.branch) for t in of.tasks))
+        self.heads = nnx.List(
+            [
+                task.loss.head(stop - start, task.counts, **how)
+                for task, (start, stop) in zip(of.tasks, self.bounds, strict=True)
+            ]
+        )
+
+    def __call__(self, inputs) -> jax.Array:
+        """Return `[B, E]` float32 from the `Input` of each encoder."""
+        each = zip(self.branches, inputs, strict=True)
+        embedding = jnp.concatenate([branch(given) for branch, given in each], -1)
+        return embedding if self.perturbation is None else self.perturbation(embedding)
+
+    def judge(self, embedding: jax.Array, label: jax.Array, weight: jax.Array) -> Iterator[tuple]:
+        """Yield of each head its task, losses `[B]`, cosines `[B, C]` or None, and labels `[B, M]`.
+
+        Args:
+          embedding: `[B, E]`.
+          label, weight: `[B, label kinds, M]` and `[B, M]`, classes of a clip and their shares.
+        """
+        for head, task, (start, stop) in zip(self.heads, self.tasks, self.bounds, strict=True):
+            own = label[:, task.labels]
+            yield task, *head(embedding[:, start:stop], own, weight), own
 
 
-def _split(system: System, config: Trained) -> Parts:
-    return Parts(*weights.split(system, Key, STATISTICS, _trains(config)))
+class Perturbation(nnx.Module):
+    """Two layers `[B, E] -> [B, hidden] -> [B, E]` that disturb embeddings, and unit length.
 
+    Each is a linear layer, ReLU and batch normalization, in this order.
 
-def _trains(config: Trained):
-    """Return the filter of what gets gradients: all, or of a backbone with LoRA the adapters."""
-    branches = enumerate(config.branches)
-    adapted = {("branches", i, "backbone") for i, b in branches if getattr(b, "adapter", None)}
+    Source: Huang et al. 2025 (OS-SCL), feature-perturbation head (128-64-128 there).
+    """
 
-    def frozen(path: tuple, value: object) -> bool:
-        return path[:3] in adapted
+    def __init__(self, width: int, hidden: int, *, train: bool, rngs: nnx.Rngs):
+        self.down = nnx.Linear(width, hidden, rngs=rngs)
+        self.up = nnx.Linear(hidden, width, rngs=rngs)
+        self.down_norm = batch_norm(hidden, train=train, rngs=rngs)
+        self.up_norm = batch_norm(width, train=train, rngs=rngs)
 
-    return nnx.Any(nnx.LoRAParam, nnx.All(nnx.Param, nnx.Not(frozen)))
-
-
-def _from_base(name: str) -> bool:
-    return ".backbone." in name and not is_adapter(name)
+    def __call__(self, embedding: jax.Array) -> jax.Array:
+        hidden = self.down_norm(jax.nn.relu(self.down(embedding)))
+        return unit(self.up_norm(jax.nn.relu(self.up(hidden))))

@@ -12,13 +12,5 @@ from asdjax.recipes import (
 )
 from asdjax.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {
-    **frozen.RECIPES,
-    **small.RECIPES,
-    **baseline.RECIPES,
-    **aithu2024.RECIPES,
-    **korea2025.RECIPES,
-    **midea2024.RECIPES,
-    **ioa2024.RECIPES,
-    **xju2025.RECIPES,
-}
+MODULES = (frozen, small, baseline, aithu2024, korea2025, midea2024, ioa2024, xju2025)
+RECIPES: dict[str, Recipe] = {n: r for module in MODULES for n, r in module.RECIPES.items()}

@@ -7,22 +7,24 @@ from asdjax.config import EnsembleConfig, SystemConfig
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named system.
+    """A named system. What is published for it is in `published.csv`.
 
     Args:
-      summary: one line.
+      summary: a few words for the list of recipes.
       config: the system itself, or an ensemble of other recipes.
       source: the report, paper or table it follows.
-      published: the numbers published for it, with edition and metric; "" where there are none.
-      chosen: what we chose where the source is silent, or do otherwise.
-      stated: what the source says of it; "" where it is no more than the summary.
+      stated: what the source says, in sentences; "" if no more than the summary.
+      chosen: what we chose where the source says nothing, and what we do otherwise.
       parameters: all and trained weights as the source counts them, e.g. "90M / 3.73M".
+      measured: our official score in per cent on the machines of `asdjax quickstart`.
+      like: the recipe whose `stated` and `chosen` hold here too, except for what is said here.
     """
 
     summary: str
     config: SystemConfig | EnsembleConfig
     source: str
-    published: str
-    chosen: str
     stated: str = ""
+    chosen: str = ""
     parameters: str = ""
+    measured: float | None = None
+    like: str = ""

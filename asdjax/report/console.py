@@ -1,4 +1,4 @@
-"""What the stages print: notes, progress, tables. Everything goes to standard error but tables."""
+"""What the stages print: notes and progress on standard error, tables on standard output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from asdjax.data.inspect import Summary
+from asdjax.data.dcase import Summary
 from asdjax.metrics.official import TOTAL, Metric
 from asdjax.types import ANOMALY, NORMAL
 
@@ -47,30 +47,11 @@ def progress(
     action: str, total: int, unit: str = "clips", visible: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Show count, rate and time left; the yielded function advances by its argument."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn(action),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(f"{{task.fields[rate]:.1f}} {unit}/s"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not visible,
-    )
-    with bar:
-        task = bar.add_task(action, total=total, rate=0.0)
+    with _bar(action, total, f"0.0 {unit}/s", visible=visible) as bar:
 
         def advance(count: int = 1) -> None:
-            bar.advance(task, count)
-            bar.update(task, rate=bar.tasks[0].speed or 0.0)
+            bar.advance(bar.task_ids[0], count)
+            bar.update(bar.task_ids[0], text=f"{bar.tasks[0].speed or 0.0:.1f} {unit}/s")
 
         yield advance
 
@@ -84,52 +65,51 @@ def training_progress(
     Args:
       total, done: steps of the run, and those an earlier call has done.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn("training"),
-        BarColumn(bar_width=10),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[values]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True, width=None if sys.stderr.isatty() else 120),
-        disable=not visible,
-    )
-    with bar:
-        task = bar.add_task("training", total=total, completed=done, values="compiling")
+    with _bar("training", total, "compiling", done, visible) as bar:
 
         def show(step: int, values: Mapping[str, float]) -> None:
             text = f"loss {values['loss']:.3f}, accuracy {values['accuracy']:.0%}"
             if "waiting" in values:
                 rate, waiting = values["clips_per_second"], values["waiting"]
                 text += f", {rate:.1f} clips/s, {waiting:.1%} waiting"
-            bar.update(task, completed=step, values=text)
+            bar.update(bar.task_ids[0], completed=step, text=text)
 
         yield show
+
+
+def _bar(action: str, total: int, text: str, done: int = 0, visible: bool = True):
+    """Return rich's progress bar of one task, which shows its field `text`."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    bar = rich.Progress(
+        rich.TextColumn(action),
+        rich.BarColumn(bar_width=20),
+        rich.MofNCompleteColumn(),
+        rich.TextColumn("{task.fields[text]}"),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True, width=None if sys.stderr.isatty() else 120),
+        disable=not visible,
+    )
+    bar.add_task(action, total=total, completed=done, text=text)
+    return bar
 
 
 def training_table(
     rows: Sequence[tuple[str, str, int, int]], counts: tuple[int, int], reported: str
 ) -> None:
-    """Print what trains: names, shape, numbers, layers; then all and trained numbers.
+    """Print the parameters that are trained, and how many there are beside those of the report.
 
     Args:
-      rows: as `models.lora.summary` gives them.
-      counts: numbers of the whole system and those that train.
+      rows: name, shape, count and layers of each, as `models.lora.summary` gives them.
+      counts: parameters of the whole system, and those that are trained.
       reported: the same two of the report, as it prints them; "" where it does not.
     """
-    cells = [[name, shape, f"{numbers:,}", str(layers)] for name, shape, numbers, layers in rows]
-    table(["trains", "shape", "numbers", "layers"], cells)
+    cells = [[name, shape, f"{count:,}", layers] for name, shape, count, layers in rows]
+    table(["trained", "shape", "parameters", "layers"], cells)
     total, trained = (f"{count / 1e6:.2f}M" for count in counts)
     beside = f" (the report: {reported})" if reported else ""
-    note(f"{total} parameters, {trained} train{beside}")
+    note(f"{total} parameters, {trained} trained{beside}")
 
 
 def results_table(metrics: Sequence[Metric], title: str) -> None:
@@ -141,7 +121,7 @@ def results_table(metrics: Sequence[Metric], title: str) -> None:
     table(["", *(COLUMNS[name] for name in names)], rows, title)
     if (TOTAL, "official_score") in values:
         interval = values.get((TOTAL, "official_score_ci95"))
-        width = "" if interval is None else f" (evaluator's ci95 {_percent(interval)}: too narrow)"
+        width = "" if interval is None else f" (evaluator's ci95, too narrow: {_percent(interval)})"
         print(f"official score {_percent(values[TOTAL, 'official_score'])}{width}")
     elif (TOTAL, "amean_auc") in values:
         auc, pauc = (_percent(values[TOTAL, f"amean_{name}"]) for name in ("auc", "pauc"))
@@ -150,10 +130,10 @@ def results_table(metrics: Sequence[Metric], title: str) -> None:
 
 def comparison_table(systems: Mapping[str, Sequence[Metric]], title: str) -> None:
     """Print AUC source and target of each machine by several systems, and their official scores."""
-    names = {"auc_source": "AUC source", "auc_target": "AUC target"}
+    names = ("auc_source", "auc_target")
     found = [{(m.machine, m.metric): m.value for m in metrics} for metrics in systems.values()]
     machines = [machine for machine, metric in found[0] if metric == "auc_source"]
-    heading = [f"{name} {column}" for name in systems for column in names.values()]
+    heading = [f"{system} {COLUMNS[name]}" for system in systems for name in names]
     rows = [[m, *(_percent(v[m, name]) for v in found for name in names)] for m in machines]
     table(["", *heading], rows, title)
     for name, values in zip(systems, found, strict=True):
@@ -162,33 +142,25 @@ def comparison_table(systems: Mapping[str, Sequence[Metric]], title: str) -> Non
 
 def data_table(rows: Sequence[Summary], title: str) -> None:
     """Print what a data set holds, a row per machine and section."""
-    heading = [
-        "",
-        "train",
-        "test",
-        "labels",
-        "supplemental",
-        "attributes",
-        "seconds",
-        "Hz",
-        "channels",
-    ]
-    table(heading, [_data_row(row) for row in rows], title)
+    cells = [_data_row(row) for row in rows]
+    table(list(cells[0]), [list(row.values()) for row in cells], title)
 
 
-def _data_row(row: Summary) -> list[str]:
+def _data_row(row: Summary) -> dict[str, object]:
+    """Return the cells by heading."""
+    domains = {"source": "source", "target": "target", None: ""}
     seconds = sorted({f"{s:.4g}" for s in row.seconds}, key=float) if row.seconds else ["-"]
-    return [
-        f"{row.machine} {row.section}",
-        _counts(row.train, {"source": "source", "target": "target", None: ""}),
-        _counts(row.test, {"source": "source", "target": "target", None: ""}),
-        _counts(row.labels, {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}),
-        str(row.supplemental),
-        str(row.attributes),
-        " to ".join(seconds),
-        ", ".join(map(str, row.rates_hz)),
-        ", ".join(map(str, row.channels)),
-    ]
+    return {
+        "": f"{row.machine} {row.section}",
+        "train": _counts(row.train, domains),
+        "test": _counts(row.test, domains),
+        "labels": _counts(row.labels, {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}),
+        "supplemental": row.supplemental,
+        "attributes": row.attributes,
+        "seconds": " to ".join(seconds),
+        "Hz": ", ".join(map(str, row.rates_hz)),
+        "channels": ", ".join(map(str, row.channels)),
+    }
 
 
 def _counts(counts: Mapping[object, int], words: Mapping[object, str]) -> str:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax.scoring import neighbors
-from asdjax.scoring.banks import Bank, name, smallest, split_target, unit_rows
-from asdjax.scoring.folds import fitted_scores
+from asdjax.scoring.folds import (
+    Machines,
+    Note,
+    ReferenceSet,
+    TestAndLeftOut,
+    fitted_scores,
+    name,
+    smallest,
+    unit_rows,
+)
 from asdjax.scoring.kmeans import kmeans
-from asdjax.scoring.knn import cosine
-from asdjax.types import Embeddings, InputError
+from asdjax.scoring.knn import cosine, search
+from asdjax.types import InputError
 
 
 @dataclass(frozen=True)
@@ -47,43 +53,33 @@ class Centers:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"expected a seed of 0 to 2**32 - 1, got {self.seed}")
 
+    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Score as `asdjax.scoring.score.score` says.
 
-def score(
-    train: Sequence[Embeddings],
-    test: Sequence[Embeddings],
-    config: Centers,
-    note: Callable[[str], object],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Score as `asdjax.scoring.score.score` says.
-
-    The score of a source clip of the training is by centers without its fold, that of a target clip
-    is by the centers and the other target clips.
-    """
-    train, test = unit_rows(train), unit_rows(test)
-    sources, targets = split_target(train)
-    _note_few(train, sources, config, note)
-    found, left = [], []
-    if sources:
-        longest = max(len(machine.values) for machine in train)
-        held = config.starts * (longest + config.count) * (config.count + train[0].values.shape[1])
-        found, left, _ = fitted_scores(train, test, sources, held, distance, config)
-    near, near_left = neighbors.search(train, test, targets)
-    return smallest(found + near, sources + targets), smallest(left + near_left, sources + targets)
+        The score of a source clip of the training is by centers without its fold, that of a target
+        clip is by the centers and the other target clips.
+        """
+        train, test = unit_rows(train), unit_rows(test)
+        sources, targets = [], []
+        for g, machine in enumerate(train):
+            target = np.array([clip.domain == "target" for clip in machine.clips], bool)
+            sources += [ReferenceSet(g, np.flatnonzero(~target))] if not target.all() else []
+            targets += [ReferenceSet(g, np.flatnonzero(target))] if target.any() else []
+        few = [(name(train[g]), len(rows)) for g, rows in sources if len(rows) <= self.count]
+        if few:
+            clips = ", ".join(f"{machine} ({count} clips)" for machine, count in few)
+            note(f"every source clip is one of the {self.count} centers of {clips}")
+        found, left_out = search(train, test, targets)
+        if sources:
+            longest = max(len(machine.values) for machine in train)
+            width = train[0].values.shape[1]
+            held = self.starts * (longest + self.count) * (self.count + width)
+            by_centers = fitted_scores(train, test, sources, held, distance, self)
+            found, left_out = by_centers[0] + found, by_centers[1] + left_out
+        return smallest(found, sources + targets), smallest(left_out, sources + targets)
 
 
 def distance(values, weight, query, config: Centers):
     """Return the cosine distances `[q]` to the centers of rows `[n, E]`, and their inertia."""
     centers, _, inertia = kmeans(values, weight, config.seed, config.count, config.starts)
     return jnp.maximum(1 - cosine(query[None], centers[None])[0].max(1), 0.0), inertia
-
-
-def _note_few(
-    train: Sequence[Embeddings],
-    sources: Sequence[Bank],
-    config: Centers,
-    note: Callable[[str], object],
-) -> None:
-    few = [(train[g], len(rows)) for g, rows in sources if len(rows) <= config.count]
-    if few:
-        clips = ", ".join(f"{name(machine)} ({count} clips)" for machine, count in few)
-        note(f"every source clip is one of the {config.count} centers of {clips}")

@@ -8,11 +8,27 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from asdjax.scoring.folds import (
+    Machines,
+    Note,
+    ReferenceSet,
+    TestAndLeftOut,
+    name,
+    reference_sets,
+    smallest,
+    stack,
+    unit,
+)
+from asdjax.scoring.smote import Smote, oversample
+from asdjax.types import Embeddings, InputError, check_choices
 
 BLOCK_VALUES = 2**22  # similarities held at once: 16 MiB, so that a CPU keeps them in its cache
 QUERY_BLOCK = 2048
@@ -20,21 +36,106 @@ SMALLEST = 1e-24  # squared length below which a row counts as zero
 PADDING = -1  # identity of a row that does not exist
 
 
+@dataclass(frozen=True)
+class Knn:
+    """Mean cosine distance to the nearest normal training clips.
+
+    Args:
+      k: neighbors averaged.
+      banks: "pooled" searches all training clips of a machine; "domain" searches source and target
+        clips separately and takes the smaller distance.
+      standardize: first subtract the training mean of the machine and divide by its deviation. The
+        cosine then compares directions from the mean, and how far a clip lies from it is lost: an
+        extreme clip may score lower than one near the mean.
+      smote: synthetic clips added to the target clips that are searched; None adds none.
+    """
+
+    k: int = 1
+    banks: Literal["pooled", "domain"] = "pooled"
+    standardize: bool = False
+    smote: Smote | None = None
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.k < 1:
+            raise InputError(f"expected k >= 1 neighbors, got {self.k}")
+
+    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Score as `asdjax.scoring.score.score` says.
+
+        Scores of training clips never use synthetic clips, which lie near the clips that they are
+        made from. So with SMOTE they tend to be larger than the scores of normal test clips, and a
+        threshold from them is high. `note` says which machines get no synthetic clips, and why.
+        """
+        if self.standardize:
+            test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
+            train = [_standardize(t, t) for t in train]
+        sets = reference_sets(train, self.banks)
+        grown = self._with_synthetic(train, sets, note) if self.smote else None
+        found, left_out = search(train, test, sets, self.k, grown)
+        return smallest(found, sets), smallest(left_out, sets)
+
+    def _with_synthetic(self, train, sets, note) -> list[np.ndarray]:
+        """Return the rows of each set, with the synthetic rows where it has target clips."""
+        synthetic = []
+        for machine in train:
+            domains = [clip.domain for clip in machine.clips]
+            made, why = oversample(unit(machine.values), domains, self.smote)
+            synthetic.append(made)
+            if why:
+                note(f"SMOTE skipped for {name(machine)}: {why}")
+        grown = []
+        for g, rows in sets:
+            target = any(train[g].clips[i].domain == "target" for i in rows)
+            parts = [train[g].values[rows], synthetic[g]]
+            grown.append(np.concatenate(parts) if target else parts[0])
+        return grown
+
+
+def _standardize(embeddings: Embeddings, by: Embeddings) -> Embeddings:
+    mean, deviation = by.values.mean(0), by.values.std(0)
+    # A dimension that is constant up to rounding has no scale of its own.
+    deviation = np.where(deviation > 1e-5 * np.abs(mean), deviation, 1.0)
+    return replace(embeddings, values=(embeddings.values - mean) / deviation)
+
+
+def search(
+    train: Machines,
+    test: Machines,
+    sets: Sequence[ReferenceSet],
+    k: int = 1,
+    grown: Sequence[np.ndarray] | None = None,
+) -> TestAndLeftOut:
+    """Return for each set the distances of its machine's test clips, and of its training clips.
+
+    A training clip is not its own neighbor. `grown`: what test clips are compared with in place of
+    the rows of the sets.
+    """
+    references = [train[g].values[rows] for g, rows in sets]
+    found = knn_scores([test[g].values for g, _ in sets], grown or references, k)
+    places = []  # of each training clip in the set, or PADDING
+    for g, rows in sets:
+        places.append(np.full(len(train[g].values), PADDING))
+        places[-1][rows] = np.arange(len(rows))
+    return found, knn_scores([train[g].values for g, _ in sets], references, k, places)
+
+
 def knn_scores(
     queries: Sequence[np.ndarray],
-    banks: Sequence[np.ndarray],
+    references: Sequence[np.ndarray],
     k: int = 1,
     own: Sequence[np.ndarray] | None = None,
 ) -> list[np.ndarray]:
     """Return the mean cosine distance (1 - cos) of each query to its `k` nearest references.
 
-    Groups (machines) whose banks are of similar size are scored in one call, padded to the largest.
+    Groups (machines) whose references are of similar number are scored in one call, padded to the
+    largest.
 
     Args:
       queries: per group `[Q_g, E]`.
-      banks: per group `[R_g, E]`, R_g >= 1, normal clips only; fewer than `k` rows: all are
+      references: per group `[R_g, E]`, R_g >= 1, normal clips only; fewer than `k` rows: all are
         averaged.
-      own: per group `[Q_g]`, the bank row that is the query itself and is left out of its
+      own: per group `[Q_g]`, the reference that is the query itself and is left out of its
         neighbors, or -1; None leaves nothing out.
 
     Returns:
@@ -43,47 +144,50 @@ def knn_scores(
     if k < 1:
         raise ValueError(f"expected k >= 1, got {k}")
     buckets: dict[int, list[int]] = defaultdict(list)
-    for group, bank in enumerate(banks):
+    for group, rows in enumerate(references):
         if len(queries[group]):
-            buckets[len(bank).bit_length()].append(group)
+            buckets[len(rows).bit_length()].append(group)
     scores = [np.zeros(len(query), np.float32) for query in queries]
     for groups in buckets.values():
-        query, bank = stack([queries[g] for g in groups]), stack([banks[g] for g in groups])
-        bank_id = stack([np.arange(len(banks[g]), dtype=np.int32) for g in groups], PADDING)
+        query, reference = (stack([x[g] for g in groups]) for x in (queries, references))
+        identity = [np.arange(len(references[g]), dtype=np.int32) for g in groups]
         query_id = np.full(query.shape[:2], PADDING, np.int32)
         if own is not None:
             query_id = stack([own[g].astype(np.int32) for g in groups], PADDING)
-        distance = np.asarray(knn_distance(query, bank, query_id, bank_id, k))
-        for group, row in zip(groups, distance, strict=True):
+        distance = knn_distance(query, reference, query_id, stack(identity, PADDING), k)
+        for group, row in zip(groups, np.asarray(distance), strict=True):
             scores[group] = row[: len(queries[group])]
     return scores
 
 
 @partial(jax.jit, static_argnames="k")
-def knn_distance(query, bank, query_id, bank_id, k: int = 1):
-    """Return mean cosine distances `[G, Q]` to the `k` nearest rows of each group's bank.
+def knn_distance(query, reference, query_id, reference_id, k: int = 1):
+    """Return mean cosine distances `[G, Q]` to the `k` nearest references of each group.
 
     Args:
-      query, bank: `[G, Q, E]` and `[G, R, E]`; normalized here, a zero row has distance 1 to all.
-      query_id, bank_id: `[G, Q]` and `[G, R]` int32; a query does not see the bank row of equal
-        identity, and nobody sees bank rows of identity `PADDING`.
+      query, reference: `[G, Q, E]` and `[G, R, E]`; normalized here, a zero row has distance 1 to
+        all.
+      query_id, reference_id: `[G, Q]` and `[G, R]` int32; the reference of a query's own identity
+        is not its neighbor, and references of identity `PADDING` are nobody's.
     """
     groups, count, _ = query.shape
-    references = bank.shape[1]
+    references = reference.shape[1]
     rows = min(count, QUERY_BLOCK)
     columns = min(references, max(BLOCK_VALUES // (groups * rows), 1))
 
     def nearest(start):
-        query_block = _unit(_cut(query, start, rows))
+        block = _cut(query, start, rows)
+        length = jnp.square(block).sum(-1, keepdims=True)
+        block = block * jax.lax.rsqrt(jnp.maximum(length, SMALLEST))
         own = _cut(query_id, start, rows)
 
         def closer(best, begin):
             # The last block is moved back to full size; what earlier blocks had is hidden.
             first = jnp.minimum(begin, references - columns)
-            identity = _cut(bank_id, first, columns)
+            identity = _cut(reference_id, first, columns)
             old = (first + jnp.arange(columns) < begin)[None]
             hidden = (own[:, :, None] == identity[:, None]) | (old | (identity == PADDING))[:, None]
-            near = cosine(query_block, _cut(bank, first, columns))
+            near = cosine(block, _cut(reference, first, columns))
             found = _largest(jnp.where(hidden, -jnp.inf, near), k)
             return _largest(jnp.concatenate([best, found], -1), k), None
 
@@ -98,10 +202,13 @@ def knn_distance(query, bank, query_id, bank_id, k: int = 1):
     return jnp.where(found.any(-1), total / jnp.maximum(found.sum(-1), 1), jnp.inf)
 
 
-def cosine(query, bank):
-    """Return `[G, Q, R]` from unit queries and any bank; scaling products spares a copy of it."""
-    length = jax.lax.rsqrt(jnp.maximum(jnp.square(bank).sum(-1), SMALLEST))
-    product = jnp.einsum("gqe,gre->gqr", query, bank, precision=jax.lax.Precision.HIGHEST)
+def cosine(query, reference):
+    """Return `[G, Q, R]` from unit queries and any references.
+
+    Products are divided by the references' lengths: this spares a copy of the references.
+    """
+    length = jax.lax.rsqrt(jnp.maximum(jnp.square(reference).sum(-1), SMALLEST))
+    product = jnp.einsum("gqe,gre->gqr", query, reference, precision=jax.lax.Precision.HIGHEST)
     return product * length[:, None]
 
 
@@ -115,18 +222,3 @@ def _largest(values, k: int):
     if k == 1:
         return values.max(-1, keepdims=True)  # a plain reduction is far cheaper than a partial sort
     return jax.lax.top_k(values, min(k, values.shape[-1]))[0]
-
-
-def _unit(x):
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), SMALLEST))
-
-
-def stack(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
-    """Pad arrays `[n_g, ...]` to one `[G, n, ...]`."""
-    if len(arrays) == 1:
-        return arrays[0][None]  # no copy of a large bank
-    longest = max(len(array) for array in arrays)
-    stacked = np.full((len(arrays), longest, *arrays[0].shape[1:]), fill, arrays[0].dtype)
-    for row, array in enumerate(arrays):
-        stacked[row, : len(array)] = array
-    return stacked

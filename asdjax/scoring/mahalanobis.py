@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,9 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax.scoring.banks import Bank, banks, name, smallest
-from asdjax.scoring.folds import fitted_scores
-from asdjax.types import Embeddings, check_choices
+from asdjax.scoring.folds import (
+    Machines,
+    Note,
+    TestAndLeftOut,
+    fitted_scores,
+    name,
+    reference_sets,
+    smallest,
+)
+from asdjax.types import check_choices
 
 LEAST_SHRINKAGE = 1e-3  # a float32 factor of a matrix of condition 1,000 E keeps two digits or more
 SMALLEST_SPREAD = 1e-10  # of the mean square: float32 rounding of values that are equal
@@ -25,10 +31,10 @@ class Mahalanobis:
 
     The embedding is taken as it is, with its length. Its covariance is drawn towards a sphere by as
     much as Ledoit and Wolf estimate to be best, so that it can be inverted also with fewer clips
-    than numbers. A bank of ten target clips is then nearly a sphere as wide as these clips spread,
+    than dimensions. That of ten target clips is then nearly a sphere as wide as these clips spread,
     and what is small along a direction that source clips never take is not known of the target.
-    A bank of one clip, or of equal ones, has no spread: only the very same embedding is near it, so
-    with "domain" the other domain decides.
+    One clip, or equal ones, have no spread: only the very same embedding is near them, so with
+    "domain" the other domain decides.
 
     Args:
       banks: "pooled": one mean and covariance of all training clips of a machine; "domain": of
@@ -43,20 +49,26 @@ class Mahalanobis:
     def __post_init__(self):
         check_choices(self)
 
+    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.
 
-def score(
-    train: Sequence[Embeddings],
-    test: Sequence[Embeddings],
-    config: Mahalanobis,
-    note: Callable[[str], object],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold."""
-    fitted = banks(train, config.banks)
-    clips, numbers = max(len(machine.values) for machine in train), train[0].values.shape[1]
-    held = 4 * numbers * (numbers + clips)
-    found, left, shrinkage = fitted_scores(train, test, fitted, held, distance)
-    _note_singular(train, fitted, shrinkage, note)
-    return smallest(found, fitted), smallest(left, fitted)
+        `note` says which covariances could not have been inverted as they are.
+        """
+        sets = reference_sets(train, self.banks)
+        longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
+        held = 4 * width * (width + longest)
+        found, left_out, shrinkage = fitted_scores(train, test, sets, held, distance)
+        lines = []
+        for (g, rows), share in zip(sets, shrinkage, strict=True):
+            moving = int((np.ptp(train[g].values[rows], 0) > 0).sum())
+            if min(len(rows) - 1, moving) < width:
+                part = len(rows) < len(train[g].clips)
+                domain = f"{train[g].clips[rows[0]].domain} " if part else ""
+                clips = f"{len(rows)} {domain}clips, {moving} of {width} dimensions vary"
+                lines.append(f"{name(train[g])} ({clips}: {share:.0%} sphere)")
+        if lines:
+            note(f"singular covariances made regular: {'; '.join(lines)}")
+        return smallest(found, sets), smallest(left_out, sets)
 
 
 def distance(values, weight, query):
@@ -94,24 +106,5 @@ def ledoit_wolf(values, weight):
     best = jnp.where(apart > 0, error / count / jnp.maximum(apart, TINY), 1.0)
     shrinkage = jnp.clip(best, LEAST_SHRINKAGE, 1.0)
     covariance = (1 - shrinkage) * sample + shrinkage * sphere
-    # Without a spread of its own a bank gets the sphere of `scale`.
+    # Rows without a spread of their own get the sphere of `scale`.
     return mean, scale, covariance + jnp.eye(size) - sphere, shrinkage
-
-
-def _note_singular(
-    train: Sequence[Embeddings],
-    fitted: Sequence[Bank],
-    shrinkage: np.ndarray,
-    note: Callable[[str], object],
-) -> None:
-    """Tell of which banks the covariance could not have been inverted as it is."""
-    lines = []
-    for (g, rows), share in zip(fitted, shrinkage, strict=True):
-        values = train[g].values[rows]
-        moving = int((np.ptp(values, 0) > 0).sum())
-        if min(len(rows) - 1, moving) < values.shape[1]:
-            domain = f"{train[g].clips[rows[0]].domain} " if len(rows) < len(train[g].clips) else ""
-            told = f"{len(rows)} {domain}clips, {moving} of {values.shape[1]} numbers vary"
-            lines.append(f"{name(train[g])} ({told}: {share:.0%} sphere)")
-    if lines:
-        note(f"singular covariances made regular: {'; '.join(lines)}")

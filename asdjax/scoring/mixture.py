@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from asdjax.scoring.banks import banks, name, unit_rows
-from asdjax.scoring.folds import fitted_scores
+from asdjax.scoring.folds import (
+    Machines,
+    Note,
+    TestAndLeftOut,
+    fitted_scores,
+    name,
+    reference_sets,
+    unit_rows,
+)
 from asdjax.scoring.kmeans import kmeans
-from asdjax.types import Embeddings, InputError, check_choices
+from asdjax.types import InputError, check_choices
 
-STARTS = 10  # of the k-means that tells the components apart at first
+STARTS = 10  # of the k-means that expectation maximization starts from
 TOLERANCE = 1e-3  # of the mean log-likelihood, as in scikit-learn
 MOST_STEPS = 100
 FEW = 10 * float(jnp.finfo(jnp.float32).eps)  # clips of a component that has lost all
@@ -33,7 +38,8 @@ class Mixture:
       components: Gaussians; starting from k-means.
       covariance: "full", or "diagonal" ones.
       floor: added to the variances. The squared lengths are 1, so that variances are at most
-        1 / E on average, and with fewer clips per component than numbers it decides most of them.
+        1 / E on average. With fewer clips per component than dimensions the floor decides most of
+        them.
       seed: of the k-means starts.
 
     Source: full covariances and the floor: Wilkinghoff, "Sub-cluster AdaCos", IJCNN 2021, with as
@@ -56,25 +62,31 @@ class Mixture:
         if not 0 <= self.seed < 2**32:
             raise InputError(f"expected a seed of 0 to 2**32 - 1, got {self.seed}")
 
+    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.
 
-def score(
-    train: Sequence[Embeddings],
-    test: Sequence[Embeddings],
-    config: Mixture,
-    note: Callable[[str], object],
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold."""
-    train, test = unit_rows(train), unit_rows(test)
-    fitted = banks(train, "pooled")
-    clips, numbers = max(len(machine.values) for machine in train), train[0].values.shape[1]
-    rows = numbers if config.covariance == "full" else 1
-    held = 4 * config.components * numbers * (rows + clips)
-    found, left, converged = fitted_scores(train, test, fitted, held, surprise, config)
-    _note(train, config, converged, note)
-    return found, left
+        `note` says which machines have too few clips for their covariances, and which fits did not
+        converge.
+        """
+        train, test = unit_rows(train), unit_rows(test)
+        sets = reference_sets(train, "pooled")  # one of each machine
+        longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
+        rows = width if self.covariance == "full" else 1  # of a covariance
+        held = 4 * self.components * width * (rows + longest)
+        fit = negative_log_likelihood
+        found, left_out, converged = fitted_scores(train, test, sets, held, fit, self)
+        least = self.components * (rows + 1)
+        if few := [f"{name(m)} ({len(m.clips)} clips)" for m in train if len(m.clips) < least]:
+            note(
+                f"singular without the floor {self.floor:g}: {self.components} {self.covariance} "
+                f"covariances of {width} dimensions from {', '.join(few)}"
+            )
+        if moving := [name(m) for m, done in zip(train, converged, strict=True) if not done]:
+            note(f"mixtures still moving after {MOST_STEPS} steps: {', '.join(moving)}")
+        return found, left_out
 
 
-def surprise(values, weight, query, config: Mixture):
+def negative_log_likelihood(values, weight, query, config: Mixture):
     """Return `[q]` negative log-likelihoods, and whether the fit to rows `[n, E]` converged."""
     _, label, _ = kmeans(values, weight, config.seed, config.components, STARTS)
     start = jax.nn.one_hot(label, config.components)
@@ -141,21 +153,3 @@ def log_joint(values, gaussians):
 
 def _einsum(how, *arrays):
     return jnp.einsum(how, *arrays, precision=jax.lax.Precision.HIGHEST)
-
-
-def _note(
-    train: Sequence[Embeddings],
-    config: Mixture,
-    converged: np.ndarray,
-    note: Callable[[str], object],
-) -> None:
-    """Tell which machines have too few clips for their covariances, or a fit that still moves."""
-    numbers = train[0].values.shape[1]
-    least = config.components * ((numbers if config.covariance == "full" else 1) + 1)
-    if few := [f"{name(m)} ({len(m.clips)} clips)" for m in train if len(m.clips) < least]:
-        note(
-            f"singular without the floor {config.floor:g}: {config.components} {config.covariance} "
-            f"covariances of {numbers} numbers from {', '.join(few)}"
-        )
-    if moving := [name(m) for m, done in zip(train, converged, strict=True) if not done]:
-        note(f"mixtures still moving after {MOST_STEPS} steps: {', '.join(moving)}")

@@ -1,4 +1,4 @@
-"""From embeddings to anomaly scores and decisions of every machine, by any back end.
+"""From embeddings to anomaly scores and decisions of every machine, by any scorer.
 
 Statistics come from normal training clips alone: nothing of a test clip enters the score of
 another one.
@@ -7,81 +7,42 @@ another one.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
 
 import numpy as np
 
-from asdjax.scoring import centers, mahalanobis, mixture, neighbors, reconstruction
-from asdjax.scoring.banks import refuse_not_finite
-from asdjax.scoring.centers import Centers
-from asdjax.scoring.mahalanobis import Mahalanobis
-from asdjax.scoring.mixture import Mixture
-from asdjax.scoring.neighbors import Knn
-from asdjax.scoring.reconstruction import Reconstruction
-from asdjax.types import Embeddings, InputError
-
-Scorer = Knn | Centers | Mixture | Mahalanobis | Reconstruction
-SCORERS = {
-    "knn": Knn,
-    "centers": Centers,
-    "mixture": Mixture,
-    "mahalanobis": Mahalanobis,
-}
-BACK_ENDS: dict[type, Callable] = {
-    Knn: neighbors.score,
-    Centers: centers.score,
-    Mixture: mixture.score,
-    Mahalanobis: mahalanobis.score,
-    Reconstruction: reconstruction.score,
-}
+from asdjax.scoring import Scorer
+from asdjax.scoring.folds import Machines, Note, TestAndLeftOut, name
+from asdjax.types import InputError
 
 
 def score(
-    train: Sequence[Embeddings],
-    test: Sequence[Embeddings],
-    config: Scorer,
-    note: Callable[[str], object] = lambda _: None,
-) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    train: Machines, test: Machines, scorer: Scorer, note: Note = lambda _: None
+) -> TestAndLeftOut:
     """Score the test clips of every machine and, left out, its training clips.
 
     Args:
       train, test: one entry per machine and section, in the same order; `train` holds normal clips.
-      config: how to score.
+      scorer: how to score; its method `score` does it.
       note: called with a line for what a user should know, such as too few clips.
 
     Returns:
       Two lists of `[n]` float32, larger = more anomalous: test scores; the score each training clip
-      gets from what was made without it (inf where no other clip remains).
+      gets without being in its reference set (inf where no other clip remains).
 
     Raises:
       InputError: embeddings that are not finite.
     """
-    refuse_not_finite(train, test)
-    return BACK_ENDS[type(config)](train, test, config, note)
-
-
-def changed(scorer: Scorer, name: str | None, changes: Mapping[str, object]) -> Scorer:
-    """Return the back end of a name (None: the same one) with some fields replaced.
-
-    Raises:
-      InputError: fields that the back end does not have; another back end for an autoencoder.
-    """
-    if isinstance(scorer, Reconstruction) and name is not None:
+    bad = []
+    for machine in (*train, *test):
+        if wrong := int((~np.isfinite(machine.values)).any(1).sum()):
+            clips = f"{wrong} of {len(machine.clips)} {machine.clips[0].split} clips"
+            bad.append(f"{name(machine)} ({clips})")
+    if bad:
         raise InputError(
-            f"expected no other back end for an autoencoder, whose embeddings are the scores "
-            f"themselves, got {name}; choose one of them by kind: mse or mahalanobis"
+            f"expected finite embeddings, got others of {', '.join(bad)}; a training that diverged "
+            "gives such: lower its learning rate"
         )
-    kind = type(scorer) if name is None else SCORERS[name]
-    known = [field.name for field in fields(kind)]
-    if unknown := [field for field in changes if field not in known]:
-        others = [other for other in SCORERS if SCORERS[other] is not kind]
-        more = "" if kind is Reconstruction else f"; the other back ends are {', '.join(others)}"
-        raise InputError(
-            f"expected settings of {kind.__name__} ({', '.join(known)}), got {', '.join(unknown)}"
-            f"{more}"
-        )
-    return replace(scorer if type(scorer) is kind else kind(), **changes)
+    return scorer.score(train, test, note)
 
 
 def threshold(train_scores: np.ndarray) -> float:

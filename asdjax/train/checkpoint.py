@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 
+from asdjax.artifact import differences
 from asdjax.files import full_disk
 from asdjax.types import InputError, preview
 
@@ -165,16 +166,11 @@ class Checkpoints:
         return self._folder / f"step_{step}"
 
     def _compare(self, stored: dict) -> None:
-        before, now = _flatten(stored), _flatten(self._described)
-        differing = [
-            f"\n  {name}: checkpoint {before.get(name, 'nothing')}, now {now.get(name, 'nothing')}"
-            for name in sorted(before.keys() | now.keys())
-            if before.get(name) != now.get(name)
-        ]
-        if differing:
+        if lines := differences(stored, self._described):
+            listed = "".join(f"\n  {line}" for line in lines)
             raise InputError(
-                f"expected checkpoints of this very training in {self._folder}, got those of "
-                f"another:{''.join(differing)}\n{REMEDY}"
+                f"expected checkpoints of this training in {self._folder}, got those of another:"
+                f"{listed}\n{REMEDY}"
             )
 
     def _remove(self, step: int) -> None:
@@ -229,15 +225,6 @@ def _metric(path: Path) -> float | None:
         return _load(path, "record")["metric"]
     except Exception:  # `restore` says what is wrong with it, should it come to that
         return None
-
-
-def _flatten(value: Any, name: str = "") -> dict[str, str]:
-    """Return dotted names to JSON; dicts and lists that hold something become their entries."""
-    if not isinstance(value, dict | list) or not value:
-        return {name: json.dumps(value)}
-    entries = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = [_flatten(entry, f"{name}.{key}" if name else str(key)) for key, entry in entries]
-    return {key: text for part in parts for key, text in part.items()}
 
 
 def _innermost(error: BaseException) -> BaseException:

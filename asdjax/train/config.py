@@ -4,17 +4,83 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from asdjax import losses
+from asdjax.data.audio import AudioInfo
+from asdjax.data.batches import Audio
 from asdjax.data.labels import LabelKind
 from asdjax.frontend.augment import Augment
-from asdjax.losses.adacos import AdaCos
-from asdjax.losses.contrastive import Contrastive
 from asdjax.losses.margin import Margin
+from asdjax.models.system import Architecture, Embedder, Network
+from asdjax.models.weights_file import Params
 from asdjax.train.optimizer import Optimizer
-from asdjax.train.supplement import Supplement
-from asdjax.types import InputError, check_choices, preview
+from asdjax.types import Clip, InputError, check_choices, preview
+
+
+class Job(NamedTuple):
+    """One training: of what, on what, and where it goes.
+
+    Args:
+      encoders: configurations of the system's encoders.
+      audio: how a file becomes a wave.
+      clips: normal training clips and, behind them, supplemental ones.
+      infos: what is known of each file.
+      out: the run's folder; gets `checkpoints/`, `log.jsonl`, `labels.json`.
+      model: the file for what was trained.
+      key: plain JSON: all that the result depends on; compared when a training is resumed.
+      anew: do not resume; remove what an earlier training left.
+      reported: parameter counts of the system's report, printed beside ours.
+    """
+
+    encoders: tuple[Any, ...]
+    audio: Audio
+    clips: Sequence[Clip]
+    infos: Mapping[Path, AudioInfo]
+    out: Path
+    model: Path
+    key: dict
+    anew: bool = False
+    reported: str = ""
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(encoder.network(self.audio.samples) for encoder in self.encoders)
+
+
+@dataclass(frozen=True)
+class Supplement:
+    """What of the supplemental clips is used; by default nothing.
+
+    Args:
+      clean: recordings of a machine alone are training clips of it, with the attributes in their
+        names; those without are a class of their own where the machine's others have attributes.
+      noise: probability, per clip, that noise from beside its machine is added to it.
+      snr_db: bounds of the clip's power over the noise's, dB; uniform between them.
+    """
+
+    clean: bool = False
+    noise: float = 0.0
+    snr_db: tuple[float, float] = (0.0, 20.0)
+
+    def __post_init__(self):
+        if not 0 <= self.noise <= 1:
+            raise InputError(f"expected a probability supplement.noise of 0 to 1, got {self.noise}")
+        if len(self.snr_db) != 2 or not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
+            raise InputError(
+                "expected supplement.snr_db as two numbers of -100 to 100 dB, the smaller first, "
+                f"got {self.snr_db}"
+            )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Return the kinds of clips that are used, as `Clip.supplement` has them."""
+        return ("clean",) * self.clean + ("noise",) * (self.noise > 0)
 
 
 @dataclass(frozen=True)
@@ -32,7 +98,7 @@ class HeadConfig:
         class comes before its machine, and each is listed once.
     """
 
-    loss: Margin | AdaCos | Contrastive = field(default_factory=Margin)
+    loss: losses.Loss = field(default_factory=Margin)
     labels: LabelKind = "attributes"
     weight: float = 1.0
     branch_weights: tuple[float, ...] = ()
@@ -48,10 +114,14 @@ class HeadConfig:
             raise InputError(
                 f"expected each machine or class once in subcenters, got {preview(several)} again"
             )
-        if isinstance(self.loss, Contrastive) and (self.branch_weights or self.subcenters):
+        if wrong := [
+            f"{count} of {name}" for name, count in self.subcenters if count < 1 or count % 1
+        ]:
+            raise InputError(f"expected whole numbers of sub-centers >= 1, got {preview(wrong)}")
+        if not self.loss.has_classes and (self.branch_weights or self.subcenters):
             raise InputError(
-                "expected no branch_weights and no subcenters with a contrastive loss: it has no "
-                "centers and is of whole embeddings"
+                f"expected no branch_weights and no subcenters with {type(self.loss).__name__}, "
+                "which has no classes and takes whole embeddings"
             )
 
 
@@ -70,8 +140,10 @@ class Train:
       augment: what is done to the clips at each step, on the device.
       balance: classes get synthetic clips (SMOTE) up to this part of the largest class; 0 for none.
       supplement: what of the supplemental clips of 2025 is used.
-      ema: decay of a moving average of weights and statistics, per update n at most n / (9 + n), so
-        that the start is soon forgotten; 0 for none. If there is one, it is what embeds.
+      perturbation: hidden width of a feature-perturbation head (OS-SCL) behind the encoders, whose
+        output is then the embedding; 0 for none.
+      ema: decay of the exponential moving average of the weights and statistics, at most
+        n / (9 + n) at update n; 0: off. If on, the averaged weights compute the embeddings.
       held_out: part of the normal training clips kept for validation, from classes of at least ten.
       select: which weights embed: the last, or the best on the held-out clips.
       source: keep all clips on the devices, or stream them from the files; both train alike. "auto"
@@ -90,6 +162,7 @@ class Train:
     augment: Augment = field(default_factory=Augment)
     balance: float = 0.0
     supplement: Supplement = field(default_factory=Supplement)
+    perturbation: int = 0
     ema: float = 0.0
     held_out: float = 0.0
     select: Literal["last", "best"] = "last"
@@ -109,9 +182,11 @@ class Train:
         ]
         if not 0 <= self.balance <= 1:
             wrong.append(f"balance in [0, 1], got {self.balance}")
+        if self.perturbation < 0:
+            wrong.append(f"perturbation >= 0 (0: none), got {self.perturbation}")
         if self.seed < 0:
             wrong.append(f"seed >= 0, got {self.seed}")
-        if all(isinstance(head.loss, Contrastive) for head in self.heads):
+        if not any(head.loss.has_classes for head in self.heads):
             wrong.append("at least one head that tells classes, got none")
         if self.passes < self.accumulate:
             wrong.append(f"steps >= accumulate ({self.accumulate}), got {self.steps}: no update")
@@ -129,3 +204,33 @@ class Train:
     def unit(self) -> int:
         """Return how many of the schedule's steps one update is."""
         return self.accumulate if self.counted == "micro-steps" else 1
+
+    def fit(self, job: Job) -> None:
+        """Train and write the model file; resumes a training that was stopped."""
+        from asdjax.train import loop
+
+        loop.train(self, job)
+
+    def embedder(self, encoders: Sequence[Any], audio: Audio, trained: Params) -> Embedder:
+        """Return what embeds with trained weights."""
+        networks = tuple(encoder.network(audio.samples) for encoder in encoders)
+        return Architecture(networks, perturbation=self.perturbation).embedder(trained)
+
+    @property
+    def without_effect(self) -> tuple[str, ...]:
+        """Return the fields on which the trained weights do not depend."""
+        # With select="best" the checkpoints that were saved are what is chosen from.
+        return "log_every", "source", *(() if self.select == "best" else ("save_every",))
+
+    def normal_scores(
+        self, model: Path, group: tuple[str, str], scorer: Any, year: int | None, scores: np.ndarray
+    ) -> np.ndarray:
+        """Return the scores of normal sounds to which a threshold is fitted: these `[n]`.
+
+        Args:
+          model: what was trained.
+          group: machine and section.
+          scorer, year: of the run.
+          scores: `[n]`, of the training clips.
+        """
+        return scores

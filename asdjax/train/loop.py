@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
@@ -15,109 +14,103 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax import params as weights
-from asdjax.data.audio import AudioInfo
-from asdjax.data.loader import Audio
 from asdjax.devices import agree, data_mesh, leads, own_share, put_copies
 from asdjax.files import write_json
+from asdjax.models import weights_file
 from asdjax.models.lora import summary
-from asdjax.models.system import Base, Trained, initialize, take_apart
-from asdjax.params import Header, Params
+from asdjax.models.system import Architecture
+from asdjax.models.weights_file import Header, Params
 from asdjax.report import console
-from asdjax.train import interrupt, source
+from asdjax.train import interrupt
+from asdjax.train.batches import (
+    Source,
+    fits,
+    make_clip_set,
+    padded,
+    resident,
+    streaming,
+    training_batches,
+    validation_batches,
+)
 from asdjax.train.checkpoint import Checkpoints
-from asdjax.train.config import Train
+from asdjax.train.config import Job, Train
 from asdjax.train.log import Log
 from asdjax.train.optimizer import learning_rate, make_optimizer
-from asdjax.train.passes import one_after_another, training_passes
-from asdjax.train.plan import Plan
-from asdjax.train.source import Source
-from asdjax.train.step import TrainState, make_hear, make_step, make_validate
-from asdjax.types import Clip, InputError
+from asdjax.train.plan import make_plan
+from asdjax.train.step import TrainState, make_front_ends, make_step, make_validate
+from asdjax.types import InputError
 
 STEPS = 2**31  # of the random stream of the passes, beside that of the initial weights
 IN_FLIGHT = 2  # passes given to the device: one it computes, one that waits
 
 
-def train(
-    config: Trained,
-    how: Train,
-    bases: Sequence[Base],
-    plan: Plan,
-    clips: Sequence[Clip],
-    infos: Sequence[AudioInfo],
-    audio: Audio,
-    out: Path,
-    model: Path,
-    described: dict,
-    reported: str = "",
-    anew: bool = False,
-    noise: Sequence[tuple[Clip, AudioInfo]] = (),
-) -> None:
-    """Train and write what was trained; go on where an earlier call was stopped.
-
-    Args:
-      config, how: the system and its training.
-      bases: what the branches begin with.
-      plan: of these clips (`make_plan`).
-      clips, infos: normal training clips and what is known of their files.
-      audio: how a file becomes a wave.
-      out: the run's folder; gets `checkpoints/`, `log.jsonl` and `labels.json`.
-      model: the file for what was trained, with its statistics.
-      described: what the result depends on, stored with each checkpoint and compared on resuming.
-      reported: parameter counts of the report, to be printed beside ours.
-      anew: do not go on; remove what an earlier training left.
-      noise: clips that are added to those of their machine, as `how.supplement` says.
+def train(how: Train, job: Job) -> None:
+    """Train and write what was trained; resume where an earlier call was stopped.
 
     Raises:
-      InputError: an adapter that does not fit, a checkpoint of another run, a loss that is not
+      InputError: an adapter that does not fit, a checkpoint of another training, a loss that is not
         finite. SystemExit(0) after SIGTERM, when the state is saved.
     """
     lead = leads()
     note = console.note if lead else _ignore
-    agree({"recipe, settings, recordings and weights": f"{described} {how}"})
+    agree({"recipe, settings, recordings and weights": f"{job.key} {how}"})
+
+    # The clips: some train, some validate, some are noise for the others.
+    noise = [clip for clip in job.clips if clip.supplement == "noise"]
+    clips = [clip for clip in job.clips if clip.supplement != "noise"]
+    plan = make_plan(how, clips)
+    for line in plan.notes:
+        note(line)
+    how = plan.how
 
     # The system, and what of it trains.
-    each = [base.config.for_features(base.params) for base in bases]
-    structures, begin_with = zip(*each, strict=True)
+    networks = job.networks
     mesh = data_mesh(jax.devices())
-    building = config, structures, plan.tasks
-    parts, used = take_apart(*building, train=True), take_apart(*building, train=False)
+    system = Architecture(networks, plan.tasks, how.perturbation)
+    parts = system.parts(train=True)
     if lead:
-        console.training_table(summary(parts.frozen, parts.trainable), _counts(parts), reported)
+        console.training_table(summary(parts.frozen, parts.trainable), _counts(parts), job.reported)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
     rate = learning_rate(how.optimizer.schedule, how.steps, how.unit)
-    if anew and lead:  # not before it is known that the system can be built
-        _remove(out / "checkpoints", model)
-    agree({"--force": str(anew)})  # nobody looks for checkpoints earlier
+    if job.anew and lead:  # not before it is known that the system can be built
+        _remove(job.out / "checkpoints", job.model)
+    agree({"--force": str(job.anew)})  # nobody looks for checkpoints earlier
 
-    with Checkpoints(out / "checkpoints", described) as checkpoints:
+    with Checkpoints(job.out / "checkpoints", job.key) as checkpoints:
         agree({"--out": str(checkpoints.latest())})
         checkpoints.refuse_others()
 
         # The state: of the last checkpoint, else the start.
-        *begun, frozen = initialize(*building, begin_with, how.seed)
+        *begun, frozen = system.initialize(how.seed)
         state, frozen = put_copies((start(*begun, optimizer, how), frozen), mesh)
-        del begun, each, begin_with  # all weights once more, when all train
+        used = system.parts(train=False)
+        networks = tuple(network._replace(params={}) for network in networks)
+        del begun, system  # all weights once more, when all train
         first = 0
         if checkpoints.latest() is not None:
             state, first = checkpoints.restore(jax.tree.map(_abstract, state))
-            note(f"going on after step {first} of {how.passes}")
+            note(f"resuming after step {first} of {how.passes}")
 
         # The data: the same order whether it is kept on the devices or streamed.
-        make = partial(_source, clips, infos, plan, audio, how, mesh, note)
-        training, samples, padded = make(np.flatnonzero(~plan.held_out), noise=noise)
-        hear = make_hear(structures, mesh, padded)
-        step = make_step(parts, hear, training.take, how, optimizer, samples)
+        make = partial(_source, clips, plan, how, job, mesh, note)
+        training, samples, some_padded = make(np.flatnonzero(~plan.held_out), noise=noise)
+        step = make_step(
+            parts,
+            make_front_ends(networks, mesh, some_padded),
+            training.take,
+            how,
+            optimizer,
+            samples,
+        )
         validate = _nothing_held_out
         if plan.held_out.any():
-            held, _, padded = make(np.flatnonzero(plan.held_out), training=False)
-            hear = make_hear(structures, mesh, padded)
-            right = make_validate(used, hear, held.take, samples)
+            held, _, some_padded = make(np.flatnonzero(plan.held_out), training=False)
+            front_ends = make_front_ends(networks, mesh, some_padded)
+            right = make_validate(used, front_ends, held.take, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
 
         # The passes.
-        log = Log(out / "log.jsonl", first) if lead else None
+        log = Log(job.out / "log.jsonl", first) if lead else None
         looked_at, waited = first, 0.0
         pending: deque[dict] = deque()
         with (
@@ -168,9 +161,9 @@ def train(
             state, chosen = checkpoints.restore(jax.tree.map(_abstract, state), checkpoints.best())
             note(f"best on held-out clips: step {chosen}")
     if lead:
-        write_json(out / "labels.json", plan.described)  # before the model, which ends the training
-        header = Header("trained", described, source_sha256=described["weights_sha256"])
-        weights.save(model, state.average or state.trainable | state.statistics, header)
+        write_json(job.out / "labels.json", plan.described)
+        trained = state.average or state.trainable | state.statistics
+        weights_file.save(job.model, trained, Header("trained", job.key))
 
 
 def start(statistics: Params, trainable: Params, optimizer, how: Train) -> TrainState:
@@ -193,28 +186,25 @@ def _remove(checkpoints: Path, model: Path) -> None:
 
 
 def _source(
-    clips, infos, plan, audio, how, mesh, note, rows, *, training: bool = True, noise=()
+    clips, plan, how, job, mesh, note, rows, *, training: bool = True, noise=()
 ) -> tuple[Source, int, bool]:
     """Return batches of some rows, the samples of a training clip, and if some are shorter."""
-    chosen, known = [clips[i] for i in rows], [infos[i] for i in rows]
+    chosen, label = [clips[i] for i in rows], plan.label[rows]
     whole = how.augment.crop == "random"
-    listed, samples = source.make_clips(chosen, known, plan.label[rows], audio, whole)
+    found, samples = make_clip_set(chosen, job.infos, label, job.audio, whole=whole, noise=noise)
     if training:
-        added, of_noise = [clip for clip, _ in noise], [info for _, info in noise]
-        ask, line = training_passes(chosen, listed.label, added, how)
-        listed = source.beside(listed, added, of_noise)
+        select, line = training_batches(chosen, label, noise, how)
         if line:
             note(line)
     else:
-        ask = one_after_another(len(rows), how.batch)
-    resident = how.source == "resident" or (how.source == "auto" and source.fits(listed.nbytes))
-    if resident:
-        own = len(listed.clips[own_share(len(listed.clips), mesh)])
+        select = validation_batches(len(rows), how.batch)
+    if how.source == "resident" or (how.source == "auto" and fits(found.nbytes)):
+        own = len(found.clips[own_share(len(found.clips), mesh)])
         with console.progress("reading", own, visible=leads()) as advance:
-            made = source.resident(listed, ask, mesh, advance)
+            source = resident(found, select, mesh, advance)
     else:
-        made = source.streaming(listed, ask, mesh)
-    return made, samples, source.padded(known, audio, samples)
+        source = streaming(found, select, mesh)
+    return source, samples, padded([job.infos[c.path] for c in chosen], job.audio, samples)
 
 
 def _validate(right, held: Source, count: int, batch: int, state: TrainState, frozen) -> dict:
@@ -270,8 +260,8 @@ def _collect(pending: deque[dict], done: int, checkpoints: Checkpoints) -> dict[
 
 def _counts(parts) -> tuple[int, int]:
     """Return total and trainable numbers of a system."""
-    trainable = weights.count(parts.trainable)
-    return weights.count(parts.frozen) + trainable, trainable
+    trainable = weights_file.count(parts.trainable)
+    return weights_file.count(parts.frozen) + trainable, trainable
 
 
 def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,7 @@
 """How weights change: Adam or AdamW under a learning rate that follows the steps of the run.
 
-Weights are the flat dict of dotted names of `asdjax.params`, only those that train. What is decayed
-and how deep a weight lies is read from its name and shape.
+Weights are the flat dict of dotted names of `asdjax.models.weights_file`, only those that train.
+What is decayed and how deep a weight lies is read from its name and shape.
 """
 
 from __future__ import annotations

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from asdjax.data.labels import bare, check_classes, class_name, encode, hold_out, vocabulary
-from asdjax.losses.adacos import AdaCos
-from asdjax.losses.margin import Margin, check_labels, subcenter_counts
-from asdjax.models.heads import Task
+from asdjax.losses.margin import check_labels
+from asdjax.models.system import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import Clip, InputError, preview
@@ -20,6 +20,7 @@ from asdjax.types import Clip, InputError, preview
 class Plan(NamedTuple):
     """Classes, what every head does with them, and which clips train and which validate."""
 
+    how: Train  # with a batch that these clips can fill
     classes: tuple[tuple[str, ...], ...]  # per kind of labels: one for each of `Train.heads`
     tasks: tuple[Task, ...]  # of the heads
     label: np.ndarray  # [n, label kinds] int32
@@ -39,9 +40,9 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
       clips: normal training clips.
 
     Raises:
-      InputError: no two classes, one name for two machines, a machine of one clip, a batch that is
-        larger than the set or does not divide over the devices, a warm-up longer than the run,
-        nothing held out to choose the best weights by.
+      InputError: no two classes, one name for two machines, a machine of one clip, a batch that
+        does not divide over the devices, a warm-up longer than the run, nothing held out to choose
+        the best weights by.
     """
     optimizer.check(config.optimizer, config.steps)
     classes, labels, tasks, notes = [], [], [], []
@@ -62,27 +63,29 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
             'expected clips to hold out with train.select "best", got none: no class has 10 '
             "training clips or held_out is too small; set --train.select last"
         )
-    _check_batch(config.batch, int((~held_out).sum()))
+    config, line = _fitting(config, int((~held_out).sum()))
+    notes.append(line)
     return Plan(
-        tuple(classes), tuple(tasks), np.stack(labels, 1), held_out, tuple(filter(None, notes))
+        config,
+        tuple(classes),
+        tuple(tasks),
+        np.stack(labels, 1),
+        held_out,
+        tuple(filter(None, notes)),
     )
 
 
-def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> np.ndarray:
-    """Return `[C]`: centers of each class; in the head's table a class comes before its machine."""
-    loss, table = head.loss, dict(head.subcenters)
-    counts = np.ones(len(names), int)
-    if isinstance(loss, AdaCos):
-        counts = np.full(len(names), loss.subclusters)
-    elif isinstance(loss, Margin):
-        fewer = loss.subcenters if loss.bare_subcenters is None else loss.bare_subcenters
-        counts = np.where(bare(clips, names, head.labels), fewer, loss.subcenters)
+def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> tuple[int, ...]:
+    """Return the centers of each class; in the head's table a class comes before its machine."""
+    if not head.loss.has_classes:
+        return ()
+    counts = head.loss.center_counts(bare(clips, names, head.labels))
+    table = dict(head.subcenters)
     machine = {class_name(clip, head.labels): clip.machine for clip in clips}
-    listed = [
+    return tuple(
         table.get(name, table.get(machine[name], count))
         for name, count in zip(names, counts.tolist(), strict=True)
-    ]
-    return subcenter_counts(listed, len(names))
+    )
 
 
 def unknown_in_table(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> list[str]:
@@ -97,14 +100,20 @@ def _together(labels: Sequence[np.ndarray]) -> np.ndarray:
     return np.unique(np.stack(labels, 1), axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def _check_batch(batch: int, clips: int) -> None:
+def _fitting(config: Train, clips: int) -> tuple[Train, str]:
+    """Return the training with a batch of at most `clips`, and a line if that made it smaller.
+
+    Raises:
+      InputError: a batch that does not divide over the devices, or fewer clips than devices.
+    """
     devices = len(jax.devices())
-    if batch > clips:
+    if config.batch % devices or clips < devices:
         raise InputError(
-            f"expected a batch of at most {clips} clips, which is all there are to train on, got "
-            f"{batch}; set --train.batch"
+            f"expected a batch that divides over {devices} devices, and as many clips, got a batch "
+            f"of {config.batch} and {clips} training clips; set --train.batch"
         )
-    if batch % devices:
-        raise InputError(
-            f"expected a batch that divides over {devices} devices, got {batch}; set --train.batch"
-        )
+    if config.batch <= clips:
+        return config, ""
+    smaller = clips // devices * devices
+    line = f"batch of {smaller} instead of {config.batch}: there are {clips} training clips"
+    return replace(config, batch=smaller), line

@@ -14,15 +14,14 @@ from flax import nnx
 from asdjax.frontend import augment
 from asdjax.frontend.augment import Augment
 from asdjax.frontend.warp import time_warp
-from asdjax.models.backbone import Listener
-from asdjax.models.dropout import keys_for
-from asdjax.models.system import STATISTICS, Input, Parts, System
-from asdjax.params import Params, flatten, merge
-from asdjax.train.batch import Batch
+from asdjax.models.layers import keys_for
+from asdjax.models.system import STATISTICS, Input, Network, Parts, System
+from asdjax.models.weights_file import Params, flatten, merge
+from asdjax.train.batches import Batch
 from asdjax.train.config import Train
 from asdjax.train.optimizer import updates_done
 
-Hear = Callable[[jax.Array, jax.Array], tuple[Input, ...]]
+FrontEnds = Callable[[jax.Array, jax.Array], tuple[Input, ...]]
 
 
 class TrainState(NamedTuple):
@@ -36,35 +35,28 @@ class TrainState(NamedTuple):
     step: jax.Array  # [] int32, passes done; also where the order of clips stands
 
 
-def make_hear(structures: Sequence[Listener], mesh: jax.sharding.Mesh, padded: bool) -> Hear:
-    """Return the front ends over a mesh: `(wave, lengths) -> inputs`, one for each branch.
+def make_front_ends(
+    networks: Sequence[Network], mesh: jax.sharding.Mesh, padded: bool
+) -> FrontEnds:
+    """Return the front ends over a mesh: `(wave, lengths) -> inputs`, one for each encoder.
 
     Args:
       padded: some clips are shorter than their row, so that tokens have to be masked; else there is
         no padding.
     """
-    rows = jax.P("data")
 
-    def listen(wave, lengths):
-        return tuple(one.frontend(wave, lengths if padded else None) for one in structures)
+    def front_ends(wave, lengths):
+        return tuple(one.front_end(wave, lengths if padded else None) for one in networks)
 
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
-    listen = jax.shard_map(listen, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
-
-    def hear(wave, lengths):
-        views, samples = listen(wave, lengths), wave.shape[1]
-        if not padded:
-            return tuple(map(Input, views))
-        paddings = [one.token_padding(samples, lengths) for one in structures]
-        return tuple(map(Input, views, paddings))
-
-    return hear
+    rows = jax.P("data")
+    return jax.shard_map(front_ends, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
 
 
 def make_step(
     parts: Parts,
-    hear: Hear,
+    front_ends: FrontEnds,
     take: Callable[[tuple, tuple], Batch],
     config: Train,
     optimizer: optax.GradientTransformation,
@@ -86,12 +78,12 @@ def make_step(
         augment_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = keys_for(list(parts.keys), key)
         taken = _with_noise(take(store, batch), config, augment_key)
-        heard = _hear_augmented(taken, hear, config.augment, samples, augment_key)
+        given = _augmented(taken, front_ends, config.augment, samples, augment_key)
 
         def loss_of(trainable):
             system = merge(parts.graph, keys, state.statistics, trainable, frozen)
-            embedding = system(heard.inputs)
-            loss, accuracy = classify(system, embedding, heard)
+            embedding = system(given.inputs)
+            loss, accuracy = classify(system, embedding, given)
             length = jnp.sqrt(jnp.square(embedding).sum(-1)).mean()
             metrics = {"loss": loss, "accuracy": accuracy, "embedding_norm": length}
             return loss, (metrics, flatten(nnx.state(system, STATISTICS)))
@@ -113,7 +105,7 @@ def make_step(
 
 
 def make_validate(
-    parts: Parts, hear: Hear, take: Callable[[tuple, tuple], Batch], samples: int
+    parts: Parts, front_ends: FrontEnds, take: Callable[[tuple, tuple], Batch], samples: int
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
     """Return `validate(trainable, statistics, frozen, store, batch) -> (accuracy, unit)`, jitted.
 
@@ -125,22 +117,22 @@ def make_validate(
     @jax.jit
     def validate(trainable, statistics, frozen, store, batch):
         taken = take(store, batch)
-        inputs = hear(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
+        inputs = front_ends(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
         system = merge(parts.graph, statistics, trainable, frozen)
         embedding = system(inputs)
-        plain = jnp.ones((len(embedding), 1))
-        right = []
-        for head in (head for head in system.heads if head.branch is None):
-            label = taken.label[:, head.labels]
-            cosine = head(embedding, label[:, None], plain)[1]
-            right += [] if cosine is None else [cosine.argmax(-1) == label]
+        whole = jnp.ones((len(embedding), 1))
+        right = [
+            cosine.argmax(-1) == label[:, 0]
+            for task, _, cosine, label in system.judge(embedding, taken.label[..., None], whole)
+            if task.branch is None and cosine is not None
+        ]
         length = jnp.sqrt(jnp.square(embedding).sum(-1, keepdims=True))
         return jnp.stack(right).mean(0), embedding / jnp.maximum(length, 1e-12)
 
     return validate
 
 
-class Heard(NamedTuple):
+class Augmented(NamedTuple):
     inputs: tuple[Input, ...]  # one for each branch
     label: jax.Array  # [B, label kinds, M]
     weight: jax.Array  # [B, M]
@@ -155,10 +147,10 @@ def _with_noise(batch: Batch, config: Train, key) -> Batch:
     return batch._replace(wave=wave, noise=None)
 
 
-def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -> Heard:
+def _augmented(batch: Batch, front_ends: FrontEnds, how: Augment, samples: int, key) -> Augmented:
     """Cut, shift, warp, transform, mask and mix the clips of a batch, in this order.
 
-    Waves are mixed before they are transformed. All branches hear the same waves and mix the same
+    Waves are mixed before they are transformed. All encoders get the same waves and mix the same
     clips; each has masks of its own, if what it sees has time and frequency.
     """
     crop, shift, mask, mix = jax.random.split(key, 4)
@@ -178,7 +170,7 @@ def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -
         wave, label, weight = blend(wave, label)
         lengths = jnp.where(weight[:, 1] == 0, lengths, jnp.maximum(lengths, lengths[::-1]))
     inputs = []
-    for i, (x, padding) in enumerate(hear(wave, lengths)):
+    for i, (x, padding) in enumerate(front_ends(wave, lengths)):
         if how.mask and x.ndim == 3:
             own = jax.random.fold_in(mask, i)
             x = augment.spec_augment(x, own, how.mask, how.mask_probability)
@@ -188,10 +180,10 @@ def _hear_augmented(batch: Batch, hear: Hear, how: Augment, samples: int, key) -
                 alone = weight[:, 1:] == 0
                 padding = padding & (padding[::-1] | alone)
         inputs.append(Input(x, padding))
-    return Heard(tuple(inputs), label, weight)
+    return Augmented(tuple(inputs), label, weight)
 
 
-def classify(system: System, embedding, heard: Heard):
+def classify(system: System, embedding, given: Augmented):
     """Return the weighted sum of the heads' mean losses, and the mean accuracy.
 
     Heads of single branches, and those without classes, have no part in the accuracy. A mixed clip
@@ -201,13 +193,11 @@ def classify(system: System, embedding, heard: Heard):
     over the whole system's add up to (the multi-backpropagation of Lv et al. 2024, section 2.3):
     a gradient is linear, and all see the same values.
     """
-    most = heard.weight.argmax(-1)
+    most = given.weight.argmax(-1)
     loss, right = 0.0, []
-    for head in system.heads:
-        label = heard.label[:, head.labels]
-        each, cosine = head(embedding, label, heard.weight)
-        loss = loss + head.weight * each.mean()
-        if head.branch is None and cosine is not None:
-            asked = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
-            right.append((cosine.argmax(-1) == asked).mean())
+    for task, each, cosine, label in system.judge(embedding, given.label, given.weight):
+        loss = loss + task.weight * each.mean()
+        if task.branch is None and cosine is not None:
+            main = jnp.take_along_axis(label, most[:, None], 1)[:, 0]
+            right.append((cosine.argmax(-1) == main).mean())
     return loss, jnp.stack(right).mean()

@@ -26,17 +26,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
+import optax
 from compare import machine
 
-from asdjax.frontend.baseline import log_mel
-from asdjax.models.autoencoder import score_clips
-from asdjax.train.autoencoder_step import held_out_errors, make_epoch, start, together
-from asdjax.train.autoencoders import make_batches
-from asdjax.train.frames import Vectors
+from asdjax.baseline.network import log_mel, score_clips
+from asdjax.baseline.training import Frames, for_all, make_batches, measure, start, train_epoch
 
 FRAMES, BATCH, CLIPS, CLIP_SAMPLES = 50_000, 256, 100, 192_000
 STEPS_OF_MACHINE, HELD_OUT_BATCHES = 130_800, 14_600  # 1,000 clips of 12 s, 100 epochs
@@ -50,20 +49,23 @@ def frames() -> np.ndarray:
 
 def ours(machines: int, steps: int) -> dict[str, Callable[[], object]]:
     """Return calls that train, check held-out batches, compute features and scores."""
-    own = Vectors(np.arange(BATCH * steps, dtype=np.int32), np.zeros(BATCH * steps, bool))
-    batches = make_batches([own] * machines, BATCH, (0, 1))
-    states = [start(0, 1e-3, steps)] * machines
-    jobs, stored = jax.device_put((list(zip(states, batches, strict=True)), frames()))
-    epoch, check = together(make_epoch(1e-3)), together(held_out_errors)
+    adam, names = optax.adam(1e-3), list(map(str, range(machines)))
+    own = dict.fromkeys(names, np.arange(BATCH * steps, dtype=np.int32))
+    states = dict.fromkeys(names, start(adam, 0, steps))
+    stored = Frames(frames(), np.zeros(FRAMES, bool))
+    stored, batches = jax.device_put((stored, make_batches(own, BATCH, (0, 1))))
+    epoch = for_all(partial(train_epoch, adam))
+    check = for_all(lambda *machine: measure(*machine).error)
+    each = [({name: states[name]}, {name: batches[name]}) for name in names]
     wave = np.random.default_rng(1).integers(-3000, 3000, (CLIPS, CLIP_SAMPLES), np.int16)
     square = np.eye(128, dtype=np.float32)
-    weights = states[0].trainable | states[0].statistics
+    weights = states["0"].trainable | states["0"].statistics
     weights |= {f"precision.{domain}": square for domain in ("source", "target")}
     lengths, score = np.full(CLIPS, CLIP_SAMPLES), jax.jit(score_clips)
     return {
-        "at once": lambda: epoch(stored, jobs),
-        "in turn": lambda: [jax.block_until_ready(epoch(stored, [job])) for job in jobs],
-        "held out": lambda: check(stored, jobs[:1]),
+        "at once": lambda: epoch(stored, states, batches),
+        "in turn": lambda: [jax.block_until_ready(epoch(stored, *one)) for one in each],
+        "held out": lambda: check(stored, *each[0]),
         "features": lambda: log_mel(wave),
         "scores": lambda: score(weights, wave, lengths),
     }

@@ -107,12 +107,12 @@ def beats_input() -> tuple:
 def forward_ours(given: Callable[[], tuple]) -> Call:
     import jax
 
-    from asdjax import params as weights
     from asdjax.models.backbone import abstract
+    from asdjax.models.weights_file import merge
 
     config, params, mel = given()
     graph, _ = abstract(config)
-    forward = jax.jit(lambda params, mel: weights.merge(graph, params)(mel))
+    forward = jax.jit(lambda params, mel: merge(graph, params)(mel))
     return lambda: np.asarray(forward(params, mel))
 
 
@@ -190,7 +190,7 @@ def knn_faiss(groups: int, queries: int, references: int) -> Call:
 
 
 def finetune_ours(kind: str, *backbones: str) -> Call:
-    """Return a step of one system, which has a branch for each of the backbones."""
+    """Return a step of one system, which has an encoder for each of the backbones."""
     from finetune import STRUCTURES, step
 
     one = step(kind, [STRUCTURES[name] for name in backbones], BATCH, DTYPE, EAT_ATTENTION)

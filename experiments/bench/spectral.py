@@ -1,4 +1,4 @@
-"""A training step of the two spectral branches to time: start, and our side.
+"""A training step of the two spectral networks to time: start, and our side.
 
 Midea's network: `ConvNet1d` on the spectrum and `ResNet` on the spectrogram, both with CBAM, a
 softmax over scaled cosines to 172 classes, Adam; from int16 waves to updated weights. float32.
@@ -14,37 +14,36 @@ from finetune import CLASSES, SAMPLES, inputs
 
 from asdjax.devices import copied, data_mesh
 from asdjax.losses.margin import Margin
-from asdjax.models.heads import Task
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Scratch, Trained, initialize, take_apart
-from asdjax.train.batch import Batch
+from asdjax.models.system import Architecture, Task
+from asdjax.train.batches import Batch
 from asdjax.train.config import Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
-from asdjax.train.step import make_hear, make_step
+from asdjax.train.step import make_front_ends, make_step
 
 LEARNING_RATE, SCALE = 1e-3, 30.0
-SYSTEM = Trained((ConvNet1d(cbam=True), ResNet(cbam=True)))
-HEARS = [Scratch(branch, SAMPLES) for branch in SYSTEM.branches]
-TASK = Task(Margin("softmax", scale=SCALE), np.ones(CLASSES, int))
+ENCODERS = ConvNet1d(cbam=True), ResNet(cbam=True)
+TASK = Task(Margin("softmax", scale=SCALE), (1,) * CLASSES)
+SYSTEM = Architecture(tuple(encoder.network(SAMPLES) for encoder in ENCODERS), (TASK,))
 
 
 def initial() -> tuple[dict, dict, dict]:
     """Return statistics, trainable and no frozen weights: where both sides start."""
-    return initialize(SYSTEM, HEARS, [TASK], [{} for _ in HEARS], seed=0)
+    return SYSTEM.initialize(seed=0)
 
 
 def step(batch: int) -> Callable[[], float]:
     """Return a function that does one training step on the same batch and returns its loss."""
     how = Train(batch=batch, optimizer=Optimizer("adam", Schedule("constant", LEARNING_RATE)))
     mesh = data_mesh(jax.devices()[:1])
-    parts = take_apart(SYSTEM, HEARS, [TASK], train=True)
+    parts = SYSTEM.parts(train=True)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)
     statistics, trainable, frozen = initial()
     state = start(statistics, trainable, optimizer, how)
     state, frozen = jax.device_put((state, frozen), copied(mesh))
-    hear = make_hear(HEARS, mesh, padded=False)
-    one_step = make_step(parts, hear, lambda _, sent: Batch(*sent), how, optimizer, SAMPLES)
+    front_ends = make_front_ends(SYSTEM.networks, mesh, padded=False)
+    one_step = make_step(parts, front_ends, lambda _, sent: Batch(*sent), how, optimizer, SAMPLES)
     wave, label = inputs(batch)
     sent = wave, np.full(batch, SAMPLES, np.int32), label[:, None].astype(np.int32)
     sent = jax.device_put(sent)  # as PyTorch's, which lie on the device as well

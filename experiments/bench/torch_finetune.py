@@ -2,7 +2,7 @@
 
 Written as a careful user of PyTorch would: modules, fused attention (BEATs: with the gated bias as
 its mask), fused AdamW, adapters beside frozen weights without gradients, nothing computed twice. It
-starts from the weights of `finetune.initial`, so both sides have the same losses.
+starts from the weights of `finetune.system`, so both sides have the same losses.
 No dropout. float32; on a CUDA device the backbone's products are bfloat16 (autocast).
 
 On a CPU PyTorch has no fused attention whose mask gets a gradient, and falls back to its own
@@ -18,7 +18,7 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from finetune import CLASSES, LOSS, SAMPLES, Kind, config_of, initial, inputs
+from finetune import CLASSES, LOSS, SAMPLES, Kind, encoder, inputs, system
 from torch import nn
 from torch_eat import Eat, joined
 from torch_parts import LoraLinear, patches, torch_array
@@ -68,7 +68,7 @@ def step(
 
 def load(kind: Kind, structure: Structure) -> nn.Module:
     """Return the system with our weights; what is frozen gets no gradient."""
-    _, trainable, frozen = initial(kind, [structure])
+    _, trainable, frozen = system(kind, [structure]).initialize(seed=0)
     model = System(kind, structure)
     found = model.load_state_dict(torch_state(structure, trainable | frozen), strict=False)
     left = [name for name in found.missing_keys if "norm.running" not in name]
@@ -123,12 +123,12 @@ class Fbank(nn.Module):
 class System(nn.Module):
     def __init__(self, kind: Kind, structure: Structure):
         super().__init__()
-        config, width = config_of(kind, [structure]), structure.width
+        embedding, width = encoder(kind, structure).embedding, structure.width
         make = Eat if isinstance(structure, EatConfig) else Beats
         self.backbone = make(structure, adapted=kind == "lora")
         self.pool = AttentiveStatistics(width)
-        self.project = nn.Linear(2 * width, config.branches[0].embedding)
-        self.heads = nn.ModuleList([ArcFace(config.branches[0].embedding)])
+        self.project = nn.Linear(2 * width, embedding)
+        self.heads = nn.ModuleList([ArcFace(embedding)])
 
 
 class Beats(nn.Module):

@@ -1,7 +1,9 @@
+import contextlib
+import os
 import struct
 import threading
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,8 @@ import pytest
 import soundfile
 
 from asdjax.data import audio
-from asdjax.data.decode import AudioInfo
-from asdjax.data.inspect import summarize
-from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, InputError
+from asdjax.data.audio import AudioInfo, kept_in_memory
+from asdjax.types import Clip, InputError
 
 PCM = np.random.default_rng(1).integers(-32768, 32767, (1600, 2), dtype=np.int16)
 
@@ -192,7 +193,7 @@ def test_verify_finds_every_broken_file_and_only_those(tmp_path):
     calls = []
     paths = [*broken, *good]
     infos, problems = audio.verify(paths, 0, advance=lambda: calls.append(1))
-    assert infos == {
+    assert {path: replace(info, digest="") for path, info in infos.items()} == {
         good[0]: AudioInfo(400, 16_000, 1, "PCM_16"),
         good[1]: AudioInfo(1600, 44_100, 2, "PCM_16"),
         good[2]: AudioInfo(1600, 16_000, 1, "PCM_16"),
@@ -269,12 +270,67 @@ def test_probing_reads_headers_and_tells_what_is_no_recording(tmp_path):
     soundfile.write(sound, PCM, 22_050)
     break_file(text, "text")
     infos, problems = audio.probe_all([sound, text])
-    assert infos == {sound: AudioInfo(1600, 22_050, 2, "PCM_16")}
+    assert infos == {sound: AudioInfo(1600, 22_050, 2, "PCM_16")}  # and no digest
     assert problems.keys() == {text}
     assert "Format not recognised" in problems[text]
     assert audio.probe(sound) == infos[sound]
-    with pytest.raises(InputError, match=r"b\.wav: expected a wav or flac"):
+    with pytest.raises(InputError, match="expected a wav or flac"):
         audio.probe(text)
+
+
+def digest_of(path: Path) -> str:
+    infos, problems = audio.verify([path], 0)
+    assert problems == {}
+    return infos[path].digest
+
+
+def test_equal_samples_have_one_digest_whatever_the_file(tmp_path):
+    files = ["a.wav", "b.flac", "sub/a.wav", "tagged.wav"]
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        with soundfile.SoundFile(tmp_path / name, "w", 16_000, 2, "PCM_16") as file:
+            if name.startswith("tagged"):
+                file.title = "press 2"
+            file.write(PCM)
+    os.utime(tmp_path / "b.flac", (1e9, 1e9))
+    assert (tmp_path / "tagged.wav").read_bytes() != (tmp_path / "a.wav").read_bytes()
+    assert len({digest_of(tmp_path / name) for name in files}) == 1
+
+
+def test_other_sound_rate_channels_or_sample_type_have_other_digests(tmp_path):
+    changed = PCM.copy()
+    changed[800, 1] += 1  # one sample by one step, and not in the channel that is taken
+    contents = {
+        "sound": (PCM, 16_000, "PCM_16"),
+        "one sample": (changed, 16_000, "PCM_16"),
+        "rate": (PCM, 16_001, "PCM_16"),
+        "swapped channels": (PCM[:, ::-1], 16_000, "PCM_16"),
+        "one channel": (PCM.reshape(-1), 16_000, "PCM_16"),  # the same bytes in the same order
+        "longer": (np.pad(PCM, ((0, 1), (0, 0))), 16_000, "PCM_16"),
+        "sample type": (PCM / 32768, 16_000, "FLOAT"),
+    }
+    for name, (samples, rate_hz, subtype) in contents.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, rate_hz, subtype)
+    digests = [digest_of(tmp_path / f"{name}.wav") for name in contents]
+    assert len(set(digests)) == len(contents)
+
+
+def write_at_one_time(path: Path, samples: np.ndarray) -> None:
+    """Write a wav and set its time of change to a fixed one, as version control and `cp -p` do."""
+    soundfile.write(path, samples, 16_000)
+    os.utime(path, (1.7e9, 1.7e9))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_other_content_under_the_same_name_size_and_time_has_another_digest(tmp_path, kept):
+    """Also while decoded files are kept; and the digest is of what is read."""
+    path, copy = tmp_path / "a.wav", tmp_path / "copy.wav"
+    with kept_in_memory(10**6) if kept else contextlib.nullcontext():
+        for samples in (PCM, PCM[::-1], PCM):
+            write_at_one_time(path, samples)
+            soundfile.write(copy, samples, 16_000)
+            assert digest_of(path) == digest_of(path) == digest_of(copy)
+            np.testing.assert_array_equal(audio.read(path, 0), samples[:, 0])
 
 
 def test_notes_tell_what_reading_changes_per_machine():
@@ -292,42 +348,80 @@ def test_notes_tell_what_reading_changes_per_machine():
     assert audio.notes(clips[:3], infos, 0) == []
 
 
-def test_summary_counts_what_is_known_per_machine_and_section():
-    def clip(name, split, domain, label, attributes=""):
-        return Clip(Path(name), "fan", "section_00", split, domain, label, attributes)
+# --- decoded files kept in memory: what the file holds, within their bytes
 
-    clips = (
-        clip("a", "train", "source", NORMAL, "n_A"),
-        clip("b", "train", "source", NORMAL, "n_A"),
-        clip("c", "train", "target", NORMAL, "n_B"),
-        clip("d", "test", None, None),
-        clip("e", "test", "source", ANOMALY),
-        clip("f", "supplemental", None, None),
-        Clip(Path("z"), "ToyCar", "section_01", "train"),
-    )
-    infos = {
-        Path("a"): AudioInfo(16_000, 16_000, 1, ""),
-        Path("b"): AudioInfo(88_200, 44_100, 2, ""),
-    }
-    toy, fan = summarize(DataSet(Path(), clips), infos)
-    assert (toy.machine, toy.section, toy.seconds, toy.rates_hz) == (
-        "ToyCar",
-        "section_01",
-        None,
-        (),
-    )
-    assert fan.train == Counter(source=2, target=1)
-    assert fan.test == Counter({None: 1, "source": 1})
-    assert fan.labels == Counter({None: 1, ANOMALY: 1})
-    assert (fan.supplemental, fan.attributes, fan.seconds) == (1, 2, (1.0, 2.0))
-    assert (fan.rates_hz, fan.channels) == ((16_000, 44_100), (1, 2))
+
+@pytest.fixture
+def kept_paths(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [tmp_path / f"{i}.wav" for i in range(3)]
+    for path in made:
+        soundfile.write(path, rng.uniform(-0.5, 0.5, 1000), 16000, "PCM_16")
+    return made
+
+
+@pytest.fixture
+def opened_files(monkeypatch):
+    """Return the list of files that are really opened."""
+    found, original = [], audio.opened
+
+    def opening(path):
+        found.append(path)
+        return original(path)
+
+    monkeypatch.setattr(audio, "opened", opening)
+    return found
+
+
+def test_a_file_is_decoded_once(kept_paths, opened_files):
+    plain = [audio.decode(path) for path in kept_paths]
+    opened_files.clear()
+    with kept_in_memory(10**6):
+        for _ in range(2):
+            waves, lengths = audio.read_batch(kept_paths, 1200, "pad", 0)
+    assert sorted(opened_files) == kept_paths
+    for wave, (_, samples) in zip(waves, plain, strict=True):
+        np.testing.assert_array_equal(wave, np.pad(samples[:, 0], (0, 200)))
+    assert list(lengths) == [1000] * 3
+
+
+def test_afterwards_nothing_is_kept(kept_paths, opened_files):
+    with kept_in_memory(10**6):
+        audio.decode(kept_paths[0])
+    audio.decode(kept_paths[0])
+    assert opened_files == [kept_paths[0]] * 2
+
+
+def test_a_file_that_changed_is_decoded_again(kept_paths):
+    with kept_in_memory(10**6):
+        before = audio.read(kept_paths[0], 0)
+        soundfile.write(kept_paths[0], np.full(500, 0.25), 16000, "PCM_16")
+        after = audio.read(kept_paths[0], 0)
+    assert len(before) == 1000
+    np.testing.assert_array_equal(after, np.full(500, 8192))
+
+
+def test_what_is_kept_cannot_be_changed(kept_paths):
+    with kept_in_memory(10**6):
+        _, samples = audio.decode(kept_paths[0])
+        with pytest.raises(ValueError, match="read-only"):
+            samples[0] = 0
+
+
+def test_no_more_bytes_are_kept_than_given(kept_paths, opened_files):
+    with kept_in_memory(4500):  # two files of 2000 bytes
+        for path in kept_paths * 2:
+            audio.decode(path)
+    assert opened_files == [*kept_paths, kept_paths[2]]
 
 
 def test_real_recordings_are_sound_and_stay_16_bit(real_machines):
     paths = sorted((real_machines / "valve" / "test").glob("*.wav"))
     infos, problems = audio.verify(paths, 0)
     assert problems == {}
-    assert set(infos.values()) == {AudioInfo(160_000, 16_000, 1, "PCM_16")}  # 10 s, as the README
+    headers = {replace(info, digest="") for info in infos.values()}
+    assert headers == {AudioInfo(160_000, 16_000, 1, "PCM_16")}  # 10 s, as the README
+    assert len({info.digest for info in infos.values()}) == len(paths)
     wave, lengths = audio.read_batch(paths[:4], 176_000, "pad", 0)
     assert (wave.shape, wave.dtype) == ((4, 176_000), np.int16)
     assert lengths.tolist() == [160_000] * 4

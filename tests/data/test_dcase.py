@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from asdjax.data import dcase
-from asdjax.types import ANOMALY, NORMAL, InputError
+from asdjax.data.audio import AudioInfo
+from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, InputError
 
 # per edition: path section split domain label attributes; "-" is None or ""
 EDITIONS = {
@@ -194,6 +195,78 @@ def test_labels_of_machines_that_are_not_there_are_ignored_but_not_if_all_are(ma
     make_tree(["dev/gearbox/train/section_00_source_train_normal_0000.wav"])
     with pytest.raises(InputError, match="none of these labels"):
         dcase.scan(root / "dev", root / "truth")
+
+
+def test_summary_counts_what_is_known_per_machine_and_section():
+    def clip(name, split, domain, label, attributes=""):
+        return Clip(Path(name), "fan", "section_00", split, domain, label, attributes)
+
+    clips = (
+        clip("a", "train", "source", NORMAL, "n_A"),
+        clip("b", "train", "source", NORMAL, "n_A"),
+        clip("c", "train", "target", NORMAL, "n_B"),
+        clip("d", "test", None, None),
+        clip("e", "test", "source", ANOMALY),
+        clip("f", "supplemental", None, None),
+        Clip(Path("z"), "ToyCar", "section_01", "train"),
+    )
+    infos = {
+        Path("a"): AudioInfo(16_000, 16_000, 1, ""),
+        Path("b"): AudioInfo(88_200, 44_100, 2, ""),
+    }
+    toy, fan = dcase.summarize(DataSet(Path(), clips), infos)
+    assert (toy.machine, toy.section, toy.seconds, toy.rates_hz) == (
+        "ToyCar",
+        "section_01",
+        None,
+        (),
+    )
+    assert fan.train == Counter(source=2, target=1)
+    assert fan.test == Counter({None: 1, "source": 1})
+    assert fan.labels == Counter({None: 1, ANOMALY: 1})
+    assert (fan.supplemental, fan.attributes, fan.seconds) == (1, 2, (1.0, 2.0))
+    assert (fan.rates_hz, fan.channels) == ((16_000, 44_100), (1, 2))
+
+
+# --- supplemental clips of 2025
+
+
+def extra(machine, kind, number=0):
+    path = Path(f"/data/{machine}/supplemental/{kind}_{number}.wav")
+    return Clip(path, machine, "section_00", "supplemental", supplement=kind)
+
+
+TRAIN = tuple(Clip(Path(f"{m}.wav"), m, "section_00", "train") for m in ("fan", "slider", "valve"))
+EXTRA = (
+    extra("fan", "clean"),
+    extra("fan", "clean", 1),
+    extra("slider", "noise"),
+    extra("fan", "unknown"),
+)
+DATA = DataSet(Path("/data"), TRAIN + EXTRA, 2025)
+
+
+def test_only_the_kinds_asked_for_are_taken():
+    assert dcase.supplemental(DATA, ("clean",))[0] == EXTRA[:2]
+    assert dcase.supplemental(DATA, ("noise",))[0] == EXTRA[2:3]
+    assert dcase.supplemental(DATA, ("clean", "noise"))[0] == EXTRA[:3]
+
+
+def test_the_user_is_told_of_each_machine_and_of_those_without():
+    assert dcase.supplemental(DATA, ("clean", "noise"))[1] == [
+        "2 clean supplemental clips of fan",
+        "1 noise supplemental clips of slider",
+        "no clean or noise supplemental clip of valve: left as they are",
+        "1 supplemental clips left out, whose names say neither machine nor noise: unknown_0.wav",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("clips", "got"), [(TRAIN, "got none"), (TRAIN + EXTRA[2:], "got 1 noise, 1 unknown")]
+)
+def test_none_at_all_is_a_mistake_that_names_folder_and_field(clips, got):
+    with pytest.raises(InputError, match=f"/data/./supplemental.* train.supplement .*{got}"):
+        dcase.supplemental(DataSet(Path("/data"), clips), ("clean",))
 
 
 def test_real_recordings(real_machines):

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import re
 import shutil
 import threading
 import zipfile
@@ -13,8 +14,9 @@ from collections import namedtuple
 import numpy as np
 import pytest
 
-from asdjax.data import archives, fetch
-from asdjax.data.download import download
+from asdjax.data import archives
+from asdjax.data import download as module
+from asdjax.data.download import download, fetch, unpack
 from asdjax.types import InputError
 
 BODY = np.random.default_rng(0).bytes(700_000)  # several read blocks
@@ -244,21 +246,21 @@ def zenodo(server):
 
 def test_fetch_unpacks_train_and_test_into_one_folder_per_machine(zenodo, tmp_path):
     machines = ["3DPrinter", "Scanner"]
-    raw = fetch.fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url + "/")
+    raw = fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url + "/")
     assert raw == tmp_path / "dcase2024t2" / "eval_data" / "raw"
     assert tree(raw) == zenodo.expected
     assert [p.name for p in raw.parent.iterdir()] == ["raw"]  # no zip, no temporary folder
     assert len(zenodo.requests) == 2 + 4  # each record's listing once, four archives
-    assert fetch.fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url) == raw
+    assert fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url) == raw
     assert len(zenodo.requests) == 6
 
 
 def test_fetch_gets_a_removed_machine_again_and_only_it(zenodo, tmp_path):
     machines = ["3DPrinter", "Scanner"]
-    raw = fetch.fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url)
+    raw = fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url)
     shutil.rmtree(raw / "Scanner")
     zenodo.requests.clear()
-    fetch.fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url)
+    fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url)
     assert tree(raw) == zenodo.expected
     assert sorted(path for path, _ in zenodo.requests if path.endswith(".zip")) == [
         "/records/11259435/files/eval_data_Scanner_train.zip",
@@ -273,18 +275,18 @@ def test_interrupted_unpacking_leaves_no_part_of_the_archive(zenodo, tmp_path, m
 
     with monkeypatch.context() as patched:
         if stage == "rename":
-            patched.setattr(fetch, "_merge", interrupt)
+            patched.setattr(module, "_merge", interrupt)
         else:  # after the first member
             patched.setattr(
                 zipfile.ZipFile, "extractall", lambda z, to: [z.extract(z.namelist()[0], to), 1 / 0]
             )
         with pytest.raises((KeyboardInterrupt, ZeroDivisionError)):
-            fetch.fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
+            fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
     raw = tmp_path / "dcase2024t2" / "eval_data" / "raw"
     assert tree(raw) == {}
     assert [p.name for p in raw.parent.glob(".unpacking*")] == []
     zenodo.requests.clear()
-    fetch.fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
+    fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
     assert len(tree(raw)) == 3
     downloaded = [path.rpartition("/")[2] for path, _ in zenodo.requests if "files" in path]
     assert downloaded == ["eval_data_Scanner_test.zip"]  # the verified train zip was still there
@@ -292,9 +294,9 @@ def test_interrupted_unpacking_leaves_no_part_of_the_archive(zenodo, tmp_path, m
 
 def test_fetch_tells_what_there_is(tmp_path):
     with pytest.raises(InputError, match="2020 dev"):
-        fetch.fetch(2019, "dev", tmp_path)
+        fetch(2019, "dev", tmp_path)
     with pytest.raises(InputError, match=r"no machine type Fan, pump; .*bearing, fan"):
-        fetch.fetch(2024, "dev", tmp_path, ["Fan", "pump", "valve"])
+        fetch(2024, "dev", tmp_path, ["Fan", "pump", "valve"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,14 +304,14 @@ def test_fetch_needs_room_for_archives_and_recordings(zenodo, tmp_path, monkeypa
     total = sum(len(b) for p, b in zenodo.files.items() if p.endswith("Scanner_train.zip"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, total))
     with pytest.raises(InputError, match="not enough room"):
-        fetch.fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
+        fetch(2024, "eval", tmp_path, ["Scanner"], mirror=zenodo.url)
     assert not any(path.endswith(".zip") for path, _ in zenodo.requests)
 
 
 def test_fetch_refuses_a_listing_that_differs_from_the_recorded_sum(server, tmp_path):
     serve(server, 7882613, {"dev_fan.zip": zipped({"fan/train/a.wav": b"other"})})
     with pytest.raises(InputError) as refused:
-        fetch.fetch(2023, "dev", tmp_path, ["fan", "valve"], mirror=server.url)
+        fetch(2023, "dev", tmp_path, ["fan", "valve"], mirror=server.url)
     assert "dev_fan.zip: expected md5:9348591e96fb0ad499a1e33b082562fc" in str(refused.value)
     assert "dev_valve.zip" in str(refused.value)  # missing in the listing; both told at once
     assert not any(path.endswith(".zip") for path, _ in server.requests)
@@ -318,7 +320,7 @@ def test_fetch_refuses_a_listing_that_differs_from_the_recorded_sum(server, tmp_
 def test_fetch_refuses_a_server_that_is_no_zenodo(server, tmp_path):
     server.files["/api/records/10902294"] = b"<html>welcome to the hotel network</html>"
     with pytest.raises(InputError, match="expected a Zenodo record"):
-        fetch.fetch(2024, "dev", tmp_path, ["fan"], mirror=server.url)
+        fetch(2024, "dev", tmp_path, ["fan"], mirror=server.url)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +333,7 @@ def test_zip_that_leaves_its_folder_is_refused(tmp_path, name):
     file.write_bytes(zipped({"fan/a.wav": b"a", name: b"evil"}))
     (tmp_path / "data" / "raw").mkdir(parents=True)
     with pytest.raises(InputError, match="unsafe paths"):
-        fetch.unpack(file, tmp_path / "data" / "raw", "fan")
+        unpack(file, tmp_path / "data" / "raw", "fan")
     assert tree(tmp_path) == {"in/dev_fan.zip": file.read_bytes()}
 
 
@@ -340,19 +342,20 @@ def test_zip_without_the_machine_and_broken_zip_are_refused(tmp_path):
     (tmp_path / "raw").mkdir()
     file.write_bytes(zipped({"valve/a.wav": b"a"}))
     with pytest.raises(InputError, match="a folder fan"):
-        fetch.unpack(file, tmp_path / "raw", "fan")
+        unpack(file, tmp_path / "raw", "fan")
     file.write_bytes(zipped({"fan/a.wav": b"a" * 99})[:-30])
     with pytest.raises(InputError, match="not a whole zip"):
-        fetch.unpack(file, tmp_path / "raw", "fan")
+        unpack(file, tmp_path / "raw", "fan")
     assert tree(tmp_path / "raw") == {}
 
 
 def test_archive_table_is_consistent():
-    """Every recorded sum belongs to an archive that is fetched, and no archive is listed twice."""
+    """No archive is listed twice; every machine has one for development and two for evaluation."""
     named = [(a.record, a.name) for table in archives.ARCHIVES.values() for a in table]
-    assert len(named) == len(set(named))
-    recorded = [(record, name) for record, sums in archives.MD5.items() for name in sums]
-    assert set(recorded) <= set(named)
+    assert len(named) == len(set(named)) == 146
+    sums = [a.md5 for table in archives.ARCHIVES.values() for a in table if a.md5]
+    assert len(sums) == len(set(sums)) == 18 + 21 + 17  # 2020, 2023, 2026
+    assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in sums)
     assert {year for year, _ in archives.ARCHIVES} == set(archives.EVALUATORS)
     for year, part in archives.ARCHIVES:
         machines = [a.machine for a in archives.ARCHIVES[year, part]]

@@ -1,6 +1,6 @@
 import pytest
 
-from asdjax.data import dcase
+from asdjax.data import audio, dcase
 from asdjax.types import ANOMALY, NORMAL, InputError
 
 LABELS = {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}
@@ -102,3 +102,53 @@ def test_a_csv_that_is_no_text_and_a_ground_truth_for_own_names_are_refused(make
     (root / "labels.csv").write_bytes(b"\xff\xfe\x00label")
     with pytest.raises(InputError, match=r"expected a csv file .*labels\.csv"):
         dcase.scan(root)
+
+
+SOURCE = "section_00_source_{}_{:04}.wav"  # challenge names, every clip of domain source
+OWN_FOLDERS = {
+    "one machine": "fan/train/a.wav fan/train/b.wav fan/test/normal_1.wav fan/test/anomaly_1.wav",
+    "one machine, nothing to test": "fan/train/a.wav fan/train/b.wav",
+    "two machines without attributes": "fan/train/a.wav fan/test/x.wav pump/train/a.wav "
+    "pump/test/x.wav",
+    "challenge names, one machine, no attributes": "fan/train/" + SOURCE.format("train_normal", 0),
+    "challenge names, all source": " ".join(
+        f"{machine}/{split}/{SOURCE.format(f'{split}_normal', i)}"
+        for machine in ("fan", "pump")
+        for split in ("train", "test")
+        for i in range(3)
+    ),
+    "own names, all source": "fan/train/source_1.wav fan/train/source_2.wav fan/test/source_3.wav",
+    "no labels": "fan/train/1.wav fan/train/2.wav fan/test/3.wav fan/test/4.wav",
+    "wav and flac": "fan/train/a.wav fan/train/b.flac fan/train/b.wav fan/test/x.FLAC "
+    "fan/test/y.WAV",
+    "challenge names, wav and flac": "fan/train/section_00_source_train_normal_0000.wav "
+    "fan/train/section_00_target_train_normal_0001.flac fan/test/section_00_0000.flac",
+}
+
+
+@pytest.mark.parametrize("names", OWN_FOLDERS.values(), ids=OWN_FOLDERS)
+def test_every_recording_of_an_own_folder_is_a_clip_that_can_be_read(make_tree, names):
+    root = make_tree(names)
+    clips = dcase.scan(root).clips
+    assert {clip.path.relative_to(root).as_posix() for clip in clips} == set(names.split())
+    infos, problems = audio.verify([clip.path for clip in clips], "mean")
+    assert problems == {}
+    assert infos.keys() == {clip.path for clip in clips}
+    for clip in clips:
+        assert clip.label in ([NORMAL] if clip.split == "train" else [NORMAL, ANOMALY, None])
+
+
+def test_training_clips_may_all_be_of_domain_source(make_tree, write):
+    root = make_tree(OWN_FOLDERS["challenge names, all source"])
+    assert {clip.domain for clip in dcase.scan(root).clips} == {"source"}
+    root = make_tree("press/train/a.wav press/train/b.wav", below="own")
+    write("own/labels.csv", "file_name,label,domain\na.wav,,source\nb.wav,normal,source\n")
+    clips = dcase.scan(root / "own").clips
+    assert [(clip.domain, clip.label) for clip in clips] == [("source", NORMAL)] * 2
+
+
+def test_one_recording_kept_as_wav_and_as_flac_is_two_clips_of_one_digest(make_tree):
+    clips = dcase.scan(make_tree("fan/train/a.wav fan/train/a.flac fan/test/x.wav")).clips
+    infos, _ = audio.verify([clip.path for clip in clips], "mean")
+    assert len(clips) == 3
+    assert len({info.digest for info in infos.values()}) == 1  # all of them are the same noise

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from asdjax.data import synthetic
-from asdjax.data.synthetic import Plan, make, plan_machine, render
-from asdjax.data.synthetic_machines import MACHINES, Fault, strokes
+from asdjax.data.synthetic import MACHINES, Fault, Plan, make, plan_machine, render, strokes
 from asdjax.types import SAMPLE_RATE_HZ, InputError
 
 SMALL = {"train_source": 5, "train_target": 2, "test_per_cell": 2, "seconds": 0.5}
@@ -279,7 +278,7 @@ def test_made_folder_is_kept_and_a_foreign_one_refused(made, tmp_path):
 
 
 def test_failures_leave_nothing(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match=r"no made machine pump; there are: fan, "):
+    with pytest.raises(InputError, match=r"no synthetic machine pump; there are: fan, "):
         make(tmp_path / "out", machines=["fan", "pump"])
     usage = namedtuple("Usage", "total used free")(10, 10, 1000)
     with monkeypatch.context() as patched:

@@ -135,7 +135,7 @@ def test_subclusters_beyond_the_count_do_not_exist():
 
 def test_initial_scale():
     assert initial_scale(3) == pytest.approx(math.sqrt(2) * math.log(2))
-    assert initial_scale(10, 16) == pytest.approx(math.sqrt(2) * math.log(159))
+    assert initial_scale(160) == pytest.approx(math.sqrt(2) * math.log(159))
     with pytest.raises(InputError, match="at least 3 centers"):
         initial_scale(2)
     with pytest.raises(InputError, match="at least 1 sub-cluster"):
@@ -150,7 +150,7 @@ def test_scale_follows_the_equation_step_by_step(rows, labels, counts):
     embedding, centers, label, weight = batch(rows)
     label, weight = label[:, :labels], weight[:, :labels] / weight[:, :labels].sum(1, keepdims=True)
     full = np.full(4, 3) if counts is None else counts
-    scale = expected = initial_scale(4, 3)
+    scale = expected = initial_scale(12)
     target = (weight[:, :, None] * centers[label, 0]).sum(1)
     seen = []
     for share in np.linspace(0, 0.95, 8):  # angles above and below pi/4

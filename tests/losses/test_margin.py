@@ -14,7 +14,6 @@ from asdjax.losses.margin import (
     Margin,
     check_labels,
     class_cosines,
-    subcenter_counts,
 )
 from asdjax.types import InputError
 
@@ -223,19 +222,6 @@ def test_labels_out_of_range_are_named():
         check_labels(np.array([0.5, 1.0, np.nan]), 4)
     with pytest.raises(InputError, match="array of <U3"):
         check_labels(np.array(["fan"]), 4)
-
-
-def test_counts_from_one_number_or_a_table():
-    np.testing.assert_array_equal(subcenter_counts(2, 3), [2, 2, 2])
-    table = subcenter_counts([1, 16, 1], 3)
-    np.testing.assert_array_equal(table, [1, 16, 1])
-    assert table.dtype == np.int32
-    with pytest.raises(InputError, match="one number of sub-centers or 3, one per class, got 2"):
-        subcenter_counts([1, 16], 3)
-    with pytest.raises(InputError, match="0 for class 1"):
-        subcenter_counts([1, 0, 16], 3)
-    with pytest.raises(InputError, match=r"1\.5 for class 0"):
-        subcenter_counts([1.5, 1], 2)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asdjax.metrics import score_files
-from asdjax.metrics.official import evaluate, harmonic_mean
+from asdjax.metrics.official import evaluate, harmonic_mean, official_scores
 from asdjax.types import Clip, InputError, Scores
 
 EPS = sys.float_info.epsilon
@@ -432,3 +432,42 @@ def test_hidden_domains_are_refused_where_the_rule_needs_them():
 def test_unknown_year_is_refused():
     with pytest.raises(InputError, match="2020 to 2026, got 2019"):
         evaluate([], [], 2019)
+
+
+# Many systems at once
+
+SYSTEMS = 6
+
+
+def make_clips(machine: str, section: str, domains: tuple) -> list[Clip]:
+    return [
+        Clip(Path(f"{section}_{domain}_{label}_{i}.wav"), machine, section, "test", domain, label)
+        for domain, label, i in product(domains, (0, 1), range(8))
+    ]
+
+
+def official_score(clips: list[Clip], scores: list[Scores], year: int | None) -> float:
+    """Return the official score; 2020: the mean of the two totals."""
+    values = {m.metric: m.value for m in evaluate(scores, clips, year) if m.machine == "ALL"}
+    without = (values["amean_auc"] + values["amean_pauc"]) / 2
+    return values.get("official_score", without)
+
+
+@pytest.mark.parametrize("year", [2020, 2021, 2022, 2024, None])
+def test_many_official_scores_at_once_are_the_evaluators(year):
+    kind, domains = ("id", (None,)) if year == 2020 else ("section", ("source", "target"))
+    groups = (("fan", f"{kind}_01"), ("fan", f"{kind}_02"), ("pump", f"{kind}_00"))
+    own = {group: make_clips(*group, domains) for group in groups}
+    clips = [clip for of in own.values() for clip in of]
+    rng = np.random.default_rng(0)
+    scores = [rng.integers(0, 9, (SYSTEMS, len(of))) / 4 for of in own.values()]  # with ties
+    want = []
+    for i in range(SYSTEMS):
+        files = [
+            Scores(*group, tuple(clip.name for clip in of), values[i])
+            for (group, of), values in zip(own.items(), scores, strict=True)
+        ]
+        want.append(official_score(clips, files, year))
+    # 1e-12: the order of float64 sums.
+    np.testing.assert_allclose(official_scores(own, scores, year), want, rtol=0, atol=1e-12)
+    assert len(set(want)) == SYSTEMS

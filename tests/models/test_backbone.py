@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from asdjax.models.backbone import Backbone
+from asdjax.models.backbone import Backbone, initialize
 from asdjax.models.beats import BeatsConfig
+from asdjax.models.eat import EatConfig
 from asdjax.types import InputError
 from weights_convert import torch_file
 from weights_convert.beats import convert
@@ -101,6 +102,16 @@ def test_layers_outside_the_model_are_refused(backbone, arrays):
     for layer in (-1, 4):
         with pytest.raises(InputError, match=rf"expected layer 0\.\.3, got {layer}"):
             backbone(arrays["wave"], layer=layer)
+
+
+def test_patches_of_eat_by_time_and_band():
+    config = EatConfig(embed_dim=32, depth=2, num_heads=2, max_length=8)
+    eat = Backbone(config, initialize(config, seed=1))
+    wave = 0.1 * np.random.default_rng(0).standard_normal((1, 8000)).astype(np.float32)
+    tokens = np.asarray(eat(wave))
+    grid = np.asarray(eat.patches(tokens))
+    assert grid.shape == (1, 4, 8, 32)
+    np.testing.assert_array_equal(grid[0, 3, 5], tokens[0, 1 + 8 * 3 + 5])
 
 
 def test_pretrained_model_has_no_classes(backbone):

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asdjax import params as weights
 from asdjax.frontend.fbank import beats_frontend
+from asdjax.models import weights_file
 from asdjax.models.backbone import abstract, initialize
 from asdjax.models.beats import (
     ACTIVATIONS,
@@ -27,11 +27,11 @@ from asdjax.models.beats import (
     BeatsConfig,
     Layer,
     PositionConv,
-    cut_patches,
-    for_use,
     relative_bucket,
     token_padding,
 )
+from asdjax.models.layers import cut_patches
+from asdjax.models.weights_file import merge
 from asdjax.types import InputError
 from weights_convert import torch_file
 from weights_convert.beats import convert
@@ -62,14 +62,14 @@ def load(path):
     config = BeatsConfig.from_checkpoint(checkpoint["cfg"])
     params = convert(checkpoint["model"], config)
     graph, _ = abstract(config)
-    model = weights.merge(graph, params)
+    model = merge(graph, params)
 
     @partial(jax.jit, static_argnames="layers")
     def features(mel, padding=None, layers=(None,)):
-        model = weights.merge(graph, params)
+        model = merge(graph, params)
         return [model(mel, padding, layer) for layer in layers]
 
-    run = jax.jit(lambda mel, padding=None: stages(weights.merge(graph, params), mel, padding))
+    run = jax.jit(lambda mel, padding=None: stages(merge(graph, params), mel, padding))
     return Loaded(config, params, model, features, run)
 
 
@@ -86,7 +86,7 @@ def stages(model, mel, padding):
         "proj": tokens,
         "pos_conv": model.pos_conv(visible),
         "encoder_in": x,
-        "attn_0": model.layers[0].attn(x, bias, padding),
+        "attn_0": model.layers[0].attn(x, padding, bias),
         "out": model(mel, padding),
     }
     for index, layer in enumerate(model.layers):
@@ -136,7 +136,7 @@ def test_gradient_of_every_parameter_equals_the_reference(tiny, arrays):
     theirs = convert({name: arrays[f"grad/{name}"] for name in names}, tiny.config)
 
     def loss(params):
-        tokens = weights.merge(graph, params)(arrays["nomask_fbank"])
+        tokens = merge(graph, params)(arrays["nomask_fbank"])
         return (tokens * arrays["grad_projection"]).sum()
 
     ours = jax.jit(jax.grad(loss))(tiny.params)
@@ -184,7 +184,7 @@ def test_bfloat16_stays_close_and_keeps_float32_at_the_borders(tiny, arrays):
     graph, expected = abstract(tiny.config, "bfloat16")
     assert {value.dtype for value in expected.values()} == {jnp.dtype("float32")}
     mel = arrays["nomask_fbank"]
-    half = jax.jit(lambda params: weights.merge(graph, params)(mel))(tiny.params)
+    half = jax.jit(lambda params: merge(graph, params)(mel))(tiny.params)
     error = np.asarray(half - tiny.run(mel)["out"])
     assert half.dtype == jnp.float32
     # bfloat16 rounds to 2^-9 = 0.2 %; some ten roundings in a row add up to about 1 % of unit scale
@@ -256,7 +256,7 @@ def test_activation_formulas(name, formula):
 
 def test_gated_linear_unit_doubles_the_first_layer():
     config = dataclasses.replace(SMALL, activation_fn="glu")
-    layer = Layer(for_use(config), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = Layer(config.without_dropout(), dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 3, 32)).astype(np.float32)
     value, gate = np.split(np.asarray(layer.fc1(x), float), 2, axis=-1)
     hidden = value * gate / (1 + np.exp(-gate))
@@ -272,9 +272,9 @@ def test_patch_bias_is_a_flag():
 
 def test_base_size_and_names():
     expected = abstract(BeatsConfig.base())[1]
-    assert weights.count(expected) == 90_311_792  # of the published files
+    assert weights_file.count(expected) == 90_311_792  # of the published files
     finetuned = abstract(BeatsConfig.base(finetuned_model=True))[1]
-    assert weights.count(finetuned) == 90_717_055
+    assert weights_file.count(finetuned) == 90_717_055
     # part of the file format, and what LoRA will look for
     for part in ("attn.q", "attn.k", "attn.v", "attn.out", "attn.gate", "fc1", "fc2"):
         assert {f"layers.11.{part}.kernel", f"layers.11.{part}.bias"} <= expected.keys()

@@ -19,11 +19,12 @@ from flax import nnx
 from safetensors.numpy import load_file
 from trainings import quick_compiles
 
-from asdjax import params as weights
 from asdjax.frontend.fbank import eat_frontend
+from asdjax.models import weights_file
 from asdjax.models.backbone import Backbone, abstract, initialize
-from asdjax.models.dropout import Dropout, Key, keys_for
-from asdjax.models.eat import RATES, Block, Eat, EatConfig, FixedTable, patch_grid, position_table
+from asdjax.models.eat import RATES, Block, Eat, EatConfig, FixedTable, position_table
+from asdjax.models.layers import Dropout, Key, keys_for, patch_grid
+from asdjax.models.weights_file import merge, split
 from asdjax.types import InputError
 from weights_convert import torch_file
 from weights_convert.eat import convert
@@ -56,7 +57,7 @@ def tiny(golden):
     whole = torch_file.read(golden / "eat_tiny.pt")["model"]
     state = {n: x for n, x in whole.items() if n != "_ema" and ".decoder." not in n}
     params, graph = convert(state, TINY), abstract(TINY)[0]
-    run = jax.jit(lambda mel, padding=None: stages(weights.merge(graph, params), mel, padding))
+    run = jax.jit(lambda mel, padding=None: stages(merge(graph, params), mel, padding))
     return Loaded(state, params, run)
 
 
@@ -99,14 +100,14 @@ def test_input_equals_the_reference(arrays):
 
 
 def test_gradient_of_every_parameter_equals_the_reference(tiny, arrays):
-    graph, table, params = weights.split(Eat(TINY, rngs=nnx.Rngs(0)), FixedTable)
+    graph, table, params = split(Eat(TINY, rngs=nnx.Rngs(0)), FixedTable)
     names = [key.removeprefix("grad/") for key in arrays if key.startswith("grad/")]
     missing = {n: x for n, x in tiny.state.items() if n.endswith(".positions")}
     theirs = convert({name: arrays[f"grad/{name}"] for name in names} | missing, TINY)
     table = {name: theirs.pop(name) for name in table}
 
     def loss(params):
-        tokens = weights.merge(graph, table, params)(arrays["input"][:, 0])
+        tokens = merge(graph, table, params)(arrays["input"][:, 0])
         return (tokens * arrays["grad_projection"]).sum()
 
     ours = jax.jit(jax.grad(loss))({name: tiny.params[name] for name in params})
@@ -123,7 +124,7 @@ def test_layer_argument_chooses_among_the_stages(tiny, arrays):
 
     @jax.jit
     def chosen(mel):
-        model = weights.merge(graph, tiny.params)
+        model = merge(graph, tiny.params)
         return [model(mel, layer=layer) for layer in stage]
 
     for name, found in zip(stage.values(), chosen(arrays["trunc_input"][:, 0]), strict=True):
@@ -146,7 +147,7 @@ def test_finetuned_models_of_both_forms_give_the_reference_probabilities(golden,
     for state, eps, stored in cases:
         config = dataclasses.replace(head, head_norm_eps=eps)
         params = convert({n.removeprefix("model."): x for n, x in state.items()}, config)
-        model = weights.merge(abstract(config)[0], params)
+        model = merge(abstract(config)[0], params)
         found = jax.jit(model.classify)(arrays["x"])
         expected = 1 / (1 + np.exp(-arrays[stored].astype(float)))
         np.testing.assert_allclose(found, expected, atol=2e-6)
@@ -231,7 +232,7 @@ def test_position_table_equals_the_published_one(arrays):
 
 
 def test_positions_are_no_parameter():
-    _, trained, rest = weights.split(Eat(SMALL, train=True, rngs=nnx.Rngs(0)), nnx.Param)
+    _, trained, rest = split(Eat(SMALL, train=True, rngs=nnx.Rngs(0)), nnx.Param)
     assert rest.keys() == {"positions"}
     assert "class_token" in trained
     assert rest["positions"].shape == (8 * 8, 32)
@@ -289,7 +290,7 @@ SITES = {  # rate: what draws at it
 def test_each_rate_drops_at_its_sites_and_only_in_training(rate):
     config = dataclasses.replace(SMALL, **{rate: 0.25})
     model = nnx.eval_shape(lambda: config.build(train=True, rngs=nnx.Rngs(0)))
-    _, keys, params = weights.split(model, Key)
+    _, keys, params = split(model, Key)
     assert keys.keys() == {f"{site}.key" for site in SITES[rate]}
     assert params.keys() == abstract(config)[1].keys()  # and no keys for use
     rates = {module.rate for _, module in nnx.iter_modules(model) if isinstance(module, Dropout)}
@@ -299,10 +300,10 @@ def test_each_rate_drops_at_its_sites_and_only_in_training(rate):
 
 def test_every_site_changes_what_comes_out():
     config = dataclasses.replace(SMALL, **dict.fromkeys(RATES, 0.25))
-    graph, keys, params = weights.split(config.build(train=True, rngs=nnx.Rngs(0)), Key)
+    graph, keys, params = split(config.build(train=True, rngs=nnx.Rngs(0)), Key)
     assert keys.keys() == {f"{site}.key" for sites in SITES.values() for site in sites}
     mel = jax.random.normal(jax.random.key(0), (8, 16, 128))
-    run = jax.jit(lambda keys: weights.merge(graph, keys, params)(mel))
+    run = jax.jit(lambda keys: merge(graph, keys, params)(mel))
     keys, others = (keys_for(sorted(keys), jax.random.key(seed)) for seed in (1, 2))
     before = run(keys)
     for name in keys:
@@ -314,8 +315,8 @@ def test_remat_changes_no_gradient():
     mel = jax.random.normal(jax.random.key(0), (1, 16, 128))
 
     def gradient(remat):
-        graph, params = weights.split(Eat(config, remat=remat, rngs=nnx.Rngs(0)))
-        loss = lambda params: jnp.square(weights.merge(graph, params)(mel)[:, 0, :5]).sum()  # noqa: E731
+        graph, params = split(Eat(config, remat=remat, rngs=nnx.Rngs(0)))
+        loss = lambda params: jnp.square(merge(graph, params)(mel)[:, 0, :5]).sum()  # noqa: E731
         traced = jax.jit(jax.grad(loss)).trace(params)
         assert ("remat" in str(traced.jaxpr)) == remat
         return traced.lower().compile()(params)
@@ -333,7 +334,7 @@ def test_bfloat16_stays_close_and_keeps_float32_at_the_borders(tiny, arrays):
     graph, expected = abstract(TINY, "bfloat16")
     assert {value.dtype for value in expected.values()} == {jnp.dtype("float32")}
     mel = arrays["input"][:, 0]
-    half = jax.jit(lambda params: weights.merge(graph, params)(mel))(tiny.params)
+    half = jax.jit(lambda params: merge(graph, params)(mel))(tiny.params)
     error = np.asarray(half - tiny.run(mel)["x"])
     assert half.dtype == jnp.float32
     # bfloat16 rounds to 2^-9 = 0.2 %; some ten roundings in a row add up to about 1 % of unit scale
@@ -341,9 +342,9 @@ def test_bfloat16_stays_close_and_keeps_float32_at_the_borders(tiny, arrays):
 
 
 def test_attention_of_the_library_gives_the_same(tiny, arrays):
-    graph = weights.split(nnx.eval_shape(lambda: TINY.build(attention="xla", rngs=nnx.Rngs(0))))[0]
+    graph = split(nnx.eval_shape(lambda: TINY.build(attention="xla", rngs=nnx.Rngs(0))))[0]
     mel, padding = arrays["input"][:, 0], with_class_token(arrays["tokenmask_padding_mask"])
-    found = jax.jit(lambda params: weights.merge(graph, params)(mel, padding))(tiny.params)
+    found = jax.jit(lambda params: merge(graph, params)(mel, padding))(tiny.params)
     np.testing.assert_allclose(found, arrays["tokenmask_x"], atol=ATOL)
 
 
@@ -352,7 +353,7 @@ def test_published_sizes_and_names():
     assert (large.width, large.depth, large.width // large.num_heads) == (1024, 24, 64)
     base = abstract(base)[1]
     assert base.pop("positions").shape == (6144, 768)
-    assert weights.count(base) == 85_254_144  # of the published file
+    assert weights_file.count(base) == 85_254_144  # of the published file
     # part of the file format, and what LoRA looks for
     for part in ("attn.q", "attn.k", "attn.v", "attn.out", "fc1", "fc2"):
         assert {f"layers.11.{part}.kernel", f"layers.11.{part}.bias"} <= base.keys()

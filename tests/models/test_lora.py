@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asdjax import params as weights
+from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
-from asdjax.models.dropout import Key, dropout, keys_for
+from asdjax.models.layers import Key, dropout, keys_for
 from asdjax.models.lora import Lora, LoraLinear, adapt, fold, is_adapter, matches, summary
+from asdjax.models.weights_file import merge, split
 from asdjax.types import InputError
 
 ATOL = 1e-5
@@ -85,15 +86,13 @@ def made(shapes):
 
 def taken_apart(build, *settings, **options):
     """Return (graph, adapters, base), all weights away from their start."""
-    graph, *params = weights.split(
-        nnx.eval_shape(partial(build, *settings, **options)), nnx.LoRAParam
-    )
+    graph, *params = split(nnx.eval_shape(partial(build, *settings, **options)), nnx.LoRAParam)
     return graph, *map(made, params)
 
 
 @partial(jax.jit, static_argnums=0)
 def run(graph, x, *params):
-    return weights.merge(graph, *params)(x)
+    return merge(graph, *params)(x)
 
 
 def shapes(params):
@@ -183,7 +182,7 @@ def test_adapting_moves_the_weights_and_starts_every_adapter_differently():
 
 def test_building_under_jit_gives_what_building_outright_gives():
     def build():
-        return weights.split(stack(Lora(rank=2, targets=("q", "heads.0")), layers=0))[1]
+        return split(stack(Lora(rank=2, targets=("q", "heads.0")), layers=0))[1]
 
     jax.tree.map(np.testing.assert_array_equal, build(), jax.jit(build)())
 
@@ -194,7 +193,7 @@ def test_the_adapters_alone_get_gradients_and_all_of_them_do():
     @jax.jit
     @jax.grad
     def gradient(adapters, base, x):
-        return jnp.square(weights.merge(graph, adapters, base)(x)).sum()
+        return jnp.square(merge(graph, adapters, base)(x)).sum()
 
     found = gradient(adapters, base, noise(5, 8))
     assert found.keys() == adapters.keys()
@@ -214,9 +213,9 @@ def test_the_name_tells_an_adapter(name, expected):
 def test_adapters_of_beats_base_have_the_number_of_the_equation():
     structure = BeatsConfig.base()
     model = nnx.eval_shape(lambda: beats(Lora(), structure=structure))
-    _, adapters, base = weights.split(model, nnx.LoRAParam)
-    assert weights.count(adapters) == 3 * 2 * 768 * 64 * 12
-    assert weights.count(base) == 90_311_792  # as published
+    _, adapters, base = split(model, nnx.LoRAParam)
+    assert weights_file.count(adapters) == 3 * 2 * 768 * 64 * 12
+    assert weights_file.count(base) == 90_311_792  # as published
     layer = "[768, 768] rank 64", 2 * 768 * 64 * 12, 12
     assert summary(base, adapters) == [
         ("layers.*.attn.out + LoRA", *layer),
@@ -250,10 +249,10 @@ def test_the_folded_plain_model_is_the_adapted_one(build, targets, shape):
 
 def test_folding_is_close_under_bfloat16():
     base, x = linear(jnp.bfloat16), noise(64, 48)
-    graph, params = weights.split(LoraLinear(base, CONFIG, train=False, rngs=nnx.Rngs(1)))
+    graph, params = split(LoraLinear(base, CONFIG, train=False, rngs=nnx.Rngs(1)))
     params = made(params)
-    plain = weights.merge(weights.split(base)[0], fold(params, CONFIG))(x)
-    adapted = weights.merge(graph, params)(x)
+    plain = merge(split(base)[0], fold(params, CONFIG))(x)
+    adapted = merge(graph, params)(x)
     # Kernel, A, B, x A and both sums are rounded to 8 bits at different places: a few times 2^-8
     # of the outputs, which are below 16.
     scale = np.abs(np.float32(plain)).max()
@@ -299,7 +298,7 @@ def test_folding_with_another_rank_is_refused():
 )
 def test_patterns_choose_by_the_end_of_the_name(targets, expected):
     model = nnx.eval_shape(lambda: stack(Lora(rank=2, targets=targets), layers=12))
-    _, adapters, _ = weights.split(model, nnx.LoRAParam)
+    _, adapters, _ = split(model, nnx.LoRAParam)
     adapted = {name.rpartition(".")[0] for name in adapters}
     assert adapted == set(expected)
 
@@ -329,10 +328,10 @@ def test_patterns_do_not_match_a_part_of_a_word(name, pattern):
 )
 def test_what_cannot_be_adapted_is_refused_and_nothing_changed(config, message):
     model = nnx.eval_shape(stack)
-    before = shapes(weights.split(model)[1])
+    before = shapes(split(model)[1])
     with pytest.raises(InputError, match=message):
         adapt(model, config, train=False, rngs=nnx.Rngs(1))
-    assert shapes(weights.split(model)[1]) == before
+    assert shapes(split(model)[1]) == before
 
 
 def test_a_star_means_every_layer_and_not_the_model_itself():
@@ -374,7 +373,7 @@ def test_dropout_is_in_the_training_build_alone_and_follows_its_keys():
     config, x = Lora(rank=2, dropout=0.5, targets=("layers.*.q",)), noise(5, 8)
     use, adapters, base = taken_apart(stack, config)
     model = nnx.eval_shape(lambda: stack(config, train=True))
-    graph, keys, params = weights.split(model, Key)
+    graph, keys, params = split(model, Key)
     assert shapes(params) == shapes(adapters | base)
     assert list(keys) == [f"layers.{i}.attn.q.dropout.key" for i in range(2)]
     params = made(params)
@@ -389,8 +388,8 @@ def test_dropout_is_in_the_training_build_alone_and_follows_its_keys():
 
 def test_layers_drop_different_values():
     config = Lora(rank=2, dropout=0.5, targets=("layers.*.q",))
-    graph, keys, params = weights.split(nnx.eval_shape(lambda: stack(config, train=True)), Key)
-    model = weights.merge(graph, keys_for(list(keys), jax.random.key(0)), made(params))
+    graph, keys, params = split(nnx.eval_shape(lambda: stack(config, train=True)), Key)
+    model = merge(graph, keys_for(list(keys), jax.random.key(0)), made(params))
     masks = [np.asarray(layer.attn.q.dropout(jnp.ones((20, 8)))) for layer in model.layers]
     assert (masks[0] != masks[1]).any()
 
@@ -401,7 +400,7 @@ def test_layers_drop_different_values():
 def test_the_summary_has_a_row_for_alike_layers_and_sums_to_what_trains():
     config = Lora(rank=2, targets=("attn.q", "layers.0.fc"))
     model = nnx.eval_shape(lambda: stack(config, layers=3))
-    _, adapters, base = weights.split(model, nnx.LoRAParam)
+    _, adapters, base = split(model, nnx.LoRAParam)
     heads = {name: base.pop(name) for name in list(base) if name.startswith("heads.")}
     rows = summary(base, heads | adapters)
     assert rows == [
@@ -412,7 +411,7 @@ def test_the_summary_has_a_row_for_alike_layers_and_sums_to_what_trains():
         ("layers.*.attn.q + LoRA", "[8, 8] rank 2", 3 * 2 * (8 + 8), 3),
         ("layers.*.fc + LoRA", "[8, 16] rank 2", 2 * (8 + 16), 1),
     ]
-    assert sum(row[2] for row in rows) == weights.count(heads) + weights.count(adapters)
+    assert sum(row[2] for row in rows) == weights_file.count(heads) + weights_file.count(adapters)
 
 
 def test_a_spectral_network_is_one_row_of_the_summary():

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asdjax import params as weights
-from asdjax.models.pooling import AttentiveStatistics, make_pool, pool_width
+from asdjax.models.pooling import AttentiveStatistics, make_pool, masked_mean, pool_width
+from asdjax.models.weights_file import merge, split
 from asdjax.types import InputError
 
 ATOL = 1e-5
@@ -29,7 +29,7 @@ def noise(*shape, seed=0):
 def build(train=True, seed=0):
     """Return (graph, parameters, statistics) with every parameter away from its neutral value."""
     module = AttentiveStatistics(WIDTH, train=train, rngs=nnx.Rngs(0))
-    graph, params, stats = weights.split(module, nnx.Param)
+    graph, params, stats = split(module, nnx.Param)
     params = {
         name: value + 0.3 * noise(*value.shape, seed=seed + i)
         for i, (name, value) in enumerate(params.items())
@@ -43,9 +43,9 @@ def build(train=True, seed=0):
 
 @partial(jax.jit, static_argnums=0)
 def compute(graph, params, stats, tokens, inside):
-    module = weights.merge(graph, params, stats)
+    module = merge(graph, params, stats)
     pooled = module(tokens, inside)
-    return pooled, weights.split(module, nnx.BatchStat)[1]
+    return pooled, split(module, nnx.BatchStat)[1]
 
 
 def run(built, tokens, inside=INSIDE):
@@ -139,7 +139,7 @@ def test_gradients_are_finite_and_none_reaches_padding(train):
     @jax.grad
     def gradient(inputs):
         tokens, params = inputs
-        return (weights.merge(graph, params, stats)(tokens, INSIDE) * cotangent).sum()
+        return (merge(graph, params, stats)(tokens, INSIDE) * cotangent).sum()
 
     of_tokens, of_params = gradient((noise(4, 7, WIDTH), params))
     assert not np.asarray(of_tokens)[~INSIDE].any()
@@ -173,7 +173,7 @@ def test_a_clip_without_a_single_real_token_is_finite_and_so_are_gradients(train
     @jax.jit
     @jax.value_and_grad
     def total(params):
-        return jnp.square(weights.merge(graph, params, stats)(noise(4, 7, WIDTH), inside)).sum()
+        return jnp.square(merge(graph, params, stats)(noise(4, 7, WIDTH), inside)).sum()
 
     for value in jax.tree.leaves(total(params)):
         assert np.isfinite(value).all()
@@ -215,3 +215,9 @@ def test_the_mean_and_the_first_token_are_these():
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(InputError, match="mean, cls, statistics, got max"):
         make_pool("max", WIDTH, train=True, rngs=nnx.Rngs(0))
+
+
+def test_masked_mean_averages_only_what_is_inside():
+    x = np.arange(12.0, dtype=np.float32).reshape(2, 3, 2)
+    inside = np.array([[True, True, False], [False, False, False]])[..., None]
+    np.testing.assert_array_equal(masked_mean(x, inside), [[1, 2], [0, 0]])

@@ -1,4 +1,4 @@
-"""Both networks: sizes from the tables, values and gradients from PyTorch, one device and two."""
+"""Spectral networks: sizes from tables, values and gradients from PyTorch, one device and two."""
 
 from functools import partial
 
@@ -10,9 +10,11 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from asdjax import devices
-from asdjax import params as weights
-from asdjax.models.convolution import max_pool
-from asdjax.models.spectral import ConvNet1d, ResNet
+from asdjax.frontend import spectral
+from asdjax.models import weights_file
+from asdjax.models.layers import max_pool
+from asdjax.models.spectral import Bands, ConvNet1d, ResNet
+from asdjax.models.weights_file import merge, misfits
 from asdjax.types import InputError
 
 TEN_SECONDS, SHORT = 160_000, 3_072
@@ -34,7 +36,7 @@ jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 def abstract(config, samples, train=True):
     """Return (graph, parameters, statistics), the latter two as shapes."""
     made = nnx.eval_shape(lambda: config.build(samples, train=train, rngs=nnx.Rngs(0)))
-    return weights.split(made, nnx.Param, nnx.BatchStat)[:3]
+    return weights_file.split(made, nnx.Param, nnx.BatchStat)[:3]
 
 
 def build(config, samples, train=True):
@@ -43,15 +45,15 @@ def build(config, samples, train=True):
     @jit
     def start():
         module = config.build(samples, train=train, rngs=nnx.Rngs(0))
-        return weights.split(module, nnx.Param, nnx.BatchStat)[1:3]
+        return weights_file.split(module, nnx.Param, nnx.BatchStat)[1:3]
 
     return abstract(config, samples, train)[0], *start()
 
 
 def forward(config, graph, params, stats, wave):
     """Return the embedding and the statistics after it."""
-    module = weights.merge(graph, params, stats)
-    return module(config.frontend(wave)), weights.split(module, nnx.BatchStat)[1]
+    module = merge(graph, params, stats)
+    return module(config.frontend(wave)), weights_file.split(module, nnx.BatchStat)[1]
 
 
 run = jit(forward, static_argnames=("config", "graph"))
@@ -79,8 +81,8 @@ def waves(*shape, seed=0):
 )
 def test_weights_are_as_many_as_the_tables_say(config, seconds, count, statistics):
     _, params, stats = abstract(config, seconds * 16_000)
-    assert weights.count(params) == count
-    assert weights.count(stats) == statistics
+    assert weights_file.count(params) == count
+    assert weights_file.count(stats) == statistics
 
 
 def test_the_weights_of_the_stages_are_those_of_eight_blocks():
@@ -91,8 +93,8 @@ def test_the_weights_of_the_stages_are_those_of_eight_blocks():
         kernels += inputs * outputs if inputs != outputs else 0  # 1 x 1
         norms += 2 * (inputs + 3 * outputs)  # scale and bias
     found = {n: v for n, v in params.items() if n.startswith("blocks")}
-    assert weights.count(found) == kernels + norms
-    assert weights.count({n: v for n, v in found.items() if "norm" in n}) == norms
+    assert weights_file.count(found) == kernels + norms
+    assert weights_file.count({n: v for n, v in found.items() if "norm" in n}) == norms
 
 
 def test_layers_of_ten_seconds_have_the_shapes_of_the_tables():
@@ -127,7 +129,7 @@ def golden_start(reference, case, train):
     config, wave = GOLDEN[case], reference["wave"].astype(np.int16) * 256
     graph, params, stats = abstract(config, wave.shape[1], train)
     start = {n: v.astype(np.float32) for n, v in of(reference, f"{case}/start/").items()}
-    assert weights.misfits(start, params) == ""
+    assert misfits(start, params) == ""
     new = {n: jnp.full(v.shape, float(n.endswith("var"))) for n, v in stats.items()}
     return config, graph, start, new, wave
 
@@ -240,10 +242,68 @@ def test_the_shortest_wave_fits_and_a_shorter_one_is_refused(config):
     [
         (partial(ConvNet1d, view="mel"), "view 'spectrum' or 'wave', got 'mel'"),
         (partial(ResNet, dtype="float16"), "dtype 'float32' or 'bfloat16', got 'float16'"),
-        (partial(ConvNet1d, embedding=1, channels=0), "embedding >= 2, got 1; .* channels >= 1"),
-        (partial(ResNet, blocks=0), "blocks >= 1, got 0"),
+        (
+            partial(ConvNet1d, embedding=1, channels=0),
+            r"embedding: expected 2 .*1\n.*channels: expected 1 to",
+        ),
+        (partial(ResNet, blocks=0), "blocks: expected 1 to 100000, got 0"),
+        (partial(Bands, bands=501), "bands: expected 1 to 500, got 501"),
+        (partial(Bands, embedding=1), "embedding: expected 2 to 100000, got 1"),
     ],
 )
 def test_what_no_network_can_have_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+# Bands, against numpy
+
+
+WAVE = (2000 * np.random.default_rng(0).standard_normal((2, 4096))).astype(np.int16)
+
+
+def spectrogram(wave):
+    """Return magnitudes [B, T, 500] of the bins from 200 Hz on."""
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(1024) / 1024)
+    starts = range(0, wave.shape[1] - 1023, 512)
+    frames = np.stack([wave[:, i : i + 1024] / 32768 * hann for i in starts], 1)
+    return np.abs(np.fft.rfft(frames))[..., 13:]
+
+
+def test_bands_of_the_spectrum_are_logs_of_their_rms():
+    magnitude = np.abs(np.fft.fft(WAVE / 32768))[:, :2048] / np.sqrt(4096)
+    groups = np.split(magnitude[:, :2044], 7, axis=1)  # 292 bins each, 4 left out
+    want = np.stack([np.log(np.sqrt((g**2).mean(1)) + 1e-4) for g in groups], 1)
+    np.testing.assert_allclose(spectral.spectrum_bands(WAVE, 7), want, atol=1e-5)  # float32
+
+
+def test_the_level_of_noise_does_not_depend_on_the_length_of_the_clip():
+    noise = np.random.default_rng(1).standard_normal((1, 64000)).astype(np.float32)
+    short, long = (spectral.spectrum_bands(noise[:, :n], 4) for n in (16000, 64000))
+    # 2000 bins a band: their mean power varies by 1 / sqrt(2000), its level by half of that.
+    np.testing.assert_allclose(short, long, atol=0.06)
+
+
+def test_bands_of_the_spectrogram_are_means_of_logs():
+    level = np.log(spectrogram(WAVE) + 1e-3)
+    want = level[..., :496].reshape(2, 7, 62, 8).mean(-1)
+    # float32: the log near its floor magnifies rounding of the quietest bins.
+    np.testing.assert_allclose(spectral.spectrogram_bands(WAVE, 62), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("view", ["spectrum", "spectrogram"])
+def test_it_is_a_dense_layer_on_normalized_levels_and_their_deviation(view):
+    config = Bands(view, embedding=3, bands=5)
+    x = np.asarray(config.frontend(jnp.asarray(WAVE)))
+    network = config.build(4096, train=True, rngs=nnx.Rngs(0))
+    got = network(jnp.asarray(x))
+    if view == "spectrogram":
+        x = np.concatenate([x.mean(1), np.sqrt(x.var(1) + 1e-4)], -1)
+    normalized = (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5)
+    # Two clips: what is normalized is their difference, small beside the levels in float32.
+    np.testing.assert_allclose(got, normalized @ np.asarray(network.project.kernel), atol=2e-3)
+
+
+def test_bands_need_a_frame():
+    with pytest.raises(InputError, match=r"expected clips of at least 1024 samples.*got 800"):
+        Bands().build(800, train=False, rngs=nnx.Rngs(0))

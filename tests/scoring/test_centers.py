@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from asdjax.scoring.score import Centers, score
+from asdjax.scoring.centers import Centers
+from asdjax.scoring.score import score
 from asdjax.types import Clip, Embeddings, InputError
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def machine(values, domains=None, split="train"):
@@ -50,10 +53,10 @@ def test_equals_scikit_learn_where_the_clusters_are_clear():
     domains = ["source"] * 55 + ["target"] * 5
     test = rng.standard_normal((9, 6))
     found = score([machine(values, domains)], [machine(test, split="test")], Centers(5))[0][0]
-    bank = [*KMeans(5, n_init=10, random_state=0).fit(values[:55]).cluster_centers_, *values[55:]]
-    bank = np.stack([row / np.linalg.norm(row) for row in bank])
+    rows = [*KMeans(5, n_init=10, random_state=0).fit(values[:55]).cluster_centers_, *values[55:]]
+    rows = np.stack([row / np.linalg.norm(row) for row in rows])
     test /= np.linalg.norm(test, axis=1, keepdims=True)
-    np.testing.assert_allclose(found, 1 - (test @ bank.T).max(1), **close)
+    np.testing.assert_allclose(found, 1 - (test @ rows.T).max(1), **close)
 
 
 @pytest.mark.parametrize("domain", [None, "source"])

@@ -16,8 +16,8 @@ def groups(sizes, seed=0):
     return [rng.standard_normal((size, 16)).astype(np.float32) for size in sizes]
 
 
-def oracle(query, bank, k):
-    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(bank)
+def oracle(query, reference, k):
+    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(reference)
     return search.kneighbors(query)[0].mean(1)
 
 
@@ -27,19 +27,21 @@ def test_equals_scikit_learn_for_all_machines_at_once(monkeypatch, k, block_valu
     monkeypatch.setattr(knn, "BLOCK_VALUES", block_values)
     monkeypatch.setattr(knn, "QUERY_BLOCK", 40)
     knn.knn_distance.clear_cache()
-    queries, banks = groups([50, 3, 1, 20]), groups([90, 60, 4, 70], seed=1)
-    for got, query, bank in zip(knn_scores(queries, banks, k), queries, banks, strict=True):
-        np.testing.assert_allclose(got, oracle(query, bank, k), **TOLERANCE)
+    queries, references = groups([50, 3, 1, 20]), groups([90, 60, 4, 70], seed=1)
+    for got, query, reference in zip(
+        knn_scores(queries, references, k), queries, references, strict=True
+    ):
+        np.testing.assert_allclose(got, oracle(query, reference, k), **TOLERANCE)
     knn.knn_distance.clear_cache()
 
 
 def test_a_last_block_that_overlaps_counts_no_row_twice(monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK_VALUES", 7 * 5)  # 7 columns at a time of a bank of 31
+    monkeypatch.setattr(knn, "BLOCK_VALUES", 7 * 5)  # 7 columns at a time of a reference of 31
     monkeypatch.setattr(knn, "QUERY_BLOCK", 5)
     knn.knn_distance.clear_cache()
-    query, bank = groups([13])[0], groups([31], seed=1)[0]
+    query, reference = groups([13])[0], groups([31], seed=1)[0]
     np.testing.assert_allclose(
-        knn_scores([query], [bank], 9)[0], oracle(query, bank, 9), **TOLERANCE
+        knn_scores([query], [reference], 9)[0], oracle(query, reference, 9), **TOLERANCE
     )
     # Where all rows point away, rows of padding (distance 1) would be the nearest.
     far = [-np.abs(rows) for rows in groups([3, 31], seed=2)]
@@ -52,41 +54,45 @@ def test_a_last_block_that_overlaps_counts_no_row_twice(monkeypatch):
 
 
 def test_leave_one_out_ignores_the_clip_itself():
-    bank = groups([30])[0]
-    got = knn_scores([bank], [bank], 2, [np.arange(30)])[0]
+    reference = groups([30])[0]
+    got = knn_scores([reference], [reference], 2, [np.arange(30)])[0]
     for row, score in enumerate(got):
-        others = np.delete(bank, row, 0)
-        np.testing.assert_allclose(score, oracle(bank[row : row + 1], others, 2)[0], **TOLERANCE)
+        others = np.delete(reference, row, 0)
+        np.testing.assert_allclose(
+            score, oracle(reference[row : row + 1], others, 2)[0], **TOLERANCE
+        )
     # 1e-6: the cosine of a unit row with itself is 1 up to float32 rounding.
-    np.testing.assert_allclose(knn_scores([bank], [bank])[0], 0, atol=1e-6)
+    np.testing.assert_allclose(knn_scores([reference], [reference])[0], 0, atol=1e-6)
 
 
 def test_leave_one_out_hides_a_row_not_its_copies():
-    bank = np.concatenate([groups([5])[0]] * 2)
-    scores = knn_scores([bank], [bank], own=[np.arange(10)])[0]
+    reference = np.concatenate([groups([5])[0]] * 2)
+    scores = knn_scores([reference], [reference], own=[np.arange(10)])[0]
     np.testing.assert_allclose(scores, 0, atol=1e-6)  # float32 rounding of cosine 1
 
 
 def test_only_the_direction_matters():
-    query, bank = groups([8])[0], groups([9], seed=1)[0]
-    scaled = knn_scores([query * 1e-3], [bank * np.arange(1, 10, dtype=np.float32)[:, None]], 2)
-    np.testing.assert_allclose(scaled[0], knn_scores([query], [bank], 2)[0], **TOLERANCE)
+    query, reference = groups([8])[0], groups([9], seed=1)[0]
+    scaled = knn_scores(
+        [query * 1e-3], [reference * np.arange(1, 10, dtype=np.float32)[:, None]], 2
+    )
+    np.testing.assert_allclose(scaled[0], knn_scores([query], [reference], 2)[0], **TOLERANCE)
 
 
 def test_a_group_does_not_depend_on_its_neighbors():
-    queries, banks = groups([5, 7, 6]), groups([33, 40, 60], seed=1)
-    together = knn_scores(queries, banks, 2)
+    queries, references = groups([5, 7, 6]), groups([33, 40, 60], seed=1)
+    together = knn_scores(queries, references, 2)
     for row in range(3):
-        alone = knn_scores([queries[row]], [banks[row]], 2)[0]
+        alone = knn_scores([queries[row]], [references[row]], 2)[0]
         np.testing.assert_allclose(together[row], alone, **TOLERANCE)
 
 
 def test_corners_are_finite_or_infinite_never_nan():
-    zero, bank = np.zeros((1, 16), np.float32), groups([2])[0]
-    np.testing.assert_array_equal(knn_scores([zero], [bank])[0], [1.0])
-    few = knn_scores([bank], [bank], 5)[0]  # fewer references than k: all are averaged
-    np.testing.assert_allclose(few, oracle(bank, bank, 2), **TOLERANCE)
-    assert knn_scores([bank[:1]], [bank[:1]], own=[np.array([0])])[0] == np.inf
-    assert knn_scores([bank[:0]], [bank])[0].shape == (0,)
+    zero, reference = np.zeros((1, 16), np.float32), groups([2])[0]
+    np.testing.assert_array_equal(knn_scores([zero], [reference])[0], [1.0])
+    few = knn_scores([reference], [reference], 5)[0]  # fewer references than k: all are averaged
+    np.testing.assert_allclose(few, oracle(reference, reference, 2), **TOLERANCE)
+    assert knn_scores([reference[:1]], [reference[:1]], own=[np.array([0])])[0] == np.inf
+    assert knn_scores([reference[:0]], [reference])[0].shape == (0,)
     with pytest.raises(ValueError, match="k >= 1"):
-        knn_scores([bank], [bank], 0)
+        knn_scores([reference], [reference], 0)

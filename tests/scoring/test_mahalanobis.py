@@ -77,6 +77,6 @@ def test_rows_without_a_spread_have_a_finite_sphere(count):
         assert far > 1000  # deviations that are rounding
 
 
-def test_unknown_banks_are_refused():
+def test_unknown_reference_sets_are_refused():
     with pytest.raises(InputError, match="'pooled' or 'domain', got 'both'"):
         Mahalanobis("both")

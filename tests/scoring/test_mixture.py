@@ -12,7 +12,7 @@ from asdjax.scoring.mixture import (
     Mixture,
     expectation_maximization,
     log_joint,
-    surprise,
+    negative_log_likelihood,
 )
 from asdjax.types import Embeddings, InputError
 
@@ -90,7 +90,9 @@ def test_the_density_is_that_of_scipy():
 def test_one_full_component_is_a_gaussian_of_all_rows():
     values, _ = clusters()
     weight = np.ones(len(values), np.float32)
-    got, converged = jax.jit(surprise, static_argnums=3)(values, weight, values, Mixture(1))
+    got, converged = jax.jit(negative_log_likelihood, static_argnums=3)(
+        values, weight, values, Mixture(1)
+    )
     covariance = np.cov(values.astype(np.float64).T, bias=True) + FLOOR * np.eye(WIDTH)
     want = multivariate_normal(values.astype(np.float64).mean(0), covariance).logpdf(values)
     assert converged
@@ -102,7 +104,7 @@ def test_components_without_rows_do_no_harm():
     two = np.eye(WIDTH, dtype=np.float32)[[0, 1, 0, 0]], np.array([1, 1, 0, 0], np.float32)
     same = np.repeat(two[0][:1], 4, 0), np.ones(4, np.float32)
     query = two[0][[0]] * np.float32([[1], [-1]])
-    fit = jax.jit(surprise, static_argnums=3)
+    fit = jax.jit(negative_log_likelihood, static_argnums=3)
     for given in (two, same):
         near, far = fit(*given, query, Mixture(5))[0]
         assert np.isfinite([near, far]).all()
@@ -125,7 +127,9 @@ def test_lapack_has_one_thread_during_fits_and_as_many_as_before_after():
     machine = Embeddings((), np.eye(6, dtype=np.float32))
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
-        *_, threads = folds.fitted_scores([machine], [machine], [(0, np.arange(6))], 1, fit)
+        *_, threads = folds.fitted_scores(
+            [machine], [machine], [folds.ReferenceSet(0, np.arange(6))], 1, fit
+        )
         assert blas_threads() == before
     assert threads == 1
 

@@ -1,4 +1,4 @@
-"""Scoring of machines by meaning: banks, standardization, leave-one-out, thresholds."""
+"""Scoring of machines by meaning: reference sets, standardization, leave-one-out, thresholds."""
 
 from pathlib import Path
 
@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import gamma
 
-from asdjax.scoring.balance import Smote, oversample
-from asdjax.scoring.score import Centers, Knn, changed, score, threshold
+from asdjax.scoring.knn import Knn
+from asdjax.scoring.score import score, threshold
+from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Clip, Embeddings, InputError
+
+pytestmark = pytest.mark.usefixtures("quick")
 
 
 def machine(values, domains=None, split="train"):
@@ -49,19 +52,19 @@ def test_pooled_is_the_mean_distance_to_the_k_nearest_of_all():
     np.testing.assert_allclose(left[0], want, **close)
 
 
-def test_domain_banks_take_the_nearer_domain_and_leave_out_only_in_ones_own():
+def test_by_domain_the_nearer_one_counts_and_a_clip_is_left_out_of_its_own():
     train = machine(direction(0, 10, 90), ["source", "source", "target"])
     found, left = score([train], [machine(direction(50, 20), split="test")], Knn(2, "domain"))
-    # The target bank has one clip, so its "two nearest" are that one.
+    # The target set has one clip, so its "two nearest" are that one.
     source = (distance(50) + distance(40)) / 2, (distance(20) + distance(10)) / 2
     target = distance(40), distance(70)
     np.testing.assert_allclose(found[0], np.minimum(source, target), **close)
-    # Left out: source clips see one source clip; the target clip sees only the source bank.
+    # Left out: source clips see one source clip; the target clip sees only the source set.
     both = (distance(90) + distance(80)) / 2
     np.testing.assert_allclose(left[0], [distance(10), distance(10), both], **close)
 
 
-def test_a_machine_without_target_clips_uses_its_source_bank():
+def test_a_machine_without_target_clips_uses_its_source_clips():
     train, test = machine(direction(0, 30, 60)), machine(direction(40), split="test")
     by_domain = score([train], [test], Knn(1, "domain"))
     pooled = score([train], [test], Knn(1, "pooled"))
@@ -153,7 +156,7 @@ def test_smote_lowers_scores_between_target_clips_and_no_training_score(banks):
 
 @pytest.mark.parametrize("banks", ["pooled", "domain"])
 @pytest.mark.parametrize("standardize", [False, True])
-def test_smote_scores_are_those_of_a_bank_with_its_rows(banks, standardize):
+def test_smote_scores_are_those_of_its_rows_beside_the_clips(banks, standardize):
     train, test = balanced()
     between = train.values[:6] / 8 + test.values  # a source clip and synthetic ones are near
     test = machine(np.concatenate([test.values, between, train.values[:6] + 0.1]), split="test")
@@ -191,18 +194,6 @@ def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(banks):
     for row in (0, 2):
         np.testing.assert_allclose(found[row], plain[row], rtol=0, atol=1e-6)  # other padding
     assert not np.allclose(found[1], plain[1], rtol=0, atol=1e-6)
-
-
-def test_settings_of_a_scorer_are_changed_or_another_one_is_taken():
-    own = Knn(3, "domain")
-    assert changed(own, None, {"k": 1}) == Knn(1, "domain")
-    assert changed(own, "knn", {"standardize": True}) == Knn(3, "domain", True)
-    assert changed(own, "centers", {"count": 8}) == Centers(8)
-    assert changed(Centers(8), "knn", {}) == Knn()
-    with pytest.raises(
-        InputError, match=r"settings of Centers \(count, starts, seed\), got k, banks; .* mixture"
-    ):
-        changed(own, "centers", {"k": 3, "count": 8, "banks": "domain"})
 
 
 def test_threshold_takes_scores_below_zero():

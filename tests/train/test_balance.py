@@ -1,10 +1,9 @@
-"""Rare classes grow to the part asked for, each between its own clips."""
+"""Rare classes grow to the part that is set, each between its own clips."""
 
 import numpy as np
 import pytest
 
-from asdjax.train.balance import balance
-from asdjax.train.batch import SILENCE
+from asdjax.train.batches import NO_CLIP, balance
 from asdjax.train.config import Train
 from asdjax.types import InputError
 
@@ -34,7 +33,7 @@ def test_classes_are_brought_up_to_the_ratio_and_none_is_cut(ratio, counts):
 def test_real_clips_come_first_and_as_they_are():
     entries, n = balance(LABEL, 1.0, seed=0), len(LABEL)
     np.testing.assert_array_equal(entries.clip[:n], np.arange(n))
-    assert (entries.partner[:n] == SILENCE).all()
+    assert (entries.partner[:n] == NO_CLIP).all()
     assert (entries.share[:n] == 1).all()
     assert not entries.copied[:n].any()
 
@@ -53,7 +52,7 @@ def test_the_only_clip_of_a_class_is_copied():
     (lonely,) = np.flatnonzero(KIND == 2)
     np.testing.assert_array_equal(copied, clip == lonely)
     assert copied.sum() == 19
-    assert (partner[copied] == SILENCE).all()
+    assert (partner[copied] == NO_CLIP).all()
     assert (share[copied] == 1).all()
 
 

@@ -14,23 +14,24 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from machines import one_branch
-from trainings import quick_compiles
+from trainings import architecture, quick_compiles
 
 from asdjax.devices import copied, data_mesh
 from asdjax.frontend.augment import Augment
 from asdjax.losses.margin import Margin, margin_loss
+from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
-from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Branch, Input, Parts, Trained, take_apart
-from asdjax.params import merge
+from asdjax.models.pretrained import Pretrained
+from asdjax.models.system import Architecture, Input, Parts, Task
+from asdjax.models.weights_file import merge
+from asdjax.train.batches import Batch
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
 from asdjax.train.plan import make_plan
-from asdjax.train.step import Batch, TrainState, _hear_augmented, make_hear, make_step
+from asdjax.train.step import Augmented, TrainState, _augmented, make_front_ends, make_step
 from asdjax.types import Clip
 
 STRUCTURES = [
@@ -49,7 +50,7 @@ STRUCTURES = [
 LONG, SAMPLES = 8000, 5600  # of a row and of a training clip: 33 frames
 LORA = {"adapter": Lora(rank=2, alpha=2.0), "dropout": False}
 WIDTH = {"embedding": 8}
-DUAL = Trained((Branch("", **LORA, **WIDTH), Branch("", **LORA, pooling="mean", **WIDTH)))
+DUAL = (Pretrained("", **LORA, **WIDTH), Pretrained("", **LORA, pooling="mean", **WIDTH))
 ARCFACE = Margin("arcface", margin=0.3, scale=12.0)
 JOINT = HeadConfig(ARCFACE, "machine", weight=0.9)
 BOTH = HeadConfig(ARCFACE, "machine", weight=0.9, branch_weights=(0.5, 0.3))
@@ -84,6 +85,12 @@ def random(shapes, seed):
     }
 
 
+def system(encoders, tasks=(), some=slice(None)) -> Architecture:
+    """Return the system with random weights, which no test uses: all give theirs."""
+    made = [Backbone(one, random(abstract(one)[1], 3)) for one in STRUCTURES[some]]
+    return architecture(encoders, made, tasks)
+
+
 def batch():
     rng = np.random.default_rng(1)
     wave = rng.standard_normal((4, LONG)) * np.linspace(500, 3000, 4)[:, None]
@@ -96,28 +103,28 @@ class Made(NamedTuple):
     parts: Parts
     state: TrainState
     frozen: dict
-    heard: tuple  # of the step
+    given: Augmented  # of the step
     gradient: dict  # of the step
 
 
 @pytest.fixture(scope="module")
 def made() -> Made:
-    """Return the two-branch system, and what one training step heard and got as its gradient."""
-    parts = take_apart(DUAL, STRUCTURES, tasks(BOTH), train=True)
+    """Return the system, and what one training step was given and got as its gradient."""
+    dual = system(DUAL, tasks(BOTH))
+    parts = dual.parts(train=True)
     assert not parts.keys
     how = Train(steps=10, batch=4, heads=(BOTH,), augment=AUGMENT)
     keeping = optax.GradientTransformation(lambda p: p, lambda g, state, p: (g, g))
     state = start(random(parts.statistics, 0), random(parts.trainable, 1), keeping, how)
     state = jax.device_put(state, copied(data_mesh()))
     frozen = jax.device_put(random(parts.frozen, 2), copied(data_mesh()))
-    hear = make_hear(STRUCTURES, data_mesh(), padded=True)
+    front_ends = make_front_ends(dual.networks, data_mesh(), padded=True)
     augment_key, _ = jax.random.split(jax.random.fold_in(state.key, state.step))
-    heard = jax.jit(partial(_hear_augmented, hear=hear, how=AUGMENT, samples=SAMPLES))(
-        batch(), key=augment_key
-    )
-    step = make_step(parts, hear, lambda _, sent: Batch(*sent), how, keeping, SAMPLES)
+    augmented = partial(_augmented, front_ends=front_ends, how=AUGMENT, samples=SAMPLES)
+    given = jax.jit(augmented)(batch(), key=augment_key)
+    step = make_step(parts, front_ends, lambda _, sent: Batch(*sent), how, keeping, SAMPLES)
     after, _ = step(jax.tree.map(jnp.copy, state), frozen, (), tuple(batch()))
-    return Made(parts, state, frozen, heard, jax.device_get(after.optimizer))
+    return Made(parts, state, frozen, given, jax.device_get(after.optimizer))
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +134,11 @@ def pass_gradient(made):
     def loss(trainable, branch):
         system = merge(made.parts.graph, made.state.statistics, trainable, made.frozen)
         chosen = BRANCHES if branch is WHOLE else [branch]
-        embedding = jnp.concatenate([system.branches[i](made.heard.inputs[i]) for i in chosen], -1)
+        embedding = jnp.concatenate([system.branches[i](made.given.inputs[i]) for i in chosen], -1)
         centers = trainable[f"heads.{0 if branch is WHOLE else 1 + branch}.centers"]
-        label = made.heard.label[:, 0]
+        label = made.given.label[:, 0]
         settings = {"kind": "arcface", "margin": 0.3, "scale": 12.0}
-        each, _ = margin_loss(embedding, centers, label, made.heard.weight, **settings)
+        each, _ = margin_loss(embedding, centers, label, made.given.weight, **settings)
         return {0: 0.5, 1: 0.3, WHOLE: 0.9}[branch] * each.mean()
 
     compiled = jax.jit(jax.grad(loss), static_argnums=1)
@@ -219,7 +226,7 @@ def test_clipping_each_pass_gives_another_gradient(passes):
 
 def test_without_weights_of_branches_there_are_joint_heads_alone():
     def heads(head):
-        trainable = take_apart(DUAL, STRUCTURES, tasks(head), train=True).trainable
+        trainable = system(DUAL, tasks(head)).parts(train=True).trainable
         return {n: x.shape for n, x in trainable.items() if n.startswith("heads")}
 
     assert heads(JOINT) == {"heads.0.centers": (3, 1, 16)}
@@ -227,34 +234,34 @@ def test_without_weights_of_branches_there_are_joint_heads_alone():
     assert heads(BOTH) == {"heads.0.centers": (3, 1, 16)} | own
 
 
-def test_the_embedding_is_what_each_branch_gives_alone_one_behind_the_other(made):
-    inputs = made.heard.inputs
-    together = embedding(made, DUAL, STRUCTURES, inputs, "branches.")
-    for i, branch in enumerate(DUAL.branches):
-        config = one_branch("", embedding=8, adapter=LORA["adapter"], pooling=branch.pooling)
-        alone = embedding(made, config, STRUCTURES[i : i + 1], inputs[i : i + 1], f"branches.{i}.")
+def test_the_embedding_is_what_each_branch_gives_alone_concatenated(made):
+    together = embedding(made, slice(None), "branches.")
+    for i in BRANCHES:
+        alone = embedding(made, slice(i, i + 1), f"branches.{i}.")
         part = together[:, 8 * i : 8 * i + 8]
         # The same computation, compiled in another program: rounding of values of about 1.
         np.testing.assert_allclose(part, alone, rtol=0, atol=1e-5 * np.abs(alone).max())
 
 
-def embedding(made, config, structures, inputs, prefix):
-    """Return the embedding in use, with those of the weights whose names begin with `prefix`."""
-    parts = take_apart(config, structures, train=False)
+def embedding(made, some, prefix):
+    """Return the embedding of some branches, with the weights whose names begin with `prefix`."""
+    parts = system(DUAL[some], some=some).parts(train=False)
     here = "branches." if prefix == "branches." else "branches.0."
     given = made.state.statistics | made.state.trainable | made.frozen
     given = {here + n.removeprefix(prefix): x for n, x in given.items() if n.startswith(prefix)}
     weights = [{n: given[n] for n in part} for part in parts[2:]]
-    return np.asarray(jax.jit(lambda x, w: merge(parts.graph, *w)(x))(inputs, weights))
+    return np.asarray(
+        jax.jit(lambda x, w: merge(parts.graph, *w)(x))(made.given.inputs[some], weights)
+    )
 
 
-# What the branches hear
+# What the branches are given
 
 
-def heard(how):
-    """Return what two branches hear whose front ends give the wave, and ten times the wave."""
+def augmented(how):
+    """Return what two branches get whose front ends give the wave, and ten times the wave."""
 
-    def hear(wave, lengths):
+    def front_ends(wave, lengths):
         mel = wave.astype(jnp.float32).reshape(len(wave), -1, 4)
         return Input(mel), Input(10 * mel)
 
@@ -262,14 +269,14 @@ def heard(how):
     label = np.arange(4, dtype=np.int32)[:, None]
     sent = Batch(rng.integers(1, 1000, (4, 64)), np.full(4, 64, np.int32), label)
     key = jax.random.key(0)
-    return jax.device_get(_hear_augmented(Batch(*map(jnp.asarray, sent[:3])), hear, how, 32, key))
+    return jax.device_get(_augmented(Batch(*map(jnp.asarray, sent[:3])), front_ends, how, 32, key))
 
 
-def test_branches_hear_the_same_crops_and_mixtures():
-    got = heard(Augment(crop="random", shift=True, mixup=0.8))
+def test_branches_get_the_same_crops_and_mixtures():
+    got = augmented(Augment(crop="random", shift=True, mixup=0.8))
     one, other = (x.x for x in got.inputs)
     np.testing.assert_allclose(other, 10 * one, rtol=1e-6)  # rounding of a product
-    plain = heard(Augment(crop="random", shift=True)).inputs[1].x
+    plain = augmented(Augment(crop="random", shift=True)).inputs[1].x
     own = got.weight[:, :1, None]
     assert (own < 1).any()
     np.testing.assert_allclose(other, own * plain + (1 - own) * plain[::-1], rtol=1e-6)
@@ -277,7 +284,7 @@ def test_branches_hear_the_same_crops_and_mixtures():
 
 
 def test_each_branch_has_masks_of_its_own():
-    got = heard(Augment(mask=6, mask_probability=1.0))
+    got = augmented(Augment(mask=6, mask_probability=1.0))
     one, other = (x.x for x in got.inputs)
     hidden, elsewhere = one == 0, other == 0
     assert hidden.any()

@@ -134,9 +134,9 @@ def test_another_training_is_refused_with_every_field_that_differs(tmp_path):
         assert checkpoints.latest() == 1  # nothing was removed
     said = str(caught.value).splitlines()
     assert said[1:-1] == [
-        "  seed: checkpoint nothing, now 3",
-        "  train.heads.1.margin: checkpoint 0.5, now nothing",
-        "  train.peak: checkpoint 0.0001, now 5e-05",
+        "  seed: nothing before, 3 now",
+        "  train.heads.1.margin: 0.5 before, nothing now",
+        "  train.peak: 0.0001 before, 5e-05 now",
     ]
     assert "same command" in said[-1]
     assert "--out" in said[-1]

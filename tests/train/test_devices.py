@@ -22,16 +22,17 @@ import pytest
 from jax.experimental import multihost_utils
 from machines import tiny_backbone, tone_machine
 
-from asdjax import devices, params
+from asdjax import devices
 from asdjax.config import SystemConfig
 from asdjax.data import dcase
-from asdjax.data.loader import Audio
+from asdjax.data.batches import Audio
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
+from asdjax.models import weights_file
 from asdjax.models.lora import Lora
+from asdjax.models.pretrained import Pretrained
 from asdjax.models.spectral import ConvNet1d
-from asdjax.models.system import Branch, Trained
-from asdjax.train import interrupt, passes, source
+from asdjax.train import batches, interrupt
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
 from asdjax.train.plan import make_plan
@@ -39,9 +40,9 @@ from asdjax.types import InputError
 
 PASSES, BATCH = 12, 8
 STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
-ADAPTED = Branch("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16)
+ADAPTED = Pretrained("", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16)
 SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
-    Trained((ADAPTED, ConvNet1d(embedding=8, channels=4))),
+    (ADAPTED, ConvNet1d(embedding=8, channels=4)),
     audio=Audio(seconds=0.3),
     train=Train(
         steps=PASSES,
@@ -71,10 +72,10 @@ def work(notes: str, stop: str, *words: str) -> None:
     from asdjax.recipes.recipe import Recipe
 
     devices.WAIT_S = int(os.environ.get("WAIT_S", devices.WAIT_S))
-    RECIPES["test"] = Recipe("", SYSTEM, "", "", "")
+    RECIPES["test"] = Recipe("", SYSTEM, "")
     out = Path(words[words.index("--out") + 1])
     read, written, passes = [], set(), itertools.count(1)
-    read_batch, asked = source.read_batch, interrupt.Stop.asked
+    read_batch, asked = batches.read_batch, interrupt.Stop.asked
 
     def reading(paths, *rest):
         read.append([str(path) for path in paths])
@@ -91,7 +92,7 @@ def work(notes: str, stop: str, *words: str) -> None:
             if path.is_relative_to(out):
                 written.add(path.relative_to(out).parts[0])
 
-    source.read_batch, interrupt.Stop.asked = reading, asking
+    batches.read_batch, interrupt.Stop.asked = reading, asking
     sys.addaudithook(opened)
     sys.argv = list(words)
     try:
@@ -133,7 +134,7 @@ class Training(NamedTuple):
         return {path.name for path in (self.out / "checkpoints").iterdir()}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        return params.load(self.out / "model.safetensors")[0]
+        return weights_file.load(self.out / "model.safetensors").arrays
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,13 @@ def start(folder):
           stop: the pass in which the last process gets a SIGTERM.
         """
         given = "--data", folder / "data", "--out", folder / name
-        given += "--weights", folder / "tiny.safetensors", "--train.source", source
+        given += (
+            "--weights",
+            folder / "tiny.safetensors",
+            "--train.source",
+            source,
+            "--keep-checkpoints",
+        )
         port, started = free_port(), []
         for number in range(processes):
             own = {"JAX_COMPILATION_CACHE_DIR": folder / "cache", "JAX_NUM_CPU_DEVICES": devices}
@@ -268,8 +275,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_pass(stopped):
         assert call.steps == list(range(2, heard + 1, 2))
         assert f"step_{heard}" in call.checkpoints
         assert not call.model
-    assert f"going on after step {STOPS[0][1]} of {PASSES}" in calls[1].told[0]
-    assert f"going on after step {STOPS[1][1]} of {PASSES}" in end.told()
+    assert f"resuming after step {STOPS[0][1]} of {PASSES}" in calls[1].told[0]
+    assert f"resuming after step {STOPS[1][1]} of {PASSES}" in end.told()
     assert f"step_{PASSES}" in end.checkpoints()
 
 
@@ -283,8 +290,8 @@ def test_each_process_reads_its_share_of_the_files(stopped, folder):
     )
     halves = [np.array_split(paths, 2) for paths in (trained, held)]
     assert resident == [[tuple(half[number]) for half in halves] for number in range(2)]
-    rows = passes.order(len(trained), BATCH, SYSTEM.train.seed)
-    turns = passes.one_after_another(len(held), BATCH)
+    rows = batches.shuffled(len(trained), BATCH, SYSTEM.train.seed)
+    turns = batches.validation_batches(len(held), BATCH)
     first, last = STOPS[0][1], STOPS[1][1]
     for read, share in zip(streaming, (slice(BATCH // 2), slice(BATCH // 2, BATCH)), strict=True):
         asked = [tuple(trained[rows(step)[share]]) for step in range(first, last + PASSES)]

@@ -13,17 +13,15 @@ import soundfile
 from machines import tiny_backbone
 from trainings import lines, quick_compiles, small_system, two_machines
 
-from asdjax import pipeline, runs
-from asdjax.embedding import prepare
 from asdjax.frontend.augment import Augment
 from asdjax.models.system import Input
-from asdjax.train.batch import SILENCE, Batch
-from asdjax.train.config import HeadConfig, Train
-from asdjax.train.passes import training_passes
+from asdjax.stages import folder, stages
+from asdjax.stages.options import Options
+from asdjax.stages.recordings import prepare
+from asdjax.train.batches import NO_CLIP, Batch, training_batches
+from asdjax.train.config import HeadConfig, Supplement, Train
 from asdjax.train.plan import make_plan
-from asdjax.train.step import _hear_augmented, _with_noise
-from asdjax.train.supplement import Supplement
-from asdjax.training import training_of
+from asdjax.train.step import _augmented, _with_noise
 from asdjax.types import InputError
 
 BOTH = Supplement(clean=True, noise=0.5)
@@ -69,7 +67,7 @@ def ran(system, data, tmp_path_factory):
     """Return the folder of a run that nothing disturbed, and what it told."""
     out, told = tmp_path_factory.mktemp("run") / "run", io.StringIO()
     with redirect_stderr(told):
-        pipeline.run(system, data, out)
+        stages.run(system, data, out, keep_checkpoints=True)
     return out, " ".join(told.getvalue().split())
 
 
@@ -85,51 +83,59 @@ def told(ran):
 
 def test_both_data_paths_train_alike(finished, system, data, tmp_path):
     streaming = replace(system, train=replace(system.train, source="streaming"))
-    pipeline.train(streaming, data, tmp_path)
+    stages.train(streaming, data, tmp_path)
     assert lines(tmp_path) == lines(finished)
     name = "model.safetensors"
     assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
 
 
 def test_the_passes_of_that_training_have_all_kinds_of_clips(system, data):
-    made, _ = prepare(system, data)
-    clips = [clip for clip in made.clips if clip.split == "train"] + [*made.supplement[:2]]
+    clips = prepare(system, data, Options()).training_clips
+    clips, noise = clips[:-3], clips[-3:]
+    assert {clip.supplement for clip in noise} == {"noise"}
     label = make_plan(system.train, clips).label
-    ask, _ = training_passes(clips, label, made.supplement[2:], system.train)
-    asked = [ask(step) for step in range(system.train.steps)]
+    select, _ = training_batches(clips, label, noise, system.train)
+    selected = [select(step) for step in range(system.train.steps)]
     for name in ("partner", "noise"):
-        assert any((getattr(each, name) != SILENCE).any() for each in asked), name
-    assert any(each.copied.any() for each in asked)
-    assert any((each.clip >= 24).any() for each in asked)  # clean
+        assert any((getattr(each, name) != NO_CLIP).any() for each in selected), name
+    assert any(each.copied.any() for each in selected)
+    assert any((each.clip >= 24).any() for each in selected)  # clean
 
 
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(finished, system, data, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(out / "checkpoints" / "step_6")
     (out / "model.safetensors").unlink()
-    pipeline.train(system, data, out)
+    stages.train(system, data, out)
     assert (out / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
 
 
 def test_supplemental_clips_are_kept_apart_from_all_that_is_scored(finished, system, data):
-    made = runs.load(finished)
+    made = folder.load(finished)
     assert {clip.split for clip in made.clips} == {"train", "test"}
     kinds = [clip.supplement for clip in made.supplement]
     assert kinds == ["clean"] * 2 + ["noise"] * 3
-    plain = prepare(replace(system, train=replace(system.train, supplement=Supplement())), data)[0]
+    without = replace(system, train=replace(system.train, supplement=Supplement()))
+    plain = prepare(without, data, Options())
     assert made.clips == plain.clips
     for group, clips in plain.groups.items():
-        assert runs.load_embeddings(finished, made, group).clips == clips
+        assert folder.load_embeddings(finished, made, group).clips == clips
     scored = list((finished / "scores").rglob("*.csv"))
     assert scored
     assert not any("machine_0" in path.read_text() for path in scored)
 
 
-def test_what_a_training_depends_on_counts_supplemental_files(system, data, tmp_path):
+def test_a_training_depends_on_the_sound_of_supplemental_clips(system, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    before = training_of(prepare(system, tmp_path / "data")[0])
-    next((tmp_path / "data" / "pump" / "supplemental").iterdir()).touch()
-    assert training_of(prepare(system, tmp_path / "data")[0]) != before
+
+    def key():
+        return prepare(system, tmp_path / "data", Options()).model(tmp_path).key
+
+    before, file = key(), next((tmp_path / "data" / "pump" / "supplemental").iterdir())
+    file.touch()
+    assert key() == before
+    soundfile.write(file, soundfile.read(file)[0] / 2, 16000, "PCM_16")
+    assert key() != before
 
 
 def test_the_console_tells_what_is_used(told):
@@ -140,13 +146,13 @@ def test_the_console_tells_what_is_used(told):
     assert "5 of them warped copies" in told
 
 
-def test_asked_for_but_not_there(system, tmp_path):
+def test_supplemental_clips_that_are_not_there(system, tmp_path):
     two_machines(tmp_path)
     with pytest.raises(InputError, match=r"supplemental, as train.supplement asks for, got none"):
-        prepare(system, tmp_path)
+        prepare(system, tmp_path, Options())
     (tmp_path / "fan" / "supplemental").mkdir()
     with pytest.raises(InputError, match="got none"):
-        prepare(system, tmp_path)
+        prepare(system, tmp_path, Options())
 
 
 def test_broken_supplemental_files_are_told_or_left_out(system, data, tmp_path):
@@ -154,11 +160,11 @@ def test_broken_supplemental_files_are_told_or_left_out(system, data, tmp_path):
     broken = tmp_path / "data" / "pump" / "supplemental" / "section_00_noise_0001_.wav"
     broken.write_bytes(b"RIFF")
     with pytest.raises(InputError, match=r"(?s)1 of 45 files.*section_00_noise_0001_"):
-        prepare(system, tmp_path / "data")
-    made, infos = prepare(system, tmp_path / "data", skip_bad=True)
+        prepare(system, tmp_path / "data", Options())
+    made = prepare(system, tmp_path / "data", Options(skip_bad=True))
     assert len(made.supplement) == 4
     assert made.skipped.keys() == {str(broken.resolve())}
-    assert infos.keys() == {clip.path for clip in (*made.clips, *made.supplement)}
+    assert made.infos.keys() == {clip.path for clip in (*made.clips, *made.supplement)}
 
 
 # The step
@@ -169,18 +175,21 @@ CLIPS = np.where(np.arange(64)[None] < LENGTHS[:, None], WAVE, 0)
 LABELS = np.zeros((4, 1), np.int32)
 
 
-def heard(batch, how):
+def augmented(batch, how):
     key = jax.random.key(0)
-    hear = lambda wave, lengths: (Input(wave[:, :, None], None),)  # noqa: E731
-    return np.asarray(_hear_augmented(batch, hear, how, 64, key).inputs[0].x)[..., 0]
+
+    def front_ends(wave, lengths):
+        return (Input(wave[:, :, None]),)
+
+    return np.asarray(_augmented(batch, front_ends, how, 64, key).inputs[0].x)[..., 0]
 
 
 def test_copies_are_warped_and_nothing_else():
     copied = jnp.array([True, False, True, False])
     batch = Batch(*map(jnp.asarray, (CLIPS, LENGTHS, LABELS)), copied=copied)
-    got, whole = heard(batch, Augment()), CLIPS / np.float32(32768)
+    got, whole = augmented(batch, Augment()), CLIPS / np.float32(32768)
     np.testing.assert_array_equal((got != whole).any(1), copied)
-    always = heard(batch, Augment(warp=1.0))
+    always = augmented(batch, Augment(warp=1.0))
     np.testing.assert_array_equal(always[copied], got[copied])
     assert (always != whole).any(1).all()
 

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 from machines import tiny_backbone, tone_machine
 
-from asdjax import params
+from asdjax.models import weights_file
 
 PASSES = 24
 SETTINGS = (
     *("--audio.seconds", 0.3, "--train.augment.crop", "random", "--train.augment.shift"),
     *(
-        "--embedder.branches.0.adapter.rank",
+        "--encoders.0.adapter.rank",
         2,
-        "--embedder.branches.0.embedding",
+        "--encoders.0.embedding",
         16,
         "--train.ema",
         0.9,
@@ -106,6 +106,7 @@ def killing_itself(start):
         (draw(10, 100), ""),  # of about 300; a checkpoint has 25
         (draw(30, 120), "orbax-checkpoint-tmp"),  # while a checkpoint is written
         (draw(1, 3), "model.safetensors."),  # before it is written, or before it has its name
+        (draw(1, 3), "finished.json."),  # the model is there, but nothing says so
     )
     for moment in moments:
         call = start("inside", *moment)
@@ -155,9 +156,9 @@ def test_log_has_each_pass_once(killed, folder):
 
 
 def test_weights_are_the_same_in_every_bit(killed, folder):
-    theirs, header = params.load(folder / "whole" / "model.safetensors")
+    theirs, header, _ = weights_file.load(folder / "whole" / "model.safetensors")
     for out in killed:
-        ours, described = params.load(out / "model.safetensors")
+        ours, described, _ = weights_file.load(out / "model.safetensors")
         assert described == header
         assert ours.keys() == theirs.keys()
         for name, array in theirs.items():
@@ -167,17 +168,18 @@ def test_weights_are_the_same_in_every_bit(killed, folder):
 def test_scores_are_the_same_in_every_bit(killed, folder):
     whole = folder / "whole"
     files = [whole / "results.csv", *sorted(whole.glob("scores/**/*.csv"))]
-    assert len(files) == 1 + 2 * 3  # scores, decisions, left-out scores of two machines
+    # results; scores, decisions and left-out scores of two machines; thresholds
+    assert len(files) == 1 + 2 * 3 + 1
     for out in killed:
         assert {f.name for f in out.glob("scores/**/*.csv")} == {f.name for f in files[1:]}
         for file in files:
             assert (out / file.relative_to(whole)).read_bytes() == file.read_bytes()
 
 
-def test_killed_runs_did_go_on(killed, folder):
+def test_killed_runs_were_resumed(killed, folder):
     for out in killed:
         told = (folder / f"{out.name}.log").read_text()
-        assert re.search(r"going on after step [1-9]", told)
+        assert re.search(r"resuming after step [1-9]", told)
 
 
 if __name__ == "__main__":

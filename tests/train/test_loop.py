@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from machines import tiny_backbone
-from trainings import lines, quick_compiles, small_system, two_machines
+from trainings import hum_machine, lines, quick_compiles, small_system, two_machines
 
-from asdjax import params, pipeline
-from asdjax.embedding import prepare
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
-from asdjax.train import interrupt, loop, source
+from asdjax.models import weights_file
+from asdjax.models.system import Architecture
+from asdjax.stages import stages
+from asdjax.stages.options import Options
+from asdjax.stages.recordings import prepare
+from asdjax.train import interrupt, loop
 from asdjax.train.config import HeadConfig
 from asdjax.train.step import TrainState
-from asdjax.training import training_of
 from asdjax.types import InputError
 
 PASSES = 30
@@ -45,7 +47,9 @@ def quick(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return two_machines(tmp_path_factory.mktemp("machines"))
+    root = two_machines(tmp_path_factory.mktemp("machines"))
+    hum_machine(root, "valve", 1000.0, seed=3)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +72,15 @@ def system(tmp_path_factory):
 def finished(system, data, tmp_path_factory):
     """Return the folder of a run that nothing disturbed, and the clips of its two sources."""
     out, seen = tmp_path_factory.mktemp("run") / "run", []
-    make = source.make_clips
+    make = loop.make_clip_set
+
+    def noted(clips, *rest, **options):
+        seen.append(clips)
+        return make(clips, *rest, **options)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "make_clips", lambda clips, *a: seen.append(clips) or make(clips, *a))
-        pipeline.train(system, data, out)
+        patch.setattr(loop, "make_clip_set", noted)
+        train(system, data, out)
     return out, seen
 
 
@@ -80,8 +89,13 @@ def copied(finished, tmp_path):
     """A copy of the run as it was after its first checkpoint; the log is further."""
     out = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(out / "checkpoints" / "step_30")
-    (out / "model.safetensors").unlink()
+    for name in ("model.safetensors", "finished.json"):
+        (out / name).unlink()
     return out
+
+
+def train(system, data, out):
+    stages.train(system, data, out, keep_checkpoints=True)
 
 
 def with_train(system, **fields):
@@ -132,35 +146,35 @@ def test_the_log_has_the_promised_steps_and_fields(finished):
 
 def test_the_model_has_all_that_was_trained_and_how(finished, system, data):
     out, _ = finished
-    trained, header = params.load(out / "model.safetensors")
+    trained, header, _ = weights_file.load(out / "model.safetensors")
     assert header.kind == "trained"
-    assert header.config == training_of(prepare(system, data)[0])
+    assert header.config == prepare(system, data, Options()).model(out).key
     assert {name.removeprefix("branches.0.").split(".")[0] for name in trained} == {
         *("backbone", "project", "heads")
     }
     assert all("lora" in name for name in trained if "backbone" in name)
     assert {"heads.1.scale", "heads.0.centers"} <= trained.keys()
     labels = json.loads((out / "labels.json").read_text())
-    assert labels == {key: ["fan section_00", "pump section_00"] for key in "01"}
+    assert labels == {key: [f"{m} section_00" for m in ("fan", "pump", "valve")] for key in "01"}
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step_15", "step_30"]
 
 
 def test_held_out_clips_are_normal_training_clips_that_never_train(finished, data):
     training, held = (({clip.path for clip in clips}) for clips in finished[1])
-    assert (len(training), len(held)) == (20, 4)
+    assert (len(training), len(held)) == (30, 6)
     assert not training & held
     assert training | held == {path.resolve() for path in data.glob("*/train/*.wav")}
 
 
 def test_validation_masks_the_padding_of_its_own_clips(system, data, tmp_path, monkeypatch):
     """Clips are shorter than a full second here; only those held out are."""
-    asked = []
-    monkeypatch.setattr(loop.source, "padded", lambda infos, *_: len(infos) == 4)
-    monkeypatch.setattr(loop, "make_hear", lambda *arguments: asked.append(arguments[2]))
+    masked = []
+    monkeypatch.setattr(loop, "padded", lambda infos, *_: len(infos) == 6)
+    monkeypatch.setattr(loop, "make_front_ends", lambda *arguments: masked.append(arguments[2]))
     monkeypatch.setattr(loop, "make_validate", stop)
     with pytest.raises(Stopped):
-        pipeline.train(system, data, tmp_path)
-    assert asked == [False, True]
+        train(system, data, tmp_path)
+    assert masked == [False, True]
 
 
 class Stopped(Exception):
@@ -171,21 +185,21 @@ def stop(*_):
     raise Stopped
 
 
-# Going on
+# Resuming
 
 
 def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
     copied, finished, system, data, capsys
 ):
-    pipeline.train(system, data, copied)
-    assert "going on after step 15 of 30" in capsys.readouterr().err
+    train(system, data, copied)
+    assert "resuming after step 15 of 30" in capsys.readouterr().err
     assert model(copied) == model(finished[0])
     assert lines(copied) == lines(finished[0])
 
 
 def test_the_source_and_the_log_may_change_on_the_way(copied, finished, system, data):
     """Clips are now decoded on the way: the other data path gives the same numbers."""
-    pipeline.train(with_train(system, source="streaming", log_every=4), data, copied)
+    train(with_train(system, source="streaming", log_every=4), data, copied)
     assert model(copied) == model(finished[0])
     log = [json.loads(line) for line in (copied / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == [5, 10, 15, 16, 20, 24, 28, 30]
@@ -195,15 +209,15 @@ def test_the_source_and_the_log_may_change_on_the_way(copied, finished, system, 
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("seed", "checkpoint 0, now 1"), ("ema", "checkpoint 0.5, now 0.9")]
+    ("field", "value"), [("seed", "0 before, 1 now"), ("ema", "0.5 before, 0.9 now")]
 )
 def test_another_training_is_refused_and_nothing_is_lost(
     copied, system, data, field, value, monkeypatch
 ):
-    before, now = contents(copied), float(value.rpartition(" ")[2])
-    monkeypatch.setattr(loop, "initialize", stop)  # it does not come to that
+    before, now = contents(copied), float(value.split()[2])
+    monkeypatch.setattr(Architecture, "initialize", stop)  # it does not come to that
     with pytest.raises(InputError, match=f"train.{field}: {value}"):
-        pipeline.train(with_train(system, **{field: int(now) if now == 1 else now}), data, copied)
+        train(with_train(system, **{field: int(now) if now == 1 else now}), data, copied)
     assert contents(copied) == before
 
 
@@ -217,12 +231,12 @@ def test_signals_save_stop_and_lose_nothing(finished, system, data, tmp_path, mo
         with monkeypatch.context() as patch:
             disturb(patch, at, lambda state, n=number: signal.raise_signal(n) or state)
             with pytest.raises(raised) as left:
-                pipeline.train(system, data, out)
+                train(system, data, out)
         if raised is SystemExit:
             assert left.value.code == 0
         assert not (out / "model.safetensors").exists()
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step_12", "step_7"]
-    pipeline.train(system, data, out)
+    train(system, data, out)
     assert model(out) == model(finished[0])
     ours = lines(out)
     assert [line["step"] for line in ours] == [5, 7, 10, 12, 15, 20, 25, 30]
@@ -235,10 +249,10 @@ def test_a_signal_in_the_last_pass_leaves_only_the_model_to_write(
     with monkeypatch.context() as patch:
         disturb(patch, 15, lambda state: signal.raise_signal(signal.SIGTERM) or state)
         with pytest.raises(SystemExit):
-            pipeline.train(system, data, copied)
+            train(system, data, copied)
     assert not (copied / "model.safetensors").exists()
     monkeypatch.setattr(loop, "make_step", lambda *_: stop)
-    pipeline.train(system, data, copied)
+    train(system, data, copied)
     assert model(copied) == model(finished[0])
     assert lines(copied) == lines(finished[0])
 
@@ -253,7 +267,7 @@ def test_numbers_that_are_not_finite_stop_and_spare_the_checkpoint(
     before = contents(copied / "checkpoints")
     disturb(monkeypatch, 3, spoil)
     with pytest.raises(InputError, match=r"not finite at step 18 .*loss nan") as stopped:
-        pipeline.train(system, data, copied)
+        train(system, data, copied)
     said = str(stopped.value)
     assert "Last good checkpoint: step 15." in said
     for name in ("loss", "accuracy", "gradient_norm", "embedding_norm"):
@@ -272,9 +286,9 @@ def test_the_best_weights_are_taken_if_asked_for(finished, system, data, tmp_pat
 
     monkeypatch.setattr(loop.Checkpoints, "save", keep)
     monkeypatch.setattr(loop, "_validate", lambda *_: {"held_out_accuracy": next(accuracies)})
-    pipeline.train(with_train(system, select="best"), data, tmp_path)
-    chosen, _ = params.load(tmp_path / "model.safetensors")
-    last, _ = params.load(finished[0] / "model.safetensors")
+    train(with_train(system, select="best"), data, tmp_path)
+    chosen = weights_file.load(tmp_path / "model.safetensors").arrays
+    last = weights_file.load(finished[0] / "model.safetensors").arrays
     for found, step in ((chosen, 15), (last, 30)):
         assert found.keys() == saved[step].keys()
         for name, value in found.items():

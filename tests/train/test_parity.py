@@ -10,21 +10,21 @@ import jax
 import numpy as np
 import optax
 import pytest
-from machines import one_branch
-from trainings import quick_compiles
+from machines import one_encoder
+from trainings import architecture, quick_compiles
 
 from asdjax.devices import data_mesh
 from asdjax.losses.margin import Margin
 from asdjax.models.backbone import Backbone
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
-from asdjax.models.heads import Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import initialize, take_apart
+from asdjax.models.system import Task
+from asdjax.train.batches import Batch
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
-from asdjax.train.step import Batch, make_hear, make_step
+from asdjax.train.step import make_front_ends, make_step
 from weights_convert import beats, eat, torch_file
 
 ADAPTER = Lora(rank=4, alpha=8.0, targets=("q", "v", "out"))
@@ -95,17 +95,17 @@ def recording(optimizer: optax.GradientTransformation) -> optax.GradientTransfor
 def ran(case, tiny, arrays):
     """Return the gradients of the first step, ten losses and the state after them."""
     adapter = ADAPTER if case.adapted else None
-    config = one_branch("", adapter, "statistics", embedding=16, dropout=False)
+    config = one_encoder("", adapter, "statistics", embedding=16, dropout=False)
     how = Train(steps=10, batch=4, heads=(HeadConfig(MARGIN),), optimizer=OPTIMIZERS[case.backbone])
-    building = config, [tiny.config], [Task(MARGIN, np.ones(5, int))]
-    parts = take_apart(*building, train=True)
+    system = architecture(config, [tiny], [Task(MARGIN, (1,) * 5)])
+    parts = system.parts(train=True)
     optimizer = recording(make_optimizer(how.optimizer, parts.trainable, 10, 1, 1))
-    statistics, trainable, frozen = initialize(*building, [tiny.params], seed=0)
+    statistics, trainable, frozen = system.initialize(seed=0)
     stored = {n.removeprefix("start/"): v for n, v in arrays.items() if n.startswith("start/")}
     given = {n: v for n, v in ours(stored).items() if n in trainable}
     assert len(given) == 11 + (18 if case.adapted else 0)  # head and adapters
-    hear = make_hear([tiny.config], data_mesh(), padded=case.padded)
-    step = make_step(parts, hear, lambda store, sent: Batch(*sent), how, optimizer, 11_200)
+    front_ends = make_front_ends(system.networks, data_mesh(), padded=case.padded)
+    step = make_step(parts, front_ends, lambda store, sent: Batch(*sent), how, optimizer, 11_200)
     state, gradient, losses = start(statistics, trainable | given, optimizer, how), None, []
     for _ in range(10):
         state, metrics = step(state, frozen, (), batch_of(case, arrays))

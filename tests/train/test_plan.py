@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -103,21 +104,33 @@ def test_a_clip_is_held_out_of_classes_that_are_large_in_every_head():
         assert (held_out[:12].sum(), held_out[12:].sum()) == (0, 6)
 
 
-# What is refused
+# Batches
 
 
-def test_held_out_clips_do_not_fill_a_batch():
+@pytest.mark.parametrize(
+    ("batch", "held_out", "made"), [(16, 0.0, 16), (20, 0.0, 20), (22, 0.0, 20), (18, 0.2, 16)]
+)
+def test_a_batch_is_no_larger_than_the_clips_that_train(batch, held_out, made):
     clips = [clip(m, i) for m in ("fan", "valve") for i in range(10)]
-    assert plan(clips, batch=16, held_out=0.2)
-    with pytest.raises(InputError, match=r"at most 16 clips, .* got 18; set --train\.batch"):
-        plan(clips, batch=18, held_out=0.2)
+    how = plan(clips, batch=batch, held_out=held_out)
+    assert how.how == Train(batch=made, held_out=held_out)
+    count = 16 if held_out else 20
+    line = f"batch of {made} instead of {batch}: there are {count} training clips"
+    assert how.notes == ((line,) if made < batch else ())
+
+
+def test_a_smaller_batch_still_divides_over_the_devices():
+    clips = [clip(m, i) for m, count in (("fan", 4), ("valve", 3)) for i in range(count)]
+    assert plan(clips, batch=32).how.batch == 6  # of 7, on two devices
+
+
+# What is refused
 
 
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ({"batch": 10}, r"a batch of at most 8 clips, .* got 10; set --train\.batch"),
-        ({"batch": 3}, r"a batch that divides over 2 devices, got 3; set --train\.batch"),
+        ({"batch": 3}, r"a batch that divides over 2 devices, .* got a batch of 3 and 8 training"),
         (
             {"steps": 5, "optimizer": Optimizer(schedule=Schedule(warmup=6))},
             "a warm-up within the run's 5 steps, got 6",
@@ -132,6 +145,12 @@ def test_held_out_clips_do_not_fill_a_batch():
 def test_settings_that_do_not_fit_the_clips_are_refused(train, message):
     with pytest.raises(InputError, match=message):
         plan(**train)
+
+
+def test_fewer_clips_than_devices_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 16)
+    with pytest.raises(InputError, match=r"16 devices, and as many clips, got .* 8 training clips"):
+        plan(batch=16)
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,11 @@ import pytest
 from flax import nnx
 
 from asdjax.losses.margin import Margin
-from asdjax.models.heads import Head, Task
-from asdjax.models.system import STATISTICS, Parts
-from asdjax.params import split
+from asdjax.models.system import STATISTICS, Architecture, Network, Parts, System, Task
+from asdjax.models.weights_file import split
+from asdjax.train.batches import Batch
 from asdjax.train.optimizer import layer_factors
-from asdjax.train.step import Batch, Heard, classify, make_validate
+from asdjax.train.step import Augmented, classify, make_validate
 
 
 def test_layers_of_each_branch_count_from_their_own_top():
@@ -33,24 +33,26 @@ CENTERS = {None: np.concatenate([AXES, AXES], 1), 0: AXES, 1: AXES}  # by what a
 LABEL = np.array([0, 1, 0, 1])
 
 
-class Given(nnx.Module):
-    """A system of two branches whose inputs are its embedding; its heads have known centers."""
+class Nothing(nnx.Module):
+    """An encoder that gives what it gets."""
 
-    def __init__(self, heads: dict[int | None, bool]):
-        """Make heads by what they see; those that are False take each class for the other."""
-        made = []
-        for seen, right in heads.items():
-            centers = CENTERS[seen] if right else CENTERS[seen][::-1]
-            task = Task(Margin("softmax", 0.0, 10.0), np.ones(2, int), branch=seen)
-            first = 2 * (seen or 0)
-            part = slice(first, first + centers.shape[1])
-            head = Head(task, part, train=False, rngs=nnx.Rngs(0))
-            head.centers[...] = jnp.asarray(centers[:, None])
-            made.append(head)
-        self.heads = nnx.List(made)
+    def __call__(self, given):
+        return given
 
-    def __call__(self, inputs):
-        return inputs
+
+def made(heads: dict[int | None, bool]) -> System:
+    """Return two branches whose inputs are their embeddings, and heads with known centers.
+
+    Args:
+      heads: by what they see; those that are False take each class for the other.
+    """
+    network = Network(lambda wave, lengths: None, lambda **how: Nothing(), width=2)
+    tasks = tuple(Task(Margin("softmax", 0.0, 10.0), (1, 1), branch=seen) for seen in heads)
+    system = System(Architecture((network, network), tasks), train=False, rngs=nnx.Rngs(0))
+    for head, (seen, right) in zip(system.heads, heads.items(), strict=True):
+        centers = CENTERS[seen] if right else CENTERS[seen][::-1]
+        head.centers[...] = jnp.asarray(centers[:, None])
+    return system
 
 
 EMBEDDING = np.concatenate([AXES[LABEL], AXES[LABEL]], 1)
@@ -63,9 +65,8 @@ SYSTEMS = [
 
 @pytest.mark.parametrize(("heads", "accuracy"), SYSTEMS)
 def test_heads_of_single_branches_have_no_part_in_the_accuracy(heads, accuracy):
-    heard = Heard((), jnp.asarray(LABEL[:, None, None]), jnp.ones((4, 1)))
-    system = Given(heads)
-    loss, got = classify(system, jnp.asarray(EMBEDDING), heard)
+    given = Augmented((), jnp.asarray(LABEL[:, None, None]), jnp.ones((4, 1)))
+    loss, got = classify(made(heads), jnp.asarray(EMBEDDING), given)
     assert got == accuracy
     # But in the loss: log(1 + e^-d) of a class that leads by d = 10, or -10 if it is behind.
     each = [np.log1p(np.exp(-10.0 if right else 10.0)) for right in heads.values()]
@@ -74,11 +75,15 @@ def test_heads_of_single_branches_have_no_part_in_the_accuracy(heads, accuracy):
 
 @pytest.mark.parametrize(("heads", "accuracy"), SYSTEMS)
 def test_heads_of_single_branches_have_no_part_in_validation(heads, accuracy):
-    graph, statistics, trainable, _ = split(Given(heads), STATISTICS, nnx.Param)
+    graph, statistics, trainable, _ = split(made(heads), STATISTICS, nnx.Param)
     parts = Parts(graph, {}, {}, {}, {})
     lengths = np.full(4, EMBEDDING.shape[1])
     batch = Batch(*map(jnp.asarray, (EMBEDDING, lengths, LABEL[:, None])))
-    validate = make_validate(parts, lambda wave, _: wave, lambda _, sent: sent, samples=4)
+
+    def front_ends(wave, lengths):
+        return wave[:, :2], wave[:, 2:]
+
+    validate = make_validate(parts, front_ends, lambda _, sent: sent, samples=4)
     right, unit = jax.device_get(validate(trainable, statistics, {}, (), batch))
     np.testing.assert_array_equal(right, np.full(4, accuracy))
     np.testing.assert_allclose(unit, EMBEDDING / np.sqrt(2), rtol=1e-6)  # float32

@@ -6,7 +6,6 @@ what is done to the clips.
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
@@ -15,8 +14,8 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from machines import one_branch
-from trainings import quick_compiles
+from machines import one_encoder
+from trainings import architecture, quick_compiles
 
 from asdjax.devices import copied, data_mesh, split
 from asdjax.frontend.augment import Augment
@@ -24,15 +23,20 @@ from asdjax.losses.adacos import AdaCos, adacos_loss, next_scale
 from asdjax.losses.margin import Margin, cosines, margin_loss
 from asdjax.models.backbone import Backbone, abstract
 from asdjax.models.beats import BeatsConfig
-from asdjax.models.heads import Head, Task
 from asdjax.models.lora import Lora
-from asdjax.models.system import Parts, initialize, take_apart
-from asdjax.params import merge
+from asdjax.models.system import Architecture, Network, Parts, Task
+from asdjax.models.weights_file import merge
+from asdjax.train.batches import Batch
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.loop import start
 from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
-from asdjax.train.step import Batch, Heard, classify, make_hear, make_step
-from asdjax.train.step import make_validate as validator
+from asdjax.train.step import (
+    Augmented,
+    classify,
+    make_front_ends,
+    make_step,
+    make_validate,
+)
 
 STRUCTURE = BeatsConfig(
     input_patch_size=16,
@@ -53,7 +57,7 @@ STRUCTURE = BeatsConfig(
 )
 LONG, SAMPLES = 8000, 5600  # of a row and of a training clip: 33 frames, two patches of time
 EVERYWHERE = Lora(rank=2, alpha=2.0, targets=("q", "k", "v", "out", "fc1", "fc2"))
-PLAIN = one_branch("", EVERYWHERE, "mean", embedding=8, dropout=False)
+PLAIN = one_encoder("", EVERYWHERE, "mean", embedding=8, dropout=False)
 ARCFACE = HeadConfig(Margin("arcface", 0.3, 12.0, subcenters=2), "machine")
 CLASSES = 3
 TRAIN = Train(
@@ -96,24 +100,19 @@ class Built(NamedTuple):
 def tasks(heads):
     """Return the tasks of heads, every class with all the centers its loss has."""
     return [
-        Task(
-            h.loss,
-            np.full(CLASSES, getattr(h.loss, "subcenters", 0) or h.loss.subclusters),
-            i,
-            h.weight,
-        )
-        for i, h in enumerate(heads)
+        Task(one.loss, tuple(one.loss.center_counts(np.zeros(CLASSES, bool))), i, one.weight)
+        for i, one in enumerate(heads)
     ]
 
 
 def build(backbone, config, how, optimizer=None, seed=0):
-    building = config, [STRUCTURE], tasks(how.heads)
-    parts = take_apart(*building, train=True)
+    system = architecture(config, [backbone], tasks(how.heads))
+    parts = system.parts(train=True)
     if optimizer is None:
         optimizer = recording(make_optimizer(how.optimizer, parts.trainable, how.steps))
-    statistics, trainable, frozen = initialize(*building, [backbone.params], seed)
-    hear = make_hear([STRUCTURE], data_mesh(), padded=True)
-    step = make_step(parts, hear, lambda store, sent: Batch(*sent), how, optimizer, SAMPLES)
+    statistics, trainable, frozen = system.initialize(seed)
+    front_ends = make_front_ends(system.networks, data_mesh(), padded=True)
+    step = make_step(parts, front_ends, lambda store, sent: Batch(*sent), how, optimizer, SAMPLES)
 
     def begin(seed=how.seed):
         state = start(statistics, trainable, optimizer, replace(how, seed=seed))
@@ -236,7 +235,7 @@ def cosine_of(one, other):
 def test_bfloat16_is_float32_with_noise(backbone, stepped):
     built = build(
         backbone,
-        one_branch("", EVERYWHERE, "mean", embedding=8, dropout=False, dtype="bfloat16"),
+        one_encoder("", EVERYWHERE, "mean", embedding=8, dropout=False, dtype="bfloat16"),
         TRAIN,
     )
     state, metrics = first(built)
@@ -251,7 +250,7 @@ def test_bfloat16_is_float32_with_noise(backbone, stepped):
 
 # Randomness
 
-DROPPING = one_branch("", EVERYWHERE, "mean", embedding=8)
+DROPPING = one_encoder("", EVERYWHERE, "mean", embedding=8)
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +287,7 @@ def test_what_is_done_to_clips_is_a_function_of_seed_and_step(backbone, stepped)
 
 def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
     """The second time a layer is computed it drops the same values."""
-    built = build(backbone, one_branch("", EVERYWHERE, "mean", embedding=8, remat=True), TRAIN)
+    built = build(backbone, one_encoder("", EVERYWHERE, "mean", embedding=8, remat=True), TRAIN)
     assert "remat" in str(built.step.trace(built.begin(), built.frozen, (), tuple(batch())).jaxpr)
     state, metrics = first(built)
     np.testing.assert_allclose(metrics["loss"], dropped[1]["loss"], rtol=1e-5)  # float32
@@ -303,18 +302,16 @@ def test_computing_layers_again_gives_the_same_gradient(backbone, dropped):
 def test_validation_draws_nothing(backbone, plain):
     """Its numbers are the naive ones, whatever training does to clips and values."""
     weight, given = plain.begin().trainable, batch()
-    used = take_apart(DROPPING, [STRUCTURE], tasks(TRAIN.heads), train=False)
-    hear = make_hear([STRUCTURE], data_mesh(), padded=True)
-    validate = validator(used, hear, lambda store, sent: Batch(*sent), SAMPLES)
+    system = architecture(DROPPING, [backbone], tasks(TRAIN.heads))
+    front_ends = make_front_ends(system.networks, data_mesh(), padded=True)
+    used = system.parts(train=False)
+    validate = make_validate(used, front_ends, lambda store, sent: Batch(*sent), SAMPLES)
     right, unit = validate(weight, {}, plain.frozen, (), tuple(given))
     embedding = naive_embedding(backbone, weight, given)
     _, cosine = naive_arcface(embedding, weight["heads.0.centers"], np.zeros(4, int))
     np.testing.assert_array_equal(right, cosine.argmax(1) == np.asarray(given.label)[:, 0])
     expected = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
     np.testing.assert_allclose(unit, expected, rtol=0, atol=1e-5)  # float32
-
-
-HEAD = [(ARCFACE.loss, np.full(CLASSES, 2))]
 
 
 # Accumulation and the moving average
@@ -374,18 +371,22 @@ HEADS = (
 )
 
 
+class Nothing(nnx.Module):
+    """An encoder that is its front end."""
+
+    def __call__(self, given):
+        return given.x
+
+
 @jax.jit
 def classified(centers, scale, embedding, label, weight):
     """Return loss and accuracy of three heads, and the scale of the second after it."""
-    shapes = nnx.eval_shape(
-        lambda: nnx.List(
-            [Head(task, slice(0, 8), train=True, rngs=nnx.Rngs(0)) for task in tasks(HEADS)]
-        )
-    )
-    graph, _ = nnx.split(shapes)
-    values = {f"{i}.centers": centers[i] for i in range(3)}
-    system = SimpleNamespace(heads=merge(graph, values | {"1.scale": scale, "2.scale": scale}))
-    loss, accuracy = classify(system, embedding, Heard((), label, weight))
+    network = Network(lambda wave, lengths: None, lambda **how: Nothing(), width=8)
+    system = Architecture((network,), tuple(tasks(HEADS)))
+    values = {f"heads.{i}.centers": centers[i] for i in range(3)}
+    scales = {"heads.1.scale": scale, "heads.2.scale": scale}
+    system = merge(system.parts(train=True).graph, values | scales)
+    loss, accuracy = classify(system, embedding, Augmented((), label, weight))
     return loss, accuracy, system.heads[1].scale[...]
 
 
@@ -412,8 +413,8 @@ def test_the_loss_is_the_weighted_sum_over_heads():
     np.testing.assert_allclose(loss, expected, rtol=1e-5)  # float32
     np.testing.assert_allclose(scale, followed, rtol=1e-5)
     assert abs(scale - 3.0) > 0.1
-    asked = np.take_along_axis(label, weight.argmax(1)[:, None, None], 2)[..., 0]
-    right = [np.asarray(c).max(2).argmax(1) == asked[:, i] for i, c in enumerate(cosine)]
+    most = np.take_along_axis(label, weight.argmax(1)[:, None, None], 2)[..., 0]
+    right = [np.asarray(c).max(2).argmax(1) == most[:, i] for i, c in enumerate(cosine)]
     np.testing.assert_allclose(accuracy, np.mean(right), rtol=1e-6)
 
 
@@ -421,9 +422,9 @@ def test_the_loss_is_the_weighted_sum_over_heads():
 def three_heads(backbone):
     """Return LoRA with three heads: the states of two steps, frozen weights now and before."""
     adapter = Lora(rank=2, alpha=2.0, targets=("q",))
-    config = one_branch("", adapter, "statistics", embedding=8, dropout=False)
+    config = one_encoder("", adapter, "statistics", embedding=8, dropout=False)
     how = replace(TRAIN, heads=HEADS, ema=0.15)
-    parts = take_apart(config, [STRUCTURE], tasks(HEADS), train=True)
+    parts = architecture(config, [backbone], tasks(HEADS)).parts(train=True)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)
     built = build(backbone, config, how, optimizer, seed=3)  # some units of the pooling are not 0
     state, frozen = built.begin(), jax.tree.map(np.array, built.frozen)

@@ -8,7 +8,8 @@ import numpy as np
 
 from asdjax.frontend.augment import Augment
 from asdjax.models.system import Input
-from asdjax.train.step import Batch, _hear_augmented
+from asdjax.train.batches import Batch
+from asdjax.train.step import _augmented
 
 WAVE = np.random.default_rng(2).integers(1, 1000, (4, 64)).astype(np.int16)
 LENGTHS = np.array([64, 64, 40, 16], np.int32)
@@ -16,20 +17,20 @@ CLIPS = np.where(np.arange(64)[None] < LENGTHS[:, None], WAVE, 0)
 LABELS = np.array([[0, 1], [1, 2], [2, 0], [0, 0]], np.int32)
 
 
-def hear(wave, lengths):
+def front_ends(wave, lengths):
     """Return the wave as a mel of 4 bands, and which of its frames are padding."""
     mel = wave.reshape(len(wave), -1, 4)
     return (Input(mel, jnp.arange(mel.shape[1])[None] >= lengths[:, None] // 4),)
 
 
-def heard(how, samples=32, wave=CLIPS, seed=0):
+def augmented(how, samples=32, wave=CLIPS, seed=0):
     given = Batch(*map(jnp.asarray, (wave, LENGTHS, LABELS)))
-    got = jax.device_get(_hear_augmented(given, hear, how, samples, jax.random.key(seed)))
+    got = jax.device_get(_augmented(given, front_ends, how, samples, jax.random.key(seed)))
     return SimpleNamespace(**got.inputs[0]._asdict(), label=got.label, weight=got.weight)
 
 
 def test_by_default_clips_are_only_cut():
-    got = heard(Augment())
+    got = augmented(Augment())
     assert got.x.dtype == np.int16  # the front end does the conversion
     np.testing.assert_array_equal(got.x.reshape(4, 32), CLIPS[:, :32])
     np.testing.assert_array_equal(got.padding.sum(1), [0, 0, 0, 4])
@@ -43,14 +44,14 @@ def windows(clip):
 
 
 def test_random_crops_are_stretches_of_the_clips():
-    rows = heard(Augment(crop="random")).x.reshape(4, 32)
+    rows = augmented(Augment(crop="random")).x.reshape(4, 32)
     starts = [windows(CLIPS[i, : LENGTHS[i]]).index(tuple(rows[i])) for i in range(3)]
     assert len(set(starts)) > 1
     np.testing.assert_array_equal(rows[3], CLIPS[3, :32])  # shorter: all of it, with its padding
 
 
 def test_shifts_turn_the_crop_inside_its_own_length():
-    rows = heard(Augment(shift=True)).x.reshape(4, 32)
+    rows = augmented(Augment(shift=True)).x.reshape(4, 32)
     turns = []
     for row, clip, length in zip(rows, CLIPS, np.minimum(LENGTHS, 32), strict=True):
         turned = [tuple(np.roll(clip[:length], -n)) for n in range(length)]
@@ -60,14 +61,14 @@ def test_shifts_turn_the_crop_inside_its_own_length():
 
 
 def test_masks_hide_stretches_of_the_mel():
-    got = heard(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).x
+    got = augmented(Augment(mask=4, mask_probability=1.0), samples=64, wave=WAVE).x
     hidden = got == 0
     np.testing.assert_array_equal(got[~hidden], WAVE.reshape(4, 16, 4)[~hidden])
     assert 0 < hidden.mean() < 1
 
 
 def test_mixed_clips_are_as_long_as_the_longer_of_the_two():
-    got = heard(Augment(mixup=0.5), samples=64)
+    got = augmented(Augment(mixup=0.5), samples=64)
     own = got.weight[:, 0, None]
     mixed = own[:, 0] < 1
     assert 0 < mixed.sum() < 4
@@ -82,7 +83,7 @@ def test_mixed_clips_are_as_long_as_the_longer_of_the_two():
 def test_clips_are_masked_before_they_are_mixed():
     """Half a mixed clip shows through the mask of the other half."""
     how = Augment(mask=16, mask_probability=1.0, mixup=1.0)
-    got = heard(how, samples=64, wave=np.ones((4, 64), np.float32))
+    got = augmented(how, samples=64, wave=np.ones((4, 64), np.float32))
     own = np.broadcast_to(got.weight[:, :1, None], got.x.shape)
     alone = np.isclose(got.x, own, atol=1e-6), np.isclose(got.x, 1 - own, atol=1e-6)
     assert all(part.any() for part in alone)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from asdjax import params
 from asdjax.files import sha256_file
+from asdjax.models import weights_file
 from asdjax.models.eat import EatConfig
+from asdjax.models.weights_file import Header
 from asdjax.types import InputError
 from weights_convert import beats, torch_file
 from weights_convert.__main__ import main
@@ -79,7 +80,7 @@ def hugging_face(golden, tmp_path):
 def converted(source, tmp_path, config=None):
     out = tmp_path / "out.safetensors"
     convert_file(source, out, config)
-    return params.load(out)
+    return weights_file.load(out)[:2]
 
 
 def test_every_kind_of_tensor_lands_where_it_should(golden, state, tmp_path):
@@ -107,13 +108,13 @@ def test_every_kind_of_tensor_lands_where_it_should(golden, state, tmp_path):
     patch = state[f"{IMAGE}local_encoder.proj.weight"]  # (D, 1, time, mel)
     assert found["patch_embed.kernel"][16 * 3 + 5, 7] == patch[7, 0, 3, 5]
     assert {value.dtype for value in found.values()} == {np.dtype("float32")}
-    assert header == params.Header("eat", asdict(TINY), sha256_file(golden / "eat_tiny.pt"))
+    assert header == Header("eat", asdict(TINY), sha256_file(golden / "eat_tiny.pt"))
 
 
 def test_every_number_of_the_student_is_kept_once(golden, state, tmp_path):
     del state["_ema"]
     total = sum(x.size for name, x in state.items() if ".decoder." not in name)
-    assert params.count(converted(golden / "eat_tiny.pt", tmp_path)[0]) == total
+    assert weights_file.count(converted(golden / "eat_tiny.pt", tmp_path)[0]) == total
 
 
 def test_both_forms_give_the_same_parameters(golden, hugging_face, tmp_path):
@@ -304,7 +305,7 @@ def test_unusable_safetensors_are_told(golden, hugging_face, tmp_path):
     source.write_bytes(source.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"model\.safetensors: not a complete safetensors file"):
         converted(source, tmp_path)
-    with pytest.raises(InputError, match=r"absent\.safetensors: no such file"):
+    with pytest.raises(InputError, match=r"absent\.safetensors: no such weight file"):
         converted(tmp_path / "absent.safetensors", tmp_path)
     convert_file(golden / "eat_tiny.pt", tmp_path / "ours.safetensors")
     with pytest.raises(InputError, match="a weight file of asdjax already"):

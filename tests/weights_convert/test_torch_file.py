@@ -138,7 +138,7 @@ def test_sizes_that_wrap_around_do_not_escape_the_bounds(write_checkpoint, tenso
     storage = write_checkpoint.Storage(np.arange(4, dtype=np.float32))
     size = tensor(np.array(64, dtype="i8"))
     path = write_checkpoint(write_checkpoint.Tensor(storage, 0, (size, size), (64, 1)))
-    with pytest.raises(InputError, match=r"shape \(64, 64\) does not fit its 4 numbers"):
+    with pytest.raises(InputError, match=r"shape \(64, 64\) does not fit its 4 values"):
         torch_file.read(path)
 
 

@@ -1,0 +1,266 @@
+"""Layers that several networks share: dropout, norms, dense layers, patches, convolutions, CBAM.
+
+A module that draws at random holds a `Key`, and each training step puts a new key in. A model is
+built twice from one configuration: for training, and for use with every rate at 0. The second has
+no keys and draws nothing; the names of the weights are the same in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial, reduce
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from asdjax.types import InputError
+
+MEL_BANDS = 128
+LARGEST = 100_000  # of any count in a configuration: more is a damaged or hostile file
+
+
+def check_config(config: object, kind: str, rules: Iterable[tuple[str, str, bool]]) -> None:
+    """Raise one `InputError` with every rule that does not hold.
+
+    Args:
+        kind: of configuration, with its article: "a BEATs".
+        rules: the name of a field, what is expected of it, and whether that holds.
+    """
+    problems = [
+        f"{name}: expected {expected}, got {getattr(config, name)}"
+        for name, expected, holds in rules
+        if not holds
+    ]
+    if problems:
+        raise InputError(f"not {kind} configuration:\n  " + "\n  ".join(problems))
+
+
+def divisor_rules(config: object, wholes: dict[str, int]) -> Iterator[tuple[str, str, bool]]:
+    """Return the rules of fields that must divide a number, for `check_config`."""
+    for name, whole in wholes.items():
+        part = getattr(config, name)
+        yield name, f"a divisor of {whole}", part >= 1 and whole % part == 0
+
+
+# Dropout
+
+RESOLUTION = 2**16  # rates are rounded to this part: 16 random bits a value, not 32
+
+
+class Key(nnx.Variable):
+    """A random key; its first value is a placeholder for the key of each step."""
+
+
+class Dropout(nnx.Module):
+    """Zero values with probability `rate` and scale the others by 1 / (1 - rate).
+
+    Args:
+        rate: in [0, 1); 0 returns the input and needs no key.
+    """
+
+    def __init__(self, rate: float):
+        self.rate = rate
+        self.key = Key(jax.random.key(0)) if rate > 0 else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return x if self.key is None else dropout(x, self.rate, self.key[...])
+
+    def drawn(self) -> jax.Array | None:
+        """Return the key, for a function that drops by itself; None without dropout."""
+        return None if self.key is None else self.key[...]
+
+    def per_clip(self, x: jax.Array) -> jax.Array:
+        """Return `x [B, ...]` with whole clips 0, the others scaled (drop path, Huang 2016)."""
+        if self.key is None:
+            return x
+        keep = kept((len(x), 1), self.rate, self.key[...]).reshape(-1, *[1] * (x.ndim - 1))
+        return keep_only(x, keep, self.rate)
+
+    def choose(self, skipped: jax.Array, computed: jax.Array) -> jax.Array:
+        """Return `skipped` as a whole with probability `rate`, else `computed` (layer drop)."""
+        if self.key is None:
+            return computed
+        return jnp.where(jax.random.uniform(self.key[...]) < self.rate, skipped, computed)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+    """Return `x` with a random part of about `rate` of its values 0 and the others scaled up."""
+    return keep_only(x, kept(x.shape, rate, key), rate)
+
+
+def kept(shape: tuple[int, ...], rate: float, key: jax.Array) -> jax.Array:
+    """Return a random bool array: False where dropout puts 0."""
+    pairs = *shape[:-1], -(-shape[-1] // 2)  # JAX draws 32 bits at a time; 16 are enough
+    bits = lax.bitcast_convert_type(jax.random.bits(key, pairs, jnp.uint32), jnp.uint16)
+    bits = bits.reshape(*shape[:-1], -1)[..., : shape[-1]]
+    return bits >= round(rate * RESOLUTION)
+
+
+def keep_only(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
+    """Return `x` with 0 where not `keep` and the others scaled up."""
+    scale = RESOLUTION / (RESOLUTION - round(rate * RESOLUTION))
+    return jnp.where(keep, x * scale, 0.0).astype(x.dtype)
+
+
+def keys_for(names: list[str], key: jax.Array) -> dict[str, jax.Array]:
+    """Return one independent key per name, to merge into a model."""
+    return dict(zip(names, jax.random.split(key, len(names)), strict=True)) if names else {}
+
+
+# Norms and dense layers
+
+
+def batch_norm(width: int, *, train: bool, rngs: nnx.Rngs, epsilon: float = 1e-5) -> nnx.BatchNorm:
+    """Return a norm of the last axis, of `width`: by the batch in training, else by running values.
+
+    Statistics are those of all other axes and of the whole batch, however many devices hold it, and
+    float32 whatever comes in. Running ones (`nnx.BatchStat`) move by 0.1 of the way in each step
+    (momentum 0.9; PyTorch calls it 0.1): within 100 steps they forget where they started, which
+    Keras' 0.99 does not in the few hundred steps of a short training. Their variance is that of
+    the population (1 / n); PyTorch's is that of a sample (1 / (n - 1)).
+    """
+    return nnx.BatchNorm(
+        width,
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=epsilon,
+        use_fast_variance=False,  # E[x^2] - E[x]^2 cancels where the mean is large
+        rngs=rngs,
+    )
+
+
+def layer_norm(width: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Return a norm in float32, in and out, under every compute type."""
+    return nnx.LayerNorm(
+        width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
+    )
+
+
+def linear(inputs: int, outputs: int, *, gain: float | None = None, **how) -> nnx.Linear:
+    """Return a linear layer that starts Xavier-normal with `gain`, else N(0, 0.02)."""
+    if gain is None:
+        init = nnx.initializers.normal(0.02)
+    else:
+        init = nnx.initializers.variance_scaling(gain**2, "fan_avg", "normal")
+    return nnx.Linear(inputs, outputs, kernel_init=init, **how)
+
+
+def recomputed(block: nnx.Module, *args: jax.Array | None) -> jax.Array:
+    """Return `block(*args)`, which the backward pass computes again instead of keeping values."""
+    graph, state = nnx.split(block)
+    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+
+
+def scale_gradient(x: jax.Array, factor: float) -> jax.Array:
+    """Return `x`; the gradient that flows back through it is multiplied by `factor`."""
+    return x if factor == 1 else x * factor + lax.stop_gradient(x - x * factor)
+
+
+# Patches of a log-mel
+
+
+def cut_patches(mel: jax.Array, patch: int) -> jax.Array:
+    """Return `[B, L, patch * patch]`: square patches, time-major; in a patch, time is first."""
+    batch, frames, bands = mel.shape
+    times = frames // patch
+    grid = mel[:, : times * patch].reshape(batch, times, patch, bands // patch, patch)
+    return grid.swapaxes(2, 3).reshape(batch, -1, patch * patch)
+
+
+def patch_grid(tokens: jax.Array, extra_tokens: int = 1, bands: int = 8) -> jax.Array:
+    """Return `[B, T, F, D]` from tokens `[B, extra + T F, D]`: the patches by time and mel band.
+
+    Args:
+        extra_tokens: before the patches, left out: 1 for EAT, 0 for BEATs.
+        bands: F, patches beside each other in frequency; band 0 is the lowest.
+    """
+    patches = tokens[:, extra_tokens:]
+    return patches.reshape(len(tokens), -1, bands, tokens.shape[-1])
+
+
+# Convolution, channels last. "Same" padding is TensorFlow's: ceil(n / stride) outputs, an odd
+# sample of padding at the end.
+
+glorot = nnx.initializers.glorot_uniform()  # Keras' default, as in the code of Wilkinghoff
+Conv2d = partial(nnx.Conv, use_bias=False, kernel_init=glorot)  # XLA's own is fast here
+
+
+class Conv1d(nnx.Module):
+    """A convolution without bias and "same": `[B, N, inputs]` -> `[B, ceil(N / stride), outputs]`.
+
+    The kernel is a whole number of strides long. So the input is cut into blocks of a stride, and
+    a window is some blocks in a row: one matrix product, and no gather of overlapping windows. On a
+    CPU, XLA's own takes 7 times as long backwards with 64 taps, a stride of 32 and 128 channels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, taps: int, stride: int, *, dtype, rngs: nnx.Rngs):
+        assert taps % stride == 0
+        self.stride, self.dtype = stride, dtype
+        self.kernel = nnx.Param(glorot(rngs.params(), (taps, inputs, outputs)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.kernel[...].astype(self.dtype)
+        taps, _, outputs = kernel.shape
+        clips, samples, channels = x.shape
+        parts, count = taps // self.stride, -(-samples // self.stride)
+        padding = (count + parts - 1) * self.stride - samples
+        sides = padding // 2, padding - padding // 2
+        x = jnp.pad(x.astype(self.dtype), ((0, 0), sides, (0, 0)))
+        x = x.reshape(clips, -1, self.stride * channels)
+        windows = jnp.concatenate([x[:, i : i + count] for i in range(parts)], -1)
+        return windows @ kernel.reshape(-1, outputs)
+
+
+def max_pool(x: jax.Array, window: tuple[int, int], stride: int | tuple[int, int], *, same: bool):
+    """Return the maxima of `[B, H, W, C]` over windows of H and W.
+
+    One axis after the other, of strided slices: the gradient is that of `maximum`, equal shares
+    where values tie. That of `lax.reduce_window` searches every window again: on a CPU it takes 9
+    times as long.
+
+    Args:
+        same: pad "same", else leave out what fills no window.
+    """
+    for axis, size, step in zip((1, 2), window, np.broadcast_to(stride, 2).tolist(), strict=True):
+        if same:
+            count = -(-x.shape[axis] // step)
+            padding = max((count - 1) * step + size - x.shape[axis], 0)
+            widths = [(0, 0)] * x.ndim
+            widths[axis] = padding // 2, padding - padding // 2
+            x = jnp.pad(x, widths, constant_values=-jnp.inf)
+        count = (x.shape[axis] - size) // step + 1
+        ends = [(i, i + (count - 1) * step + 1) for i in range(size)]
+        x = reduce(jnp.maximum, [lax.slice_in_dim(x, *e, step, axis) for e in ends])
+    return x
+
+
+class Cbam(nnx.Module):
+    """Convolutional block attention: scale the channels of `[B, ..., C]`, and then its places.
+
+    The channel gate is sigmoid(MLP(mean over places) + MLP(maximum over places)) with one hidden
+    layer of C / 16 and ReLU; the place gate is the sigmoid of a convolution with 7 taps along each
+    axis of [mean over channels, maximum over channels]. No layer has a bias. Gates are float32.
+
+    Args:
+        channels: C; below 32 the hidden layer has one unit.
+        axes: of places between batch and channels, 1 or 2.
+
+    Source: Woo et al. 2018, "CBAM: Convolutional block attention module" (ECCV), equations 2 and 3.
+    """
+
+    def __init__(self, channels: int, axes: int, *, rngs: nnx.Rngs):
+        hidden = max(channels // 16, 1)
+        self.reduce = nnx.Linear(channels, hidden, use_bias=False, rngs=rngs)
+        self.expand = nnx.Linear(hidden, channels, use_bias=False, rngs=rngs)
+        self.place = nnx.Conv(2, 1, (7,) * axes, use_bias=False, rngs=rngs)
+        self.axes = tuple(range(1, 1 + axes))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.astype(jnp.float32)
+        pooled = x.mean(self.axes), x.max(self.axes)
+        gate = jax.nn.sigmoid(sum(self.expand(jax.nn.relu(self.reduce(p))) for p in pooled))
+        x = x * jnp.expand_dims(gate, self.axes)
+        return x * jax.nn.sigmoid(self.place(jnp.stack([x.mean(-1), x.max(-1)], -1)))

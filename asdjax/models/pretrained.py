@@ -1,0 +1,130 @@
+"""An encoder with a pretrained backbone: tokens, pooling, and a dense layer where it is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from asdjax.frontend.fbank import FRAME_SAMPLES
+from asdjax.models.attention import Implementation
+from asdjax.models.backbone import Backbone, Structure, check_samples
+from asdjax.models.checkpoints import load_backbone
+from asdjax.models.lora import Lora, adapt
+from asdjax.models.pooling import Pooling, make_pool, pool_width
+from asdjax.models.system import Input, Network
+from asdjax.types import InputError, check_choices
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained backbone and how its tokens become one vector.
+
+    Frozen (in a system without training) it has neither adapter nor dense layer (`embedding` none),
+    and pooling without weights.
+
+    Args:
+      weights: a name of `asdjax weights list` or a converted `.safetensors` file to start from.
+      adapter: LoRA; None trains every weight of the backbone.
+      pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
+        attentive statistics of the patches.
+      embedding: width of the dense layer behind the pooling; None: no such layer.
+      layer: which layer's output is pooled; None: the last.
+      dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
+        decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
+      dtype: of the matrix products; parameters, norms, pooling, margins stay float32.
+      remat: compute each layer again in the backward pass instead of keeping its values: less
+        memory, about a third more time.
+      attention: "auto"; or a kernel of `jax.nn.dot_product_attention`, "cudnn" for EAT in bfloat16
+        on NVIDIA cards.
+    """
+
+    weights: str = "beats-iter3"
+    adapter: Lora | None = None
+    pooling: Pooling = "statistics"
+    embedding: int | None = 128
+    layer: int | None = None
+    dropout: bool = True
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    remat: bool = False
+    attention: Implementation = "auto"
+
+    one_length = False
+    shortest_samples = FRAME_SAMPLES
+
+    def __post_init__(self):
+        check_choices(self)
+        if self.embedding is not None and self.embedding < 2:
+            raise InputError(
+                f"expected an embedding of at least 2 dimensions, got {self.embedding}"
+            )
+
+    @property
+    def needs_training(self) -> bool:
+        return bool(self.adapter or self.embedding) or self.pooling == "statistics"
+
+    def network(self, samples: int | None = None) -> Network:
+        """Return the network with the backbone's weights, for waves of any length.
+
+        Raises:
+          InputError: no such weights; pooling or layer that the backbone does not have.
+        """
+        return self.network_of(load_backbone(self.weights, self.dtype))
+
+    def network_of(self, backbone: Backbone) -> Network:
+        """Return the network with this backbone; raises as `network`."""
+        structure, params = backbone.config.for_features(backbone.params)
+        if self.pooling == "cls" and not structure.extra_tokens:
+            raise InputError(
+                f'pooling "cls": {self.weights} has no class token; use "mean" or "statistics"'
+            )
+        if self.layer is not None and not 0 <= self.layer <= structure.layers_count:
+            raise InputError(f"expected layer 0..{structure.layers_count}, got {self.layer}")
+
+        def front_end(wave: jax.Array, lengths: jax.Array | None = None) -> Input:
+            samples = wave.shape[1]
+            check_samples(structure, samples)
+            padding = None if lengths is None else structure.token_padding(samples, lengths)
+            return Input(structure.frontend(wave, lengths), padding)
+
+        def build(*, train: bool, adapted: bool, rngs: nnx.Rngs) -> PretrainedModule:
+            config = self if adapted else replace(self, adapter=None)
+            return PretrainedModule(config, structure, train=train, rngs=rngs)
+
+        return Network(
+            front_end,
+            build,
+            self.embedding or pool_width(self.pooling, structure.width),
+            {f"backbone.{name}": value for name, value in params.items()},
+            self.adapter,
+        )
+
+
+class PretrainedModule(nnx.Module):
+    """Input of the front end in, `[B, E]` out."""
+
+    def __init__(self, config: Pretrained, structure: Structure, *, train: bool, rngs: nnx.Rngs):
+        structure = structure if config.dropout else structure.without_dropout()
+        self.layer = config.layer
+        self.first = 0 if config.pooling == "cls" else structure.extra_tokens
+        self.backbone = structure.build(
+            dtype=jnp.dtype(config.dtype),
+            train=train,
+            remat=train and config.remat,
+            attention=config.attention,
+            rngs=rngs,
+        )
+        if config.adapter is not None:
+            adapt(self.backbone, config.adapter, train=train, rngs=rngs)
+        self.pool = make_pool(config.pooling, structure.width, train=train, rngs=rngs)
+        width, embedding = pool_width(config.pooling, structure.width), config.embedding
+        self.project = None if embedding is None else nnx.Linear(width, embedding, rngs=rngs)
+
+    def __call__(self, given: Input) -> jax.Array:
+        tokens = self.backbone(given.x, given.padding, self.layer)[:, self.first :]
+        inside = None if given.padding is None else ~given.padding[:, self.first :]
+        pooled = self.pool(tokens, inside)
+        return pooled if self.project is None else self.project(pooled)

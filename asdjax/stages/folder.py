@@ -1,0 +1,280 @@
+"""A run's folder: what is in it, and the parts of it that are read back.
+
+RUN/config.json                          system, data, weights, versions, what was skipped
+RUN/clips.json                           the clips, with labels where they are known
+RUN/finished.json                        what is finished, and what it depends on (`artifact.py`)
+RUN/labels.json                          classes of each head of a trained system
+RUN/checkpoints/                         states of a training that is not finished
+RUN/log.jsonl                            a line per logged step of the training
+RUN/model.safetensors                    what was trained: adapters, or all weights; pooling; heads
+RUN/first-stage/                         with pseudo labels: the training they are from, embedded
+RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
+RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n]
+RUN/scores/*.csv                         the challenge's anomaly score and decision files
+RUN/scores/leave_one_out_*.csv           name,score of the normal training clips
+RUN/scores/thresholds.csv                machine,section,threshold
+RUN/results.csv                          machine,metric,value
+RUN/skipped.csv                          broken files left out with --skip-bad, and why
+RUN/figures/*.png
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from asdjax.artifact import Product, is_finished
+from asdjax.config import SystemConfig, from_json, to_json
+from asdjax.data.audio import AudioInfo
+from asdjax.files import atomic, content_of, content_of_file, read_csv, write_csv, write_json
+from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split, preview
+from asdjax.version import __version__
+
+FORMAT = 2  # of the folder
+MODEL = "model.safetensors"
+SCORES = "scores"
+LABELS = "pseudo/labels.csv"
+AFTER_EMBEDDING = (SCORES, "results.csv", "skipped.csv", "figures")
+Group = tuple[str, str]  # machine and section
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run computes, and on what.
+
+    Args:
+      system: the system.
+      data: the folder of the recordings.
+      clips: recordings to train on and to score.
+      year: the edition whose rules apply; None where neither data nor user say.
+      weights: SHA-256 of the weights of each encoder, "" without.
+      skipped: broken files and what is wrong with them.
+      supplement: clips that only training uses.
+      infos: what is known of each file while it is at hand; not stored.
+    """
+
+    system: SystemConfig
+    data: Path
+    clips: tuple[Clip, ...]
+    year: int | None
+    weights: tuple[str, ...]
+    skipped: dict[str, str]
+    supplement: tuple[Clip, ...] = ()
+    infos: Mapping[Path, AudioInfo] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def groups(self) -> dict[Group, tuple[Clip, ...]]:
+        """(machine, section) -> its clips, in the order of the clips."""
+        groups: dict[Group, list[Clip]] = {}
+        for clip in self.clips:
+            groups.setdefault(clip.group, []).append(clip)
+        return {group: tuple(clips) for group, clips in groups.items()}
+
+    def select(self, group: Group, split: Split) -> tuple[Clip, ...]:
+        return tuple(clip for clip in self.groups[group] if clip.split == split)
+
+    @property
+    def training_clips(self) -> tuple[Clip, ...]:
+        """Return the normal training clips and, behind them, the supplemental ones."""
+        return (*(clip for clip in self.clips if clip.split == "train"), *self.supplement)
+
+    # What the products depend on.
+
+    def model(self, out: Path) -> Product:
+        """Return the product of the training."""
+        train = to_json(self.system.train)
+        for name in self.system.train.without_effect:
+            del train[name]
+        key = {**self._encoding(), "train": train, "recordings": recordings(self.training_clips)}
+        return Product(out, MODEL, key, beside=("labels.json",))
+
+    def embeddings(self, out: Path, group: Group) -> Product:
+        """Return the product of embedding one machine and section by the model in `out`."""
+        key = {**self._encoding(), "recordings": recordings(self.groups[group], labels=False)}
+        if self.system.train is not None:
+            model = out / MODEL
+            key["trained"] = content_of_file(model) if model.is_file() else ""
+        return Product(out, f"embeddings/{group[0]}_{group[1]}.npz", key)
+
+    def scores(self, out: Path) -> Product:
+        key = {
+            "asdjax": __version__,
+            "scorer": to_json(self.system.scorer),
+            "year": self.year,
+            "recordings": recordings(self.clips),
+            "embeddings": content_of([self.embeddings(out, group).key for group in self.groups]),
+        }
+        return Product(out, SCORES, key)
+
+    def figures(self, out: Path) -> Product:
+        files = sorted((out / SCORES).glob("*.csv"))
+        key = {
+            "asdjax": __version__,
+            "scores": content_of([(file.name, content_of_file(file)) for file in files]),
+            "labels": content_of([(c.name, c.label, c.domain, c.content) for c in self.clips]),
+        }
+        return Product(out, "figures", key)
+
+    def _encoding(self) -> dict:
+        encoders = to_json(self.system.encoders)
+        for encoder, sha256 in zip(encoders, self.weights, strict=True):
+            if sha256:  # what the weights are, not where they lie
+                encoder["weights"] = CONTENT + sha256
+        return {
+            "asdjax": __version__,
+            "encoders": encoders,
+            "audio": to_json(self.system.audio),
+        }
+
+
+def recordings(clips: Iterable[Clip], labels: bool = True) -> dict[str, dict]:
+    """Return by machine and section how many clips there are, and digests of what they are.
+
+    Args:
+      labels: domains and attributes count, too.
+    """
+    found: dict[str, list[Clip]] = {}
+    for clip in clips:
+        found.setdefault(" ".join(clip.group), []).append(clip)
+    counted = {}
+    for group, own in found.items():
+        sounds = [(clip.name, clip.split, clip.supplement, clip.content) for clip in own]
+        counted[group] = {"clips": len(own), "content": content_of(sounds)}
+        if labels:
+            counted[group]["labels"] = content_of([(c.domain, c.attributes) for c in own])
+    return counted
+
+
+def save(out: Path, run: Run) -> None:
+    """Write `config.json` and `clips.json`; scores and results of other ones are removed."""
+    if not is_finished(run.scores(out)):
+        clear(out, *AFTER_EMBEDDING)
+    described = {
+        "format": FORMAT,
+        "asdjax": __version__,
+        "jax": jax.__version__,
+        "devices": [device.device_kind for device in jax.local_devices()],
+        "system": to_json(run.system),
+        "data": str(run.data),
+        "year": run.year,
+        "weights": run.weights,
+        "skipped": run.skipped,
+        "transductive": False,  # no scorer uses statistics of test clips
+    }
+    write_json(out / "config.json", described)
+    clips = [*run.clips, *run.supplement]
+    write_json(out / "clips.json", [{**dataclasses.asdict(c), "path": str(c.path)} for c in clips])
+
+
+def clear(out: Path, *names: str) -> None:
+    """Remove files and folders that no longer follow from a run's configuration."""
+    for path in (out / name for name in names):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def load(out: Path) -> Run:
+    """Read what `save` wrote; InputError when `out` is no run's folder."""
+    described, clips = _read(out, "config.json"), _read(out, "clips.json")
+    refuse_old(out)
+    clips = [Clip(**{**clip, "path": Path(clip["path"])}) for clip in clips]
+    return Run(
+        from_json(described["system"]),
+        Path(described["data"]),
+        tuple(clip for clip in clips if clip.split != "supplemental"),
+        described["year"],
+        tuple(described["weights"]),
+        described["skipped"],
+        tuple(clip for clip in clips if clip.split == "supplemental"),
+    )
+
+
+def refuse_old(out: Path) -> None:
+    """Raise an InputError if a folder holds a run of another form than today's."""
+    if (out / "config.json").is_file() and _read(out, "config.json").get("format") != FORMAT:
+        raise InputError(
+            f"{out} holds a run of another version of asdjax; choose another --out, or remove it"
+        )
+
+
+def _read(out: Path, name: str):
+    try:
+        return json.loads((out / name).read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"expected a run's folder, got {out} without {name}") from error
+    except ValueError as error:
+        raise InputError(f"{out}: {name} is damaged; run it again") from error
+
+
+def save_embeddings(path: Path, embeddings: Embeddings) -> None:
+    """Write the rows of one machine and section."""
+    names = np.array([clip.name for clip in embeddings.clips])
+    with atomic(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, values=embeddings.values, names=names)
+
+
+def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings:
+    """Read the rows of a machine and section.
+
+    Raises:
+      InputError: they are absent, damaged, or made from other things.
+    """
+    product = run.embeddings(out, group)
+    if not is_finished(product):
+        raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
+    with np.load(product.path) as file:
+        return Embeddings(run.groups[group], file["values"])
+
+
+def save_left_out(folder: Path, clips: Sequence[Clip], values: np.ndarray) -> None:
+    """Write the leave-one-out scores `[n]` of the training clips of one machine and section."""
+    names = [clip.name for clip in clips]
+    write_csv(_left_out(folder, clips[0].group), list(zip(names, values.tolist(), strict=True)))
+
+
+def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
+    """Read the leave-one-out scores of a machine and section, in the order of its training clips.
+
+    Returns:
+      `[n]` float64.
+    Raises:
+      InputError: the file is absent, damaged or of other clips, or a score is not finite.
+    """
+    path = _left_out(out / SCORES, group)
+    again = f"give `asdjax score {out}` again"
+    if not path.is_file():
+        raise InputError(f"expected leave-one-out scores of training clips in {path}: {again}")
+    try:
+        rows = [(name, float(value)) for name, value in read_csv(path)]
+    except ValueError as error:
+        raise InputError(f"{path}: expected rows <file>.wav,<number> ({error}): {again}") from error
+    names = [clip.name for clip in run.select(group, "train")]
+    if [name for name, _ in rows] != names:
+        raise InputError(f"{path}: expected the {len(names)} training clips of the run: {again}")
+    if bad := [name for name, value in rows if not np.isfinite(value)]:
+        raise InputError(f"{path}: expected finite scores, got others of {preview(bad)}")
+    return np.array([value for _, value in rows])
+
+
+def save_thresholds(folder: Path, thresholds: Mapping[Group, float]) -> None:
+    rows = [(*group, value) for group, value in thresholds.items()]
+    write_csv(folder / "thresholds.csv", [("machine", "section", "threshold"), *rows])
+
+
+def load_thresholds(folder: Path) -> dict[Group, float]:
+    path = folder / "thresholds.csv"
+    rows = read_csv(path)[1:] if path.is_file() else []
+    return {(machine, section): float(value) for machine, section, value in rows}
+
+
+def _left_out(folder: Path, group: Group) -> Path:
+    return folder / f"leave_one_out_{'_'.join(group)}_train.csv"

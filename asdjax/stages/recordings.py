@@ -1,0 +1,115 @@
+"""Recordings that are known to be good: scanned, decoded once, and every broken one listed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from asdjax.config import SystemConfig
+from asdjax.data import audio, dcase
+from asdjax.data.batches import Audio, length_notes
+from asdjax.data.dcase import supplemental
+from asdjax.metrics import official
+from asdjax.models.checkpoints import find
+from asdjax.models.weights_file import open_weights
+from asdjax.report import console
+from asdjax.stages.folder import Run
+from asdjax.stages.options import Options
+from asdjax.types import DataSet, InputError
+
+
+def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
+    """Scan a folder and decode every file once, so that all broken ones are listed at once.
+
+    Returns:
+      The run, without broken clips, with supplemental ones only for its training, and with its
+      channel decided.
+
+    Raises:
+      InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
+    """
+    official.check_year(options.year)
+    paths = [getattr(encoder, "weights", "") for encoder in system.encoders]
+    weights = tuple(open_weights(find(path)).sha256 if path else "" for path in paths)
+    dataset = dcase.scan(Path(data).resolve(), options.ground_truth)
+    clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
+    extra, lines = (), []
+    if kinds := getattr(getattr(system.train, "supplement", None), "kinds", ()):
+        extra, lines = supplemental(dataset, kinds)
+    settings = replace(system.audio, channel=_channel(system.audio, dataset))
+    paths = [clip.path for clip in (*clips, *extra)]
+    with console.progress("checking files", len(paths), "files") as advance:
+        shortest = _shortest_samples(system)
+        infos, problems = audio.verify(paths, settings.channel, shortest, advance)
+    if not options.skip_bad:
+        refuse_broken(problems, len(paths))
+    clips, extra = (
+        tuple(replace(c, content=infos[c.path].digest) for c in some if c.path in infos)
+        for some in (clips, extra)
+    )
+    formats = audio.notes(clips, infos, settings.channel)
+    for line in (*formats, *length_notes(clips, infos, settings), *lines):
+        console.note(line)
+    run = Run(
+        replace(system, audio=settings),
+        dataset.root,
+        clips,
+        options.year or dataset.year,
+        weights,
+        {str(path): reason for path, reason in problems.items()},
+        extra,
+        infos,
+    )
+    check_complete(run)
+    return run
+
+
+def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
+    """Raise one InputError that lists every broken file of `count`, if there is one."""
+    if problems:
+        listed = "\n  ".join(f"{path}: {reason}" for path, reason in problems.items())
+        raise InputError(
+            f"{len(problems)} of {count} files cannot be used; repair or remove them, or leave "
+            f"them out of a run with --skip-bad:\n  {listed}"
+        )
+
+
+def check_complete(run: Run) -> None:
+    """Refuse machines without training or test clips; note those with clips of one domain."""
+    problems = [] if run.clips else [f"{run.data}: no clip that can be used"]
+    for (machine, section), clips in run.groups.items():
+        domains = [clip.domain for clip in clips if clip.split == "train"]
+        where = f"{machine}/{section} in {clips[0].path.parents[1]}"
+        if not domains:
+            problems.append(f"{where}: no training clip that can be used")
+        if len(domains) == len(clips):
+            problems.append(f"{where}: no test clip that can be used")
+        for domain in ("source", "target") if any(domains) else ():
+            if domain not in domains:
+                console.note(
+                    f"{machine}/{section}: no {domain} clip among {len(domains)} training clips; "
+                    "the others alone say what is normal"
+                )
+    if problems:
+        raise InputError(
+            "expected normal training clips and test clips of every machine and section; complete "
+            "the data, or take the machine out of the folder:\n  " + "\n  ".join(problems)
+        )
+
+
+def _channel(config: Audio, dataset: DataSet) -> int | str:
+    """Return the channel asked for, else 0 of the challenge's files and the mean of others."""
+    if config.channel is not None:
+        return config.channel
+    challenge = dataset.year is not None or any(clip.domain for clip in dataset.clips)
+    return 0 if challenge else "mean"
+
+
+def _shortest_samples(system: SystemConfig) -> int:
+    """Return how many samples a file must have: all of `audio.seconds` when only cropping."""
+    if system.audio.fit == "crop" and system.audio.samples is not None:
+        return system.audio.samples
+    if system.audio.samples is not None:
+        return audio.FRAME_SAMPLES  # shorter clips become longer
+    return max(encoder.shortest_samples for encoder in system.encoders)

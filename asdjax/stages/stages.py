@@ -1,0 +1,251 @@
+"""The stages in order: train, embed, score, report; and `evaluate` for score files from anywhere.
+
+They meet only in the files of a run's folder (`asdjax.stages.folder`), so each can be repeated
+alone.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from asdjax.artifact import forget, make
+from asdjax.config import SystemConfig
+from asdjax.data import audio, dcase
+from asdjax.data import ground_truth as labels
+from asdjax.data.audio import kept_in_memory
+from asdjax.devices import leads, together
+from asdjax.files import write_csv
+from asdjax.metrics import official, score_files
+from asdjax.metrics.official import Metric
+from asdjax.models.weights_file import forget_weights
+from asdjax.report import console, figures
+from asdjax.scoring.score import score as score_machines
+from asdjax.scoring.score import threshold
+from asdjax.stages import embed as embedding
+from asdjax.stages import folder, pseudo_labels
+from asdjax.stages import train as training
+from asdjax.stages.folder import MODEL, SCORES, Run
+from asdjax.stages.options import Options
+from asdjax.stages.recordings import prepare
+from asdjax.types import Clip, InputError, Scores
+
+
+def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
+    """Run a system on a folder of recordings: train (if it trains), embed, score, evaluate, plot.
+
+    Args:
+      system: the system.
+      data: a folder as `asdjax.data.dcase.scan` takes it.
+      out: the run's folder; made if absent.
+      options: fields of `Options`.
+
+    Returns:
+      The official numbers, an empty list where labels are missing.
+    """
+    out, options = Path(out), Options(**options)
+    with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
+        made = _prepare(system, data, out, options)
+        if system.train is not None:
+            training.train(made, out, options)
+        folder.save(out, made)
+        embedding.embed(made, out, made.groups, options)
+    forget_weights()
+    _score(made, out, options.force)
+    return _report(made, out, options.force)
+
+
+def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
+    """Write `model.safetensors`; see `run` for the arguments.
+
+    A training that was stopped is resumed, one that is finished is kept.
+    """
+    if system.train is None:
+        raise InputError("this system has nothing to train; use `run`")
+    out, options = Path(out), Options(**options)
+    # Several processes check the same files and note the same: the first prints it, errors all.
+    with nullcontext() if leads() else redirect_stderr(io.StringIO()):
+        with together("recordings"):
+            made = _prepare(system, data, out, options)
+        training.train(made, out, options)
+
+
+def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
+    """Write one file of embeddings per machine and section; see `run` for the arguments."""
+    out, options = Path(out), Options(**options)
+    made = _prepare(system, data, out, options, trains=False)
+    embedding.refuse_untrained(made, out)
+    folder.save(out, made)
+    embedding.embed(made, out, made.groups, options)
+
+
+def score(out: Path, scorer: Any = None) -> None:
+    """Write the challenge's score and decision files from the embeddings of a run.
+
+    Args:
+      out: the run's folder.
+      scorer: in place of the run's own, and recorded as the run's; None: its own.
+    """
+    out = Path(out)
+    made = folder.load(out)
+    if scorer is not None:
+        made = replace(made, system=replace(made.system, scorer=scorer))
+        folder.save(out, made)
+    _score(made, out, force=True)
+
+
+def report(out: Path) -> list[Metric]:
+    """Write `results.csv`, `skipped.csv` and figures, and print the official numbers."""
+    return _report(folder.load(Path(out)), Path(out), force=True)
+
+
+def _prepare(
+    system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
+) -> Run:
+    """Return the run, with its recordings checked and the labels that its training needs."""
+    if not options.force:
+        folder.refuse_old(out)
+    return pseudo_labels.with_labels(prepare(system, data, options), out, options, trains)
+
+
+def _score(made: Run, out: Path, force: bool = False) -> None:
+    product = made.scores(out)
+    if make(product, lambda: _write_scores(made, out), force=force) == "kept":
+        console.note("already scored")
+
+
+def _write_scores(made: Run, out: Path) -> None:
+    machines = {group: folder.load_embeddings(out, made, group) for group in made.groups}
+    train, test = ([m.select(split) for m in machines.values()] for split in ("train", "test"))
+    found, left_out = score_machines(train, test, made.system.scorer, console.note)
+    folder.clear(out, *folder.AFTER_EMBEDDING)
+    limits = {}
+    for i, (group, values, normal) in enumerate(zip(machines, found, left_out, strict=True)):
+        how, of_normal = made.system, normal
+        if how.train is not None:
+            of_normal = how.train.normal_scores(out / MODEL, group, how.scorer, made.year, normal)
+        limits[group] = threshold(of_normal)
+        write_scores(out / SCORES, test[i].clips, values, limits[group], made.year)
+        folder.save_left_out(out / SCORES, train[i].clips, normal)
+    folder.save_thresholds(out / SCORES, limits)
+    console.note(f"scores: {out / SCORES}")
+
+
+def write_scores(
+    to: Path, clips: Sequence[Clip], values: np.ndarray, limit: float, year: int | None
+) -> None:
+    """Write the challenge's files of one machine and section.
+
+    Args:
+      to: the folder of the files.
+      clips: its test clips.
+      values: `[n]`, their scores.
+      limit: above it the decision is "anomaly".
+      year: the edition whose files are written; 2021 has one per domain, 2020 has no decisions.
+    """
+    for domain in sorted({clip.domain for clip in clips}, key=str) if year == 2021 else [None]:
+        rows = [i for i, clip in enumerate(clips) if domain in (None, clip.domain)]
+        decisions = None if year == 2020 else (values[rows] > limit).astype(int)
+        names = tuple(clips[i].name for i in rows)
+        score_files.save(to, Scores(*clips[0].group, names, values[rows], decisions, domain))
+
+
+def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
+    """Write the numbers first, then the figures: a figure that fails loses no number."""
+    scores = score_files.load(out / SCORES)
+    write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
+    if made.skipped:
+        console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
+    metrics = report_numbers(out, made, scores, f"{out}, no statistics of test clips used")
+    product = made.figures(out)
+
+    problems: list[str] = []
+
+    def draw() -> None:
+        folder.clear(out, "figures")
+        read = partial(audio.read, channel=made.system.audio.channel)
+        limits = folder.load_thresholds(out / SCORES)
+        figures.write(product.path, scores, made.clips, read, limits, problems.append)
+
+    make(product, draw, force=force)
+    for line in problems:
+        console.note(line)
+    if problems:  # to be drawn again where that may succeed
+        forget(product)
+    console.note(f"figures: {product.path}")
+    return metrics
+
+
+def report_numbers(
+    out: Path,
+    made: Run,
+    scores: Sequence[Scores],
+    title: str,
+    marks: Mapping[str, bool] | None = None,
+) -> list[Metric]:
+    """Write `results.csv` and print the table of the machines that can have official numbers.
+
+    Args:
+      out: the folder.
+      made: whose clips and labels they are.
+      scores: what is evaluated.
+      title: of the table.
+      marks: what a reader of the numbers has to know; each that is true becomes a row of "ALL".
+    """
+    lacking = official.lacking(made.clips, made.year)
+    for (machine, section), reason in lacking.items():
+        console.note(f"no official numbers of {machine}/{section}: {reason}")
+    clips = [clip for clip in made.clips if clip.group not in lacking]
+    if not clips:
+        folder.clear(out, "results.csv")
+        return []
+    usable = [file for file in scores if (file.machine, file.section) not in lacking]
+    metrics = official.evaluate(usable, clips, made.year)
+    marked = [Metric(official.TOTAL, name, 1.0) for name, true in (marks or {}).items() if true]
+    write_results(out / "results.csv", [*metrics, *marked])
+    console.results_table(metrics, title)
+    return metrics
+
+
+def evaluate(
+    scores: Path,
+    data: Path | None = None,
+    ground_truth: Path | None = None,
+    year: int | None = None,
+    out: Path | None = None,
+) -> list[Metric]:
+    """Return the official numbers of a folder of score files.
+
+    Args:
+      scores: holds `anomaly_score_*.csv` and `decision_result_*.csv`, at any depth.
+      data: the recordings, whose names or csv files have the labels; or
+      ground_truth: an official evaluator's ground-truth folder (no recordings needed). With both,
+        the ground truth labels the recordings.
+      year: the edition; None takes it from the data.
+      out: also write `machine,metric,value` to this csv.
+
+    Raises:
+      InputError: scores and labels do not match clip by clip, or a file is malformed.
+    """
+    if data is not None:
+        dataset = dcase.scan(data, ground_truth)
+        clips, year = dataset.clips, year or dataset.year
+    elif ground_truth is not None:
+        clips = labels.read(ground_truth)
+    else:
+        raise InputError("expected the recordings (data) or labels (ground_truth), got neither")
+    metrics = official.evaluate(score_files.load(Path(scores)), clips, year)
+    if out is not None:
+        write_results(out, metrics)
+    return metrics
+
+
+def write_results(path: Path, metrics: Sequence[Metric]) -> None:
+    write_csv(path, [("machine", "metric", "value"), *metrics])

@@ -1,0 +1,111 @@
+"""Batches: every clip once, equal shapes, int16 where the file is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from asdjax.data.audio import AudioInfo, probe, read
+from asdjax.data.batches import Audio, length_notes, load_batches, plan_batches
+from asdjax.types import Clip, InputError
+
+
+@pytest.fixture
+def clips(tmp_path) -> list[Clip]:
+    """Three 1 s files of 16-bit PCM, one of 1.5 s, one float file, one at 8 kHz."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i, (seconds, rate, subtype) in enumerate(
+        [(1, 16000, "PCM_16")] * 3
+        + [(1.5, 16000, "PCM_16"), (1, 16000, "FLOAT"), (1, 8000, "PCM_16")]
+    ):
+        path = tmp_path / f"clip_{i}.wav"
+        soundfile.write(path, rng.uniform(-0.5, 0.5, int(seconds * rate)), rate, subtype)
+        made.append(Clip(path, "fan", "section_00", "train"))
+    return made
+
+
+def load(clips, audio, batch=2):
+    plans = plan_batches([probe(clip.path) for clip in clips], audio, batch)
+    return list(load_batches(clips, plans, audio, batch))
+
+
+def test_every_clip_comes_once_in_batches_of_one_shape_and_type(clips):
+    batches = load(clips, Audio(channel=0))
+    rows = np.concatenate([plan.rows for plan, _, _ in batches])
+    assert sorted(rows) == list(range(6))
+    shapes = sorted((wave.shape, wave.dtype.name) for _, wave, _ in batches)
+    assert shapes == [
+        ((2, 16000), "float32"),  # the float file and the resampled one
+        ((2, 16000), "int16"),
+        ((2, 16000), "int16"),
+        ((2, 32000), "int16"),  # 1.5 s, padded to a full second
+    ]
+    for plan, wave, lengths in batches:
+        for row, samples, length in zip(plan.rows, wave, lengths, strict=False):
+            alone = read(clips[row].path, 0)
+            np.testing.assert_array_equal(samples[: len(alone)], alone)
+            assert length == len(alone)
+            assert not samples[length:].any()
+
+
+def test_rows_that_fill_a_batch_are_silent_and_of_full_length(clips):
+    _, wave, lengths = load(clips[:1], Audio(channel=0), batch=3)[0]
+    assert wave.shape == (3, 16000)
+    assert not wave[1:].any()
+    assert list(lengths) == [16000] * 3
+
+
+@pytest.mark.parametrize("fit", ["pad", "tile"])
+def test_a_fixed_length_pads_or_repeats_and_cuts(clips, fit):
+    batches = load(clips[2:4], Audio(seconds=1.25, fit=fit, channel=0))
+    _, wave, lengths = batches[0]
+    short, long = read(clips[2].path, 0), read(clips[3].path, 0)
+    assert list(lengths) == ([16000, 20000] if fit == "pad" else [20000, 20000])
+    tail = np.zeros(4000, np.int16) if fit == "pad" else short[:4000]
+    np.testing.assert_array_equal(wave[0], np.concatenate([short, tail]))
+    np.testing.assert_array_equal(wave[1], long[:20000])
+
+
+def test_a_file_that_vanished_is_named(clips):
+    plans = plan_batches([probe(clips[0].path)], Audio(channel=0), 1)
+    gone = [Clip(Path("gone.wav"), "fan", "section_00", "train")]
+    with pytest.raises(InputError, match=r"gone\.wav"):
+        list(load_batches(gone, plans, Audio(channel=0), 1))
+
+
+def test_a_length_below_one_frame_is_refused():
+    with pytest.raises(InputError, match=r"0\.025 to 3600"):
+        Audio(seconds=0.01)
+
+
+@pytest.mark.parametrize(
+    ("audio", "lines"),
+    [
+        (Audio(None), []),
+        (
+            Audio(2.0, "tile"),
+            [
+                "fan: of 5 clips, 2 repeated and 1 cut to 2 s",
+                "valve: of 1 clips, 1 repeated to 2 s",
+            ],
+        ),
+        (
+            Audio(2.0, "pad"),
+            [
+                "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s",
+                "valve: of 1 clips, 1 padded with zeros to 2 s",
+            ],
+        ),
+        (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s"]),
+    ],
+)
+def test_the_user_is_told_which_clips_are_made_longer_or_shorter(audio, lines):
+    """Lengths count at 16 kHz: 2 s of 44.1 kHz are 2 s."""
+    infos = [(32000, 16000), (88200, 44100), (16000, 16000), (16000, 16000), (40000, 16000)]
+    infos = {Path(f"{i}"): AudioInfo(*info, 1, "PCM_16") for i, info in enumerate(infos)}
+    clips = [Clip(path, "fan", "section_00", "train") for path in infos]
+    infos[Path("v")] = AudioInfo(16000, 16000, 1, "PCM_16")
+    clips.append(Clip(Path("v"), "valve", "section_00", "test"))
+    assert length_notes(clips, infos, audio) == lines

@@ -1,0 +1,66 @@
+"""`--tiny` of the experiments: every system takes its fields, and one report runs to its table."""
+
+import importlib
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from machines import tone_machine
+from trainings import quick_compiles
+
+from asdjax import arguments
+from asdjax.recipes import RECIPES
+
+FOLDER = Path(__file__).parents[1] / "experiments"
+REPORTS = {  # script -> systems that it trains, and those that it combines
+    "aithu2024": (7, 4),
+    "baseline": (2, 0),
+    "ioa2024": (2, 1),
+    "korea2025": (1, 0),
+    "midea2024": (4, 0),
+    "xju2025": (4, 0),
+}
+
+
+@pytest.fixture(scope="module")
+def repeated():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield importlib.import_module("repeated")
+    sys.modules.pop("repeated")
+
+
+def test_every_report_has_a_script_and_every_script_a_report():
+    scripts = {path.stem for path in FOLDER.glob("*.py")}
+    assert scripts == set(REPORTS) | {"curve", "repeated"}
+    assert {name.split("/")[0] for name in RECIPES} == set(REPORTS) | {"frozen", "small"}
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_systems_of_a_report_take_the_fields_of_a_tiny_run(repeated, report, tmp_path):
+    singles = repeated.singles(report)
+    assert (len(singles), len(repeated.ensembles(report))) == REPORTS[report]
+    for name in singles:
+        given = Namespace(systems=[name], out=tmp_path)
+        weights = repeated.tiny_backbones(given)
+        words = [name, "--data", "data", "--out", "out", *repeated.tiny_fields(name)]
+        words += ["--weights", *weights] if weights else []
+        train = arguments.parse("run", words).config.train
+        assert train.epochs == 2 if report == "baseline" else train.steps == 60
+
+
+def test_korea2025_runs_tiny_without_weights(repeated, tmp_path, monkeypatch, capsys):
+    tone_machine(tmp_path / "data", "fan")
+    tone_machine(tmp_path / "data", "pump", seed=1)
+    words = ["--data", tmp_path / "data", "--out", tmp_path / "out", "--tiny"]
+    fields = ["--train.steps", 6, "--train.batch", 2, "--audio.seconds", 0.5]
+    monkeypatch.setattr(sys, "argv", ["korea2025.py", *map(str, (*words, *fields))])
+    with quick_compiles(tmp_path / "cache"):
+        repeated.main("Table 1.", "korea2025")
+    shown = capsys.readouterr().out
+    assert (tmp_path / "out" / "tiny-beats.safetensors").is_file()
+    assert "published, dev 2025" in shown
+    (row,) = [line for line in shown.splitlines() if "fan" in line and "auc_source" in line]
+    assert "50.84" in row  # table 1: fan, System1
+    assert "63.33" in shown.splitlines()[-2]

@@ -1,0 +1,85 @@
+"""Get a public checkpoint: download, verify, convert, and put it into the cache of asdjax."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from asdjax.data.download import Progress, download
+from asdjax.models import checkpoints
+from asdjax.models.checkpoints import Checkpoint
+from asdjax.models.weights_file import read_header
+from asdjax.types import InputError
+from weights_convert import CONVERTERS
+
+
+def fetch(
+    name: str,
+    source: Path | str | None = None,
+    *,
+    note: Callable[[str], None] = print,
+    progress: Progress = lambda received, total: None,
+) -> Path:
+    """Download, verify, convert and cache a public checkpoint; return the converted file.
+
+    What is cached already is not fetched again, unless `source` is given.
+
+    Args:
+        name: of `asdjax weights list`.
+        source: the original .pt, or EAT's model.safetensors with its config.json beside it, on
+            disk, instead of a download. A file whose SHA-256 is not the published one (fine-tuned
+            by yourself, say) is converted all the same, with a note; the converted header keeps
+            its real SHA-256.
+        note: called with each step and each oddity.
+        progress: called with the bytes so far and in all while downloading.
+    """
+    checkpoint, target = checkpoints.public(name), checkpoints.cached(name)
+    if source is None and _is_made_from(checkpoint, target):
+        return target
+    downloaded = [] if source else _download(name, checkpoint, target.parent, note, progress)
+    original, *config = downloaded or [Path(source)]
+    header = CONVERTERS[checkpoint.kind](original, target, *config)
+    for file in downloaded:
+        file.unlink()
+    if header.source_sha256 != checkpoint.sha256:
+        published = f"that of the published {checkpoint.file} is {checkpoint.sha256}"
+        known = published if checkpoint.sha256 else "none is published to compare with"
+        note(
+            f"note: {original} has the SHA-256 {header.source_sha256}; {known}; "
+            f"it is '{name}' from now on"
+        )
+    return target
+
+
+def _is_made_from(checkpoint: Checkpoint, path: Path) -> bool:
+    """Return whether a weight file was converted from this checkpoint."""
+    with suppress(InputError):  # absent, damaged, or of an older format
+        header = read_header(path)
+        return header.kind == checkpoint.kind and checkpoint.sha256 in ("", header.source_sha256)
+    return False
+
+
+def _download(
+    name: str,
+    checkpoint: Checkpoint,
+    folder: Path,
+    note: Callable[[str], None],
+    progress: Progress,
+) -> list[Path]:
+    """Return the downloaded file and, of Hugging Face's form, the configuration beside it."""
+    if checkpoint.url is None:
+        raise InputError(
+            f"no address of {checkpoint.file} is known that works without a browser. Download it "
+            f"from {checkpoint.page} (linked at {checkpoints.README}), then run "
+            f"`asdjax weights fetch {name} --from {checkpoint.file}`"
+        )
+    size = f" ({checkpoint.size / 1e6:.0f} MB)" if checkpoint.size else ""
+    note(f"downloading {checkpoint.url}{size}")
+    url, path, config = checkpoint.url, folder / checkpoint.file, []
+    if url.endswith("/model.safetensors"):  # of Hugging Face, without the model's configuration
+        beside = url.removesuffix("model.safetensors") + "config.json"
+        config = [download(beside, path.with_suffix(".json"))]
+    checksum = f"sha256:{checkpoint.sha256}" if checkpoint.sha256 else None
+    download(url, path, checksum=checksum, size=checkpoint.size, progress=progress)
+    return [path, *config]

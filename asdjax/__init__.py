@@ -2,7 +2,7 @@
 
 asdjax.load_backbone("beats-iter3")   a pretrained encoder, jitted
 asdjax.RECIPES["frozen/logmel"]       named systems
-asdjax.run(system, data, out)         recordings in; scores, official numbers and figures out
+asdjax.run(system, data, out)         train, embed, score, evaluate and plot on a folder
 asdjax.evaluate(scores, data=...)     the official numbers of any system's score files
 """
 

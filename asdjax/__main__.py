@@ -38,7 +38,7 @@ def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
     data = synthetic.make(out / "data")
     folders = {"frozen/logmel": out / "frozen", "small/dual": out / "run"}
     runs = {name: stages.run(RECIPES[name].config, data, to) for name, to in folders.items()}
-    console.comparison_table(runs, f"made machines in {data}")
+    console.comparison_table(runs, f"synthetic machines in {data}")
 
 
 def run(given: arguments.Arguments) -> None:
@@ -74,25 +74,29 @@ def score(args: list[str]) -> None:
     """Compute anomaly scores from a run's embeddings, optionally with another scorer."""
     scorers = typing.get_args(typing.get_type_hints(SystemConfig)["scorer"])
     kinds = {kind.__name__.lower(): kind for kind in scorers}
-    if args[:1] in ([], ["-h"], ["--help"]) or args[1:2] not in ([], *([k] for k in kinds)):
-        asked = bool(args) and args[0].startswith("-")
+    run, *rest = args or [""]
+    asked = run in ("-h", "--help") or rest[:1] in (["-h"], ["--help"])
+    if asked or not run or run.startswith("-") or (rest and rest[0] not in kinds):
+        unknown = f"unknown scorer {rest[0]!r}\n" if rest and not asked else ""
         lines = [
-            "usage: asdjax score RUN [SCORER [OPTIONS]]; without SCORER the run's own; scorers:"
+            f"{unknown}usage: asdjax score RUN [SCORER [OPTIONS]]; without SCORER the run's own:"
         ]
         lines += [f"  {name:16}{kind.__doc__.splitlines()[0]}" for name, kind in kinds.items()]
         lines += ["`asdjax score RUN SCORER --help` lists its options"]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
-    path, scorer = Path(args[0]), None
-    if args[1:]:
-        kind, own = kinds[args[1]], folder.load(path).system.scorer
+    scorer = None
+    if rest:
+        kind = kinds[rest[0]]
+        asked = {"-h", "--help"} & set(rest)
+        own = None if asked else folder.load(Path(run)).system.scorer
         scorer = tyro.cli(
             kind,
-            prog=f"asdjax score RUN {args[1]}",
-            args=args[2:],
+            prog=f"asdjax score RUN {rest[0]}",
+            args=rest[1:],
             default=own if isinstance(own, kind) else kind(),
         )
-    stages.score(path, scorer)
+    stages.score(Path(run), scorer)
 
 
 def report(run: Positional[Path]) -> None:
@@ -106,7 +110,7 @@ def ensemble(
     config: Annotated[Ensemble, tyro.conf.arg(name="")],
     force: bool = False,
 ) -> None:
-    """Score files, table and results.csv from the scores of several runs.
+    """Combine the scores of several runs into those of one system.
 
     Args:
       runs: folders of finished runs on the same recordings.
@@ -122,7 +126,7 @@ def pseudo(
     config: Annotated[Pseudo, tyro.conf.arg(name="")],
     out: Path | None = None,
 ) -> None:
-    """Labels of training clips without attributes: clusters of a run's embeddings, and figures.
+    """Cluster a run's training clips without attributes: pseudo labels, and figures of them.
 
     Args:
       run: a run's folder.
@@ -276,7 +280,7 @@ def main() -> None:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"asdjax: {error.strerror or error}{where}; finished files are kept")
     except KeyboardInterrupt:
-        console.note("interrupted; what is finished is kept: give the same command to go on")
+        console.note("interrupted; what is finished is kept: give the same command to continue")
         # An orderly exit would first compute the batches that the device already has.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)

@@ -26,6 +26,7 @@ from asdjax.train.config import Train
 from asdjax.types import InputError
 
 WIDTH = 100
+ON = "default: on; this turns it off"
 MOST_USED = 10
 USED = (  # what people change, most often first; of these a recipe's first ten lead its help
     *("data", "out", "weights", "audio.seconds", "train.steps", "train.epochs", "train.batch"),
@@ -60,7 +61,7 @@ class Places:
 
 
 class Arguments(typing.NamedTuple):
-    """A command, understood."""
+    """What was given to a command."""
 
     recipe: str
     config: SystemConfig | EnsembleConfig
@@ -80,7 +81,7 @@ def parse(command: str, args: list[str]) -> Arguments:
         asked = args[:1] in (["-h"], ["--help"])
         unknown = f"unknown recipe {args[0]!r}\n" if args and not asked else ""
         usage = f"{unknown}usage: asdjax {command} RECIPE --data DIR --out RUN [OPTIONS]; recipes:"
-        more = "`asdjax recipes` says what they are, `... RECIPE --help` what can be changed"
+        more = f"`asdjax recipes` describes them; `asdjax {command} RECIPE --help` lists options"
         lines = [usage, *(f"  {name}" for name in RECIPES), more]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)
@@ -120,9 +121,18 @@ def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[d
         "distributed": command != "train" or not by_classes,
         "pseudo_labels": not by_classes,
         "keep_checkpoints": not trains or command == "embed",
+        "year": command != "run",  # of scores and numbers
+        "ground_truth": command != "run",
     }
     every = (*dataclasses.fields(Places), *dataclasses.fields(Options))
     return [one for one in every if not absent.get(one.name)]
+
+
+def _systems(config: SystemConfig | EnsembleConfig) -> list[SystemConfig]:
+    """Return a recipe's systems."""
+    if isinstance(config, SystemConfig):
+        return [config]
+    return [RECIPES[name].config for name in config.members]
 
 
 def _parse(prog: str, options: Sequence[dataclasses.Field], config: Any, args: list[str]):
@@ -198,9 +208,8 @@ def replacements(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dic
     """
     named = dict.fromkeys(name for system in systems for name in system.backbones)
     if weights and len(weights) != len(named):
-        raise InputError(
-            f"--weights: expected a file in place of {', '.join(named)}; got {len(weights)}"
-        )
+        instead = ", ".join(named) or "nothing: this system has no weights"
+        raise InputError(f"--weights: expected a file in place of {instead}; got {len(weights)}")
     others = dict(zip(named, weights, strict=False))
     for name, other in others.items():
         kind = CHECKPOINTS[name].kind if name in CHECKPOINTS else None
@@ -245,7 +254,9 @@ def help_text(command: str, name: str) -> str:
         )
         for o in option_fields(command, recipe.config)
     ]
+    unused = set(_without_effect(command, recipe.config))
     every += flags(recipe.config)
+    every = [one for one in every if not unused & {one.flag, one.flag.partition(".")[0]}]
     known = {one.flag: one for one in every}
     used = [known[n] for n in (u.replace("_", "-") for u in USED) if n in known][:MOST_USED]
     groups: dict[str, list[Flag]] = {"changed most": used}
@@ -256,7 +267,9 @@ def help_text(command: str, name: str) -> str:
     for group, members in groups.items():
         lines += ["", f"{group}:"]
         for one in members:
-            head = f"  --{one.flag} {one.values}".rstrip()
+            parent, _, last = one.flag.rpartition(".")
+            negated = ".".join(filter(None, (parent, f"no-{last}")))
+            head = f"  --{negated if one.default == ON else one.flag} {one.values}".rstrip()
             text = f"{one.text} ({one.default})" if one.default else one.text
             lines += [
                 head,
@@ -273,6 +286,18 @@ def help_text(command: str, name: str) -> str:
             "  --all.FIELD VALUE   in every member that has the field",
         ]
     return "\n".join(lines)
+
+
+def _without_effect(command: str, config: Any) -> Iterator[str]:
+    """Yield the flags, or the first words of flags, that change nothing here."""
+    if not any(system.backbones for system in _systems(config)):
+        yield "weights"  # an ensemble takes them, for --members may name others
+    if command == "train":
+        yield from ("scorer", "batch")
+    if isinstance(config, SystemConfig) and config.train is None:
+        for i, encoder in enumerate(config.encoders):
+            for name in getattr(encoder, "of_training", ()):
+                yield f"encoders.{i}.{name}"
 
 
 def _positive(path: str) -> str:
@@ -301,7 +326,9 @@ def _values(hint: Any) -> str:
         return "{" + ",".join(map(str, typing.get_args(hint))) + "}"
     inner = [one for one in typing.get_args(hint) if one is not Ellipsis]
     if typing.get_origin(hint) is tuple:
-        return f"[{' '.join(_values(one) for one in inner)} ...]"
+        if Ellipsis not in typing.get_args(hint):
+            return " ".join(map(_values, inner))
+        return f"[{' '.join(map(_values, inner))} ...]"
     if inner:
         return "|".join("None" if one is type(None) else _values(one) for one in inner)
     return hint.__name__.upper()
@@ -310,7 +337,7 @@ def _values(hint: Any) -> str:
 def _shown(value: Any) -> str:
     """Return a default as it would be given; a flag without value says if it is set."""
     if isinstance(value, bool):
-        return "default: on" if value else ""
+        return ON if value else ""
     if value in (None, ()):
         return ""
     if isinstance(value, tuple):

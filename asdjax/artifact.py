@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import NoReturn
 
 from asdjax.devices import agree, leads
 from asdjax.files import atomic, content_of_file, write_json
@@ -53,7 +53,8 @@ class Product:
         """Return the names, in the folder, of the files that are there."""
         paths = [self.folder / name for name in (self.name, *self.beside)]
         inside = [file for path in paths for file in (path, *sorted(path.rglob("*")))]
-        return [file.relative_to(self.folder).as_posix() for file in inside if file.is_file()]
+        names = [file.relative_to(self.folder).as_posix() for file in inside if file.is_file()]
+        return [name for name in names if "/." not in name]  # such as .DS_Store
 
 
 def make(
@@ -63,7 +64,7 @@ def make(
     force: bool = False,
     reuse: Sequence[Path] = (),
     replaces: bool = True,
-) -> Literal["kept", "copied", "built"]:
+) -> str:
     """Keep a product that is finished, copy it from another folder, or build it.
 
     Every process of a training makes the same call; only the first writes.
@@ -74,6 +75,9 @@ def make(
       force: build in any case.
       reuse: folders of other runs, searched in order for the same product.
       replaces: whether a finished product of another key may be replaced.
+
+    Returns:
+      "kept", "built" or "copied from FOLDER".
 
     Raises:
       InputError: a finished product of another key must not be replaced; lists what differs.
@@ -91,34 +95,38 @@ def make(
     elif leads():
         _copy(other, product)
     if leads():
-        _record(product)
-    return "built" if other is None else "copied"
+        record(product)
+    return "built" if other is None else f"copied from {other.folder}"
 
 
 def is_finished(product: Product) -> bool:
     """Return whether the product is there, of this key, and as it was when it was finished."""
-    entry = _entries(product.folder).get(product.name, {})
-    return entry.get("key") == product.key and entry.get("files") == _contents(product)
+    entry = recorded(product.folder, product.name)
+    return entry["key"] == product.key and entry["files"] == _contents(product)
 
 
 def refuse_others(product: Product) -> None:
     """Raise an InputError with what differs if a finished product of another key is there."""
-    entry = _entries(product.folder).get(product.name)
-    if entry is None or not product.path.exists():
-        return
-    if entry["key"] == product.key:
-        lines = ["its content was changed after it was finished"]
-    else:
-        lines = differences(entry["key"], product.key)
-    listed = "".join(f"\n  {line}" for line in lines)
-    raise InputError(
-        f"{product.path} is there already, from other settings or recordings:{listed}\n"
-        "choose another --out, or replace it with --force"
-    )
+    before = recorded(product.folder, product.name)["key"]
+    if before and product.path.exists():
+        refuse(product, before)
+
+
+def refuse(product: Product, before: dict) -> NoReturn:
+    """Raise an InputError with what differs between the key of what is there and the product's."""
+    what = f"{product.path} was changed after it was finished"
+    if before != product.key:
+        lines = differences(before, product.key)
+        what = f"{product.path} is there already, from other settings or recordings:\n  "
+        what += "\n  ".join(lines)
+    raise InputError(f"{what}\nchoose another --out, or replace it with --force")
 
 
 def differences(before: dict, now: dict) -> list[str]:
     """Return in words what differs between two keys, a line for each entry."""
+    versions = [key.get("asdjax", "an earlier version") for key in (before, now)]
+    if versions[0] != versions[1]:
+        return ["asdjax: {} before, {} now".format(*versions)]
     before, now = _flatten(_brief(before, now)), _flatten(_brief(now, before))
     names = [n for n in sorted(before.keys() | now.keys()) if before.get(n) != now.get(n)]
     lines = []
@@ -135,9 +143,15 @@ def differences(before: dict, now: dict) -> list[str]:
 
 
 def _brief(key: dict, other: dict) -> dict:
-    """Return a key without the details of its parts that the other lacks."""
-    parts = (name for name in key if name not in other and isinstance(key[name], dict | list))
-    return key | dict.fromkeys(parts, CONTENT)
+    """Return a key without the details of those of its parts that the other lacks."""
+    brief = {}
+    for name, part in key.items():
+        if isinstance(part, dict) and isinstance(other.get(name), dict):
+            brief[name] = _brief(part, other[name])
+        else:
+            alone = name not in other and isinstance(part, dict | list)
+            brief[name] = CONTENT if alone else part
+    return brief
 
 
 def _flatten(value: object, name: str = "") -> dict[str, str]:
@@ -149,11 +163,17 @@ def _flatten(value: object, name: str = "") -> dict[str, str]:
     return {key: text for part in parts for key, text in part.items()}
 
 
+def recorded(folder: Path, name: str) -> dict[str, dict]:
+    """Return the "key" of a finished product and the content of its "files"; both empty if none."""
+    return _entries(folder).get(name, {"key": {}, "files": {}})
+
+
 def _entries(folder: Path) -> dict[str, dict]:
     """Return what is finished in a folder; a damaged list counts as none."""
     try:
-        return json.loads((folder / FILE).read_text())
-    except (OSError, ValueError):
+        entries = json.loads((folder / FILE).read_text())
+        return {n: {"key": entry["key"], "files": entry["files"]} for n, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return {}
 
 
@@ -161,7 +181,8 @@ def _contents(product: Product) -> dict[str, str]:
     return {name: content_of_file(product.folder / name) for name in product.files()}
 
 
-def _record(product: Product) -> None:
+def record(product: Product) -> None:
+    """Count a product as finished."""
     entry = {"key": product.key, "files": _contents(product)}
     write_json(product.folder / FILE, _entries(product.folder) | {product.name: entry})
 

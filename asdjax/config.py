@@ -15,7 +15,6 @@ from dataclasses import dataclass, field, replace
 from asdjax import models, scoring
 from asdjax.baseline import Autoencoder, FitAutoencoders, Reconstruction
 from asdjax.data.batches import Audio
-from asdjax.models.pretrained import Pretrained
 from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.scoring.knn import Knn
@@ -71,7 +70,7 @@ class SystemConfig:
             )
         if self.pseudo is not None and not isinstance(self.train, Train):
             raise InputError("pseudo labels are for training by classes, and this system has none")
-        for head in getattr(self.train, "heads", ()):
+        for head in self.train.heads if self.train else ():
             if len(head.branch_weights) not in (0, len(self.encoders)):
                 raise InputError(
                     f"expected branch_weights for {len(self.encoders)} encoders or none, got "
@@ -85,18 +84,15 @@ class SystemConfig:
     @property
     def backbones(self) -> tuple[str, ...]:
         """Return the weights of the backbones, each once, in the order of the encoders."""
-        pretrained = [one for one in self.encoders if isinstance(one, Pretrained)]
-        return tuple(dict.fromkeys(one.weights for one in pretrained))
+        return tuple(dict.fromkeys(one.weights for one in self.encoders if one.weights))
 
     def with_backbones(self, others: Mapping[str, str]) -> SystemConfig:
         """Return the system with other names or files of weights in place of its own."""
-        encoders = [
-            replace(one, weights=others.get(one.weights, one.weights))
-            if isinstance(one, Pretrained)
-            else one
+        encoders = tuple(
+            replace(one, weights=others[one.weights]) if one.weights in others else one
             for one in self.encoders
-        ]
-        return replace(self, encoders=tuple(encoders))
+        )
+        return replace(self, encoders=encoders)
 
 
 @dataclass(frozen=True)

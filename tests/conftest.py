@@ -8,12 +8,16 @@ from pathlib import Path
 import jax
 import pytest
 
+# LLVM's optimizations take longer than small tests run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
+QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
+OPTIMIZED = ("test_fbank", "test_knn")  # compared with references as users compute
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity on accelerators too
 
 # Equal programs are compiled once in all workers; a worker inherits the environment.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
+DRAWING = ("test_figures", "test_main")
 LONGEST = ("test_devices", "test_kill", "test_parity", "test_spectral_system", "test_two_stage")
 
 
@@ -22,7 +26,8 @@ def pytest_configure(config):
         os.environ[COMPILED] = folder = tempfile.mkdtemp(prefix="asdjax-compiled-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def pytest_collection_modifyitems(items):
@@ -31,8 +36,21 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_compiled():
+def _undrawn(request):
+    """Drawing takes two thirds of a small run: only tests of figures do it."""
+    if request.path.stem in DRAWING:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled(request):
     """Programs of a file are of no use to the next one, and take gigabytes in all."""
+    quick = QUICK and request.path.stem not in OPTIMIZED
+    jax.config.update("jax_disable_most_optimizations", quick)
     yield
     jax.clear_caches()
 

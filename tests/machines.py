@@ -47,7 +47,7 @@ def tiny_backbone(path: Path) -> Path:
     config = BeatsConfig(
         input_patch_size=16,
         embed_dim=16,
-        encoder_layers=2,
+        encoder_layers=1,
         encoder_embed_dim=32,
         encoder_ffn_embed_dim=48,
         encoder_attention_heads=2,

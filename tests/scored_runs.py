@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from asdjax.artifact import record
 from asdjax.metrics import score_files
 from asdjax.recipes import RECIPES
 from asdjax.stages import folder
@@ -38,7 +39,13 @@ def make_run(out: Path, clips: list[Clip], seed: int, year: int | None = 2024) -
         score_files.save(out / folder.SCORES, Scores(*group, tuple(c.name for c in test), values))
         left_out = rng.permutation(np.arange(len(train)) % 8) / 4
         folder.save_left_out(out / folder.SCORES, train, left_out)
+    finish(out)
     return out
+
+
+def finish(out: Path) -> None:
+    """Count the scores of a run as finished, as they are."""
+    record(folder.load(out).scores(out))
 
 
 def make_flipped(clips) -> list[Clip]:

@@ -109,6 +109,8 @@ def test_a_folder_is_a_product_with_all_that_is_in_it(tmp_path):
     assert not is_finished(one)
     inside.write_text("1")
     assert is_finished(one)
+    (tmp_path / "scores" / ".DS_Store").write_text("of a file manager")
+    assert is_finished(one)
     (tmp_path / "scores" / "more.csv").write_text("4")
     assert not is_finished(one)
 
@@ -151,7 +153,9 @@ def test_what_was_damaged_is_not_finished(tmp_path, name, damage):
     assert is_finished(one)
 
 
-@pytest.mark.parametrize("damage", [b"", b'{"model": {"key"', b"\xff\xfe", None])
+@pytest.mark.parametrize(
+    "damage", [b"", b'{"model": {"key"', b"\xff\xfe", b"[1]", b'{"model": {}}', None]
+)
 def test_a_damaged_list_of_what_is_finished_counts_as_none(tmp_path, damage):
     one = built(tmp_path)
     (tmp_path / FILE).unlink() if damage is None else (tmp_path / FILE).write_bytes(damage)
@@ -202,7 +206,7 @@ def test_else_it_is_refused_in_words_and_left_alone(tmp_path):
 def test_a_finished_product_that_was_changed_is_not_replaced_unasked(tmp_path):
     one = built(tmp_path)
     one.path.write_text("edited by hand")
-    with pytest.raises(InputError, match="its content was changed after it was finished"):
+    with pytest.raises(InputError, match="was changed after it was finished"):
         make(one, builder(one)[0], replaces=False)
     one.path.unlink()  # there is nothing to lose
     assert make(one, builder(one)[0], replaces=False) == "built"
@@ -220,7 +224,7 @@ def test_a_product_is_copied_from_the_first_folder_that_has_it(tmp_path):
     before = contents(first.folder)
     one = product(tmp_path / "new")
     build, calls = builder(one)
-    assert make(one, build, reuse=reuse) == "copied"
+    assert make(one, build, reuse=reuse) == f"copied from {first.folder}"
     assert not calls
     assert one.path.read_text() == "model: first"
     assert (one.folder / "labels.json").read_text() == "labels.json: first"
@@ -249,7 +253,8 @@ def test_a_copy_does_not_replace_another_training_either(tmp_path):
     one = product(tmp_path / "own", OTHER)
     with pytest.raises(InputError, match="is there already"):
         make(one, builder(one)[0], reuse=[tmp_path / "source"], replaces=False)
-    assert make(one, builder(one)[0], reuse=[tmp_path / "source"]) == "copied"
+    done = make(one, builder(one)[0], reuse=[tmp_path / "source"])
+    assert done == f"copied from {tmp_path / 'source'}"
 
 
 def test_folders_are_copied_with_all_that_is_in_them(tmp_path):
@@ -262,7 +267,7 @@ def test_folders_are_copied_with_all_that_is_in_them(tmp_path):
 
     make(source, build)
     one = product(tmp_path / "new", name="figures", beside=())
-    assert make(one, builder(one)[0], reuse=[source.folder]) == "copied"
+    assert make(one, builder(one)[0], reuse=[source.folder]).startswith("copied")
     assert one.files() == [inside]
     assert (one.folder / inside).read_text() == "picture"
 
@@ -288,6 +293,16 @@ def test_folders_are_copied_with_all_that_is_in_them(tmp_path):
             {"a": {"b": 1, "c": 2}},
             {"d": 3},
             ["a: something before, nothing now", "d: nothing before, 3 now"],
+        ),
+        (
+            {"of": {"fan": {"clips": 1}}},
+            {"of": {"fan": {"clips": 1}, "pump": {"clips": 2, "content": content_of(1)}}},
+            ["of.pump: nothing before, something now"],
+        ),
+        (
+            {"data_sha256": "e3b0"},
+            {"asdjax": "1.0", "data": 3},
+            ["asdjax: an earlier version before, 1.0 now"],
         ),
     ],
 )
@@ -315,7 +330,7 @@ def test_only_the_first_process_writes(tmp_path, monkeypatch):
     monkeypatch.undo()
     built(tmp_path / "source")
     monkeypatch.setattr("asdjax.artifact.leads", lambda: False)
-    assert make(one, builder(one)[0], reuse=[tmp_path / "source"]) == "copied"
+    assert make(one, builder(one)[0], reuse=[tmp_path / "source"]).startswith("copied")
     assert not (tmp_path / "new").exists()
 
 

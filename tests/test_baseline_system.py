@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import soundfile
 from scipy.stats import gamma
-from trainings import quick_compiles
 
 from asdjax import __main__ as command_line
 from asdjax.baseline import Autoencoder, FitAutoencoders, Reconstruction
@@ -27,12 +26,6 @@ from asdjax.types import InputError
 
 MSE, MAHALA = "baseline/mse", "baseline/mahala"
 FAN, PUMP = ("fan", "section_00"), ("pump", "section_00")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def system(recipe, **train):

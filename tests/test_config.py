@@ -139,5 +139,5 @@ def test_backbones_are_named_once_each_and_replaced_by_name():
 def test_steps_count_passes_or_updates():
     passes = Train(steps=12, accumulate=4)
     updates = replace(passes, counted="updates")
-    assert (passes.passes, passes.unit) == (12, 4)
-    assert (updates.passes, updates.unit) == (48, 1)
+    assert (passes.micro_batches, passes.unit) == (12, 4)
+    assert (updates.micro_batches, updates.unit) == (48, 1)

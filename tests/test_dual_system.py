@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from trainings import quick_compiles, small_system, two_machines
+from trainings import small_system, two_machines
 
 from asdjax.losses.margin import Margin
 from asdjax.metrics import score_files
@@ -99,7 +99,7 @@ def ran(data, tmp_path_factory) -> Path:
         read.append(path)
         return read_bytes(path)
 
-    with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.figures, "write", lambda *_: None)
         patch.setattr(Path, "read_bytes", counted)
         results = stages.run(system_of(*paths), data, root / "run")

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from scored_runs import SYSTEM
+from scored_runs import SYSTEM, finish
 
 from asdjax.metrics import score_files
 from asdjax.scoring.combine import Ensemble
@@ -50,6 +50,7 @@ def decided(root: Path, normal, tested, **settings) -> np.ndarray:
         names = tuple(clip.name for clip in test)
         score_files.save(out / folder.SCORES, Scores(*GROUP, names, values))
         folder.save_left_out(out / folder.SCORES, train, left_out)
+        finish(out)
         members.append(out)
     ensemble(members, Ensemble(**settings), root / "out")
     (found,) = score_files.load(root / "out" / "scores")

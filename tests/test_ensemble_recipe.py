@@ -19,7 +19,7 @@ from asdjax.stages import embed, folder, stages
 from asdjax.types import InputError
 
 LOGMEL = RECIPES["frozen/logmel"].config
-MEMBERS = {"test/one": LOGMEL, "test/two": replace(LOGMEL, scorer=Knn(banks="domain"))}
+MEMBERS = {"test/one": LOGMEL, "test/two": replace(LOGMEL, scorer=Knn(references="domain"))}
 BOTH = EnsembleConfig(tuple(MEMBERS), Ensemble((0.25, 0.75)))
 
 

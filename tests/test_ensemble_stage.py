@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from machines import tone_machine
 from scipy import stats
-from scored_runs import SYSTEM, fan, make_clips, make_run, spoil
+from scored_runs import SYSTEM, fan, finish, make_clips, make_run, spoil
 
 from asdjax import __main__ as command_line
 from asdjax.metrics import score_files
@@ -65,7 +65,7 @@ def real(tmp_path_factory) -> list[Path]:
     for seed, machine in enumerate(("fan", "pump")):
         tone_machine(root / "data", machine, seed)
     stages.run(replace(SYSTEM, scorer=Knn(k=1)), root / "data", root / "a")
-    for name, scorer in (("b", Knn(banks="domain")), ("c", Knn(standardize=True))):
+    for name, scorer in (("b", Knn(references="domain")), ("c", Knn(standardize=True))):
         stages.score(shutil.copytree(root / "a", root / name), scorer)
     return [root / name for name in "abc"]
 
@@ -132,6 +132,7 @@ def test_a_score_does_not_depend_on_other_test_clips(members, tmp_path, settings
         kept = {("fan", row.split(",")[0]) for row in rows[:5]}
         rows[5:] = [f"{row.split(',')[0]},{0.3 * i}" for i, row in enumerate(rows[5:])]
         (changed / fan("anomaly_score")).write_text("\n".join(rows) + "\n")
+        finish(changed)
         ensemble([changed, *members[1:]], config, tmp_path / "after")
         before, after = read(tmp_path / "before"), read(tmp_path / "after")
         assert before != after
@@ -250,6 +251,7 @@ def test_what_is_combined_is_kept_until_something_changes(members, tmp_path, cap
     assert combined_again(Ensemble(normalize="rank"))
     assert combined_again()
     spoil(members[1] / fan("leave_one_out"), ",0.25", ",0.5")
+    finish(members[1])
     assert combined_again()
     for member in members:  # other labels
         clips = json.loads((member / "clips.json").read_text())
@@ -275,6 +277,7 @@ def test_a_refused_ensemble_writes_nothing(members, tmp_path):
 def test_scores_that_do_not_vary_set_no_scale(members, tmp_path, transductive):
     path = members[1] / fan("anomaly_score" if transductive else "leave_one_out")
     path.write_text("".join(f"{row.split(',')[0]},0.5\n" for row in path.read_text().split()))
+    finish(members[1])
     for normalize in ("zscore", "rank"):
         with pytest.raises(InputError, match="do not vary") as refused:
             ensemble(members, Ensemble(normalize=normalize, transductive=transductive), tmp_path)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from machines import tone_machine
-from trainings import quick_compiles
 
 from asdjax import arguments
 from asdjax.recipes import RECIPES
@@ -56,8 +55,7 @@ def test_korea2025_runs_tiny_without_weights(repeated, tmp_path, monkeypatch, ca
     words = ["--data", tmp_path / "data", "--out", tmp_path / "out", "--tiny"]
     fields = ["--train.steps", 6, "--train.batch", 2, "--audio.seconds", 0.5]
     monkeypatch.setattr(sys, "argv", ["korea2025.py", *map(str, (*words, *fields))])
-    with quick_compiles(tmp_path / "cache"):
-        repeated.main("Table 1.", "korea2025")
+    repeated.main("Table 1.", "korea2025")
     shown = capsys.readouterr().out
     assert (tmp_path / "out" / "tiny-beats.safetensors").is_file()
     assert "published, dev 2025" in shown

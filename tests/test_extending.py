@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from trainings import lines, quick_compiles, small_system, two_machines
+from trainings import lines, small_system, two_machines
 
 from asdjax import losses, models, scoring
 from asdjax.metrics import score_files
@@ -76,7 +76,7 @@ class Zeroes:
 
     parts: int = 4
 
-    needs_training, one_length, shortest_samples = True, True, 400
+    weights, needs_training, one_length, shortest_samples = "", True, True, 400
 
     def network(self, samples):
         def front_end(wave, lengths=None):
@@ -144,7 +144,7 @@ class ChunksModule(nnx.Module):
 def ran(tmp_path_factory) -> Iterator[Path]:
     """A complete run, but for its figures, with all; they are in their unions while it is used."""
     root = tmp_path_factory.mktemp("extended")
-    with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(losses, "Loss", losses.Loss | Prototypes)
         patch.setattr(scoring, "Scorer", scoring.Scorer | Middle)
         patch.setattr(models, "Encoder", models.Encoder | Zeroes)

@@ -64,7 +64,7 @@ def test_the_same_recordings_elsewhere_and_later_are_the_same(asked, out, tmp_pa
     changed = {name for name, t in times(copied / "run").items() if t != before[name]}
     assert not [name for name in changed if name.endswith((".npz", ".png"))]
     assert not [name for name in changed if name.startswith("scores")]
-    assert "2 of 2 machines were already embedded" in capsys.readouterr().err
+    assert "2 of 2 machines were embedded before" in capsys.readouterr().err
 
 
 def test_other_recordings_of_equal_name_size_and_time_are_others(asked, out, finished, tmp_path):

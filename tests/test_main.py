@@ -60,7 +60,7 @@ def test_stages_can_be_called_one_by_one_with_other_settings(call, made, tmp_pat
     out = tmp_path / "run"
     changes = ["--scorer.k", 2, "--batch", 7, "--audio.seconds", 0.3]
     assert call("embed", "frozen/logmel", "--data", made, "--out", out, *changes)[0] == 0
-    assert call("score", out, "knn", "--k", 2, "--banks", "domain")[0] == 0
+    assert call("score", out, "knn", "--k", 2, "--references", "domain")[0] == 0
     assert call("report", out)[0] == 0
     system = folder.load(out).system
     assert (system.scorer, system.batch) == (Knn(2, "domain"), 7)
@@ -136,7 +136,10 @@ def test_mistakes_get_one_message_and_leave_nothing(
 
 
 def test_help_and_version_are_no_mistakes(call):
-    for words in ([], ["--help"], ["run", "--help"], ["run", "frozen/beats", "--help"]):
+    for words in (
+        *([], ["--help"], ["run", "--help"], ["run", "frozen/beats", "--help"]),
+        *(["score", "--help"], ["score", "run", "--help"], ["score", "run", "knn", "--help"]),
+    ):
         code, out, err = call(*words)
         assert (code, err) == (0, "")
         assert out
@@ -152,14 +155,19 @@ HELP = {  # command and recipe -> options that it has, options that it lacks
         {"train.epochs", "scorer.kind", "keep-checkpoints", "reuse"},
         {"pseudo-labels", "weights", "distributed", "train.steps", "scorer.k"},
     ),
+    ("run", "frozen/beats"): (
+        {"weights", "encoders.0.layer", "encoders.0.pooling"},
+        {"encoders.0.embedding", "encoders.0.no-dropout", "encoders.0.remat"},
+    ),
     ("train", "korea2025/system1"): (
         {"weights", "pseudo-labels", "distributed", "encoders.0.adapter.rank", "train.source"},
-        {"runs", "embedder.branches.0.adapter.rank"},
+        {"runs", "embedder.branches.0.adapter.rank", "scorer.k", "batch", "year", "ground-truth"},
     ),
     ("embed", "korea2025/system1"): (
         {"weights", "pseudo-labels", "train.seed"},
         {"keep-checkpoints", "distributed"},
     ),
+    ("run", "ioa2024/ensemble1"): ({"runs", "members", "all.FIELD"}, {"weights", "reuse"}),
     ("run", "aithu2024/system1"): (
         {"weights", "runs", "members", "ensemble.weights", "beats-lora.FIELD", "all.FIELD"},
         {"reuse", "train.steps"},
@@ -190,18 +198,19 @@ def test_every_option_that_help_shows_is_taken(command, recipe, tmp_path):
     """What help shows as the default changes nothing."""
     config = RECIPES[recipe].config
     files = []
-    for name in getattr(config, "backbones", ()) or ("beats-iter3", "eat-base"):
+    systems = [RECIPES[name].config for name in getattr(config, "members", [recipe])]
+    for name in dict.fromkeys(name for system in systems for name in system.backbones):
         kind = CHECKPOINTS[name].kind
         files.append(str(tmp_path / f"{kind}.safetensors"))
         weights_file.save(files[-1], {}, weights_file.Header(kind, {}))
     given = [recipe, "--data", "data", "--out", "out"]
-    if "weights" in [option.name for option in arguments.option_fields(command, config)]:
+    if files:
         given += ["--weights", *files]
     defaults = []
     for one in arguments.flags(config):
-        default = one.default.removeprefix("default: ")
+        default = "" if one.default == arguments.ON else one.default.removeprefix("default: ")
         if default and not one.flag.endswith(".weights"):
-            defaults += [f"--{one.flag}", *([] if default == "on" else default.split())]
+            defaults += [f"--{one.flag}", *default.split()]
     assert arguments.parse(command, given + defaults) == arguments.parse(command, given)
 
 
@@ -214,7 +223,7 @@ def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(call, made, tmp_
     (out / "results.csv").write_text("machine,metric,value\n")
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     sentence = f"asdjax: {out} holds a run of another version of asdjax; "
-    sentence += "choose another --out, or remove it"
+    sentence += "run again into another folder, or into this one with --force"
     where = ["--data", made, "--out", out]
     for words in (
         ["run", "frozen/logmel", *where],

@@ -99,8 +99,6 @@ def test_a_run_leaves_the_files_it_promises(finished, made):
     names = {path.name for path in (made / "fan" / "test").iterdir()}
     assert {row.split(",")[0] for row in rows} == names
     assert folder.load(finished).system == replace(LOGMEL, audio=Audio(channel=0))
-    for figure in (finished / "figures").iterdir():
-        assert figure.read_bytes().startswith(b"\x89PNG")
 
 
 def test_embeddings_are_those_of_each_clip_alone(finished):
@@ -147,7 +145,7 @@ def test_scores_never_mix_two_systems(made, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "load_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
         asdjax.run(replace(LOGMEL, audio=Audio(seconds=0.3)), made, out)
-    with pytest.raises(InputError, match="not complete"):
+    with pytest.raises(InputError, match="is not there, or not of this system"):
         stages.score(out)
 
 
@@ -312,7 +310,7 @@ def test_a_damaged_file_of_embeddings_is_made_again(made, tmp_path):
     path = out / "embeddings" / "fan_section_00.npz"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match="not complete"):
+    with pytest.raises(InputError, match="is not there, or not of this system"):
         stages.score(out)
     assert asdjax.run(LOGMEL, made, out)
 

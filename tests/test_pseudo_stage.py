@@ -206,5 +206,5 @@ def test_a_run_whose_machines_all_have_attributes_is_refused(run, tmp_path):
 
 def test_a_run_without_embeddings_is_refused(run, tmp_path):
     folder.save(tmp_path, folder.load(run))
-    with pytest.raises(InputError, match="not complete; give the run's command again"):
+    with pytest.raises(InputError, match="give the run's command again"):
         pseudo_labels.cluster_run(tmp_path, Pseudo())

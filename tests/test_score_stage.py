@@ -12,6 +12,7 @@ from machines import tone_machine
 
 import asdjax
 from asdjax import __main__ as command_line
+from asdjax.artifact import record
 from asdjax.config import SystemConfig
 from asdjax.models.logmel import LogMel
 from asdjax.scoring.centers import Centers
@@ -20,6 +21,7 @@ from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.mixture import Mixture
 from asdjax.scoring.smote import Smote
 from asdjax.stages import folder, stages
+from asdjax.types import InputError
 
 FAN = "scores/anomaly_score_fan_section_00_test.csv"
 
@@ -37,11 +39,11 @@ def finished(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("words", "scorer"),
     [
-        (["knn", "--banks", "domain", "--standardize"], Knn(2, "domain", True)),
+        (["knn", "--references", "domain", "--standardize"], Knn(2, "domain", True)),
         (["knn", "--k", "1", "smote:smote", "--smote.ratio", "1"], Knn(1, smote=Smote(1.0))),
         (["centers", "--count", "2", "--seed", "5"], Centers(2, seed=5)),
         (["mixture", "--components", "2", "--covariance", "diagonal"], Mixture(2, "diagonal")),
-        (["mahalanobis", "--banks", "pooled"], Mahalanobis("pooled")),
+        (["mahalanobis", "--references", "pooled"], Mahalanobis("pooled")),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -105,3 +107,33 @@ def test_an_unknown_scorer_is_refused_and_changes_nothing(finished, capsys):
     assert ended.value.code == 2
     assert "  knn " in capsys.readouterr().err
     assert folder.load(finished).system.scorer == before
+
+
+def test_a_scorer_that_fails_leaves_the_numbers_of_the_one_before(finished, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "run")
+    (out / "embeddings" / "pump_section_00.npz").unlink()
+    kept = ["config.json", "results.csv", *(p.relative_to(out) for p in out.glob("scores/*"))]
+    before = {name: (out / name).read_bytes() for name in kept}
+    with pytest.raises(InputError, match=r"pump_section_00\.npz is not there"):
+        stages.score(out, Mixture(2))
+    assert {name: (out / name).read_bytes() for name in kept} == before
+
+
+def test_scores_of_other_embeddings_are_not_reported(finished, tmp_path):
+    """A run that was killed after it embedded anew."""
+    out = shutil.copytree(finished, tmp_path / "run")
+    made = folder.load(out)
+    group = ("fan", "section_00")
+    product, old = made.embeddings(out, group), folder.load_embeddings(out, made, group)
+    folder.save_embeddings(product.path, dataclasses.replace(old, values=old.values[::-1]))
+    record(product)
+    with pytest.raises(InputError, match=f"give `asdjax score {out}`"):
+        stages.report(out)
+    stages.score(out)
+    assert stages.report(out)
+
+
+def test_a_scorer_that_is_none_is_named(finished, capsys):
+    with pytest.raises(SystemExit):
+        command_line.dispatch(["score", str(finished), "knnn"])
+    assert "unknown scorer 'knnn'" in capsys.readouterr().err

@@ -3,12 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from machines import tiny_backbone
-from trainings import quick_compiles, small_system, two_machines
+from trainings import small_system, two_machines
 
 from asdjax.config import SystemConfig, from_json, to_json
 from asdjax.data.batches import Audio
@@ -18,7 +19,8 @@ from asdjax.losses.contrastive import Contrastive, contrastive_loss
 from asdjax.models import weights_file
 from asdjax.models.pretrained import Pretrained
 from asdjax.models.spectral import ConvNet1d, ResNet
-from asdjax.models.system import Architecture, Input, Perturbation, System
+from asdjax.models.system import Architecture, Input, Perturbation
+from asdjax.models.weights_file import merge
 from asdjax.scoring.centers import Centers
 from asdjax.stages import folder, stages
 from asdjax.train.config import HeadConfig, Train
@@ -36,16 +38,26 @@ def inputs(batch: int = 3) -> list[Input]:
     return [network.front_end(jnp.asarray(wave), None) for network in NETWORKS]
 
 
-def build(perturbation: int = 0) -> System:
-    return System(Architecture(NETWORKS, (), perturbation), train=False, rngs=nnx.Rngs(0))
+def values(perturbation: int = 0) -> list[np.ndarray]:
+    """Return what a system gives for the inputs, and what each of its encoders gives alone."""
+    built = Architecture(NETWORKS, (), perturbation)
+    graph = built.parts(train=False).graph
+
+    @jax.jit
+    def values(params):
+        system, given = merge(graph, *params), inputs()
+        own = [branch(x) for branch, x in zip(system.branches, given, strict=True)]
+        joint = jnp.concatenate(own, -1)
+        return system(given), joint if perturbation == 0 else system.perturbation(joint), *own
+
+    return jax.device_get(values(built.initialize(seed=0)))
 
 
 def test_the_embedding_is_those_of_all_encoders():
-    system, given, part = build(), inputs(), Architecture(NETWORKS).part
-    whole = np.asarray(system(given))
+    (whole, _, *own), part = values(), Architecture(NETWORKS).part
     assert whole.shape == (3, 10)
-    for i, branch in enumerate(system.branches):
-        np.testing.assert_array_equal(whole[:, part(i)], branch(given[i]))
+    for i, alone in enumerate(own):
+        np.testing.assert_array_equal(whole[:, part(i)], alone)
     assert (part(0), part(1), part(None)) == (
         slice(0, 6),
         slice(6, 10),
@@ -65,10 +77,10 @@ def test_the_perturbation_is_two_layers_and_norms_behind_the_relu():
 
 
 def test_the_perturbed_embedding_is_the_one_that_is_used():
-    system, given = build(perturbation=5), inputs()
-    plain = jnp.concatenate([b(x) for b, x in zip(system.branches, given, strict=True)], -1)
-    np.testing.assert_array_equal(system(given), system.perturbation(plain))
-    np.testing.assert_allclose(np.linalg.norm(system(given), axis=1), 1, rtol=1e-6)  # float32
+    whole, perturbed, *own = values(perturbation=5)
+    np.testing.assert_array_equal(whole, perturbed)
+    assert np.abs(whole[:, :6] - own[0]).max() > 0.01
+    np.testing.assert_allclose(np.linalg.norm(whole, axis=1), 1, rtol=1e-6)  # float32
 
 
 def test_the_contrastive_head_takes_a_mixed_clip_for_its_own_class():
@@ -120,7 +132,7 @@ def ran(tmp_path_factory) -> Path:
         scorer=Centers(count=3, starts=2),
     )
     assert from_json(to_json(system)) == system
-    with quick_compiles(root / "compiled"), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stages.figures, "write", lambda *_: None)
         results = stages.run(system, two_machines(root / "data"), root / "run")
     assert "official_score" in {metric.metric for metric in results}

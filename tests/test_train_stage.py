@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 from machines import tiny_backbone
-from trainings import hum_machine, lines, quick_compiles, two_machines
+from trainings import hum_machine, lines, two_machines
 
 from asdjax import __main__ as command_line
 from asdjax.data.audio import read
@@ -32,12 +32,6 @@ SMALL = [  # streaming: one compiled step serves sets of any size
     *("--train.log-every", 12, "--train.optimizer.schedule.warmup", 2),
     *("--train.optimizer.schedule.peak", 0.003, "--batch", 20),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +122,7 @@ def test_the_machines_are_learned(ran):
     """They hum at three pitches."""
     first, _, last = lines(ran)
     assert last["loss"] < 0.5 * first["loss"]
-    assert last["accuracy"] > 0.7  # chance: a third
+    assert last["accuracy"] > 0.55  # chance: a third; mean over 12 steps
 
 
 def test_the_command_line_changes_any_field_of_the_recipe(ran, weights):
@@ -216,8 +210,54 @@ def test_a_model_that_was_changed_is_not_replaced(copied, ran, command):
     before = contents(copied)
     code, said = command("train", copied, "--reuse", ran)
     assert code == 1
-    assert "its content was changed after it was finished" in said
+    assert "was changed after it was finished" in said
     assert contents(copied) == before
+
+
+def test_a_lost_list_of_finished_work_loses_no_training(copied, command, capsys):
+    """The model says itself what it was trained on."""
+    (copied / "finished.json").unlink()
+    before = times(copied, "model.safetensors")
+    code, said = command("train", copied, "--train.batch", 6)
+    assert code == 1
+    assert "train.batch: 12 before, 6 now" in said
+    assert command("train", copied) == (0, "")
+    assert "already trained" in capsys.readouterr().err
+    assert command("embed", copied) == (0, "")
+    assert times(copied, "model.safetensors") == before
+
+
+def test_a_training_of_an_earlier_version_is_refused_in_words(copied, command):
+    (copied / "finished.json").unlink()
+    path = copied / "model.safetensors"
+    trained, header, _ = weights_file.load(path)
+    weights_file.save(path, trained, replace(header, config={"data_sha256": "e3b0c442"}))
+    code, said = command("train", copied)
+    assert code == 1
+    assert "asdjax: an earlier version before" in said
+    assert "e3b0c442" not in said
+
+
+def test_a_copy_leaves_the_checkpoints_of_another_training(ran, command, tmp_path, capsys):
+    out = tmp_path / "run"
+    (out / "checkpoints" / "step_4").mkdir(parents=True)
+    assert command("train", out, "--reuse", ran) == (0, "")
+    assert f"model.safetensors copied from {ran}" in capsys.readouterr().err
+    assert (out / "checkpoints" / "step_4").is_dir()
+
+
+def test_why_a_training_is_not_copied_is_told(ran, command, tmp_path, capsys):
+    command("train", tmp_path / "run", "--reuse", ran, "--train.steps", 2)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"{ran} has another training: train.steps: 36 before, 2 now" in said
+
+
+def test_an_ensembles_folder_is_no_place_for_a_run(command, tmp_path):
+    (tmp_path / "ensemble.json").write_text("{}")
+    code, said = command("train", tmp_path)
+    assert code == 1
+    assert "holds an ensemble" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["ensemble.json"]
 
 
 def test_the_model_says_what_it_was_trained_on(ran):
@@ -249,7 +289,7 @@ def test_checkpoints_are_removed_after_training_unless_they_are_kept(ran, comman
     assert command("train", out, "--keep-checkpoints") == (0, "")
     assert (out / "checkpoints").is_dir()
     assert command("train", out) == (0, "")
-    assert not (out / "checkpoints").exists()
+    assert (out / "checkpoints").is_dir()  # what was kept stays
 
 
 def test_force_trains_anew_from_the_start(copied, ran, command, capsys):
@@ -340,7 +380,7 @@ def test_one_machine_alone_is_told_apart_by_clusters_within_its_attributes(
     shutil.copytree(data / "fan", tmp_path / "data" / "fan")
     where = ["--data", tmp_path / "data", "--out", tmp_path / "run", "--weights", weights]
     assert call("train", RECIPE, *where, *SMALL, "--train.steps", 2) == (0, "")
-    assert "2 classes are too few to train by" in " ".join(capsys.readouterr().err.split())
+    assert "too few classes to train on (2)" in " ".join(capsys.readouterr().err.split())
     names = json.loads((tmp_path / "run" / "labels.json").read_text())["0"]
     assert len(names) >= 3
     for name in names:
@@ -351,7 +391,7 @@ def test_a_batch_larger_than_the_set_becomes_smaller(data, weights, tmp_path, ca
     where = ["--data", data, "--out", tmp_path / "run", "--weights", weights]
     assert call("train", RECIPE, *where, *SMALL, "--train.batch", 38, "--train.steps", 2)[0] == 0
     said = " ".join(capsys.readouterr().err.split())
-    assert "batch of 36 instead of 38: there are 36 training clips" in said
+    assert "batch of 32 instead of 38: there are 36 training clips" in said
 
 
 def test_embedding_before_training_says_what_to_do(command, tmp_path):

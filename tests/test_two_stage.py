@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from machines import tiny_backbone
-from trainings import hum_machine, quick_compiles, small_system
+from trainings import hum_machine, small_system
 
 from asdjax.files import read_csv
 from asdjax.losses.margin import Margin
 from asdjax.models import weights_file
+from asdjax.models.spectral import Bands
 from asdjax.scoring.clusters import Pseudo
 from asdjax.stages import folder, stages
 from asdjax.train.config import HeadConfig
@@ -35,15 +35,14 @@ def root(tmp_path_factory):
     hum_machine(root / "data", "fan", 500.0, seed=1)
     hum_machine(root / "data", "pump", 2000.0, seed=2)
     take_attributes(root / "data" / "fan")
-    with quick_compiles(root / "compiled"):
-        yield root
+    return root
 
 
 @pytest.fixture(scope="module")
 def plain(root):
     """Return a system without pseudo labels that tells attributes apart."""
     heads = (HeadConfig(Margin("arcface", 0.2, 10.0), labels="attributes"),)
-    return small_system(tiny_backbone(root / "tiny.safetensors"), heads=heads, steps=3)
+    return small_system(encoders=(Bands(embedding=8, bands=16),), heads=heads, steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def arrays(out: Path) -> dict[str, np.ndarray]:
 
 def same(one: Path, other: Path) -> bool:
     ours, theirs = arrays(one), arrays(other)
-    return ours.keys() == theirs.keys() and all((ours[n] == theirs[n]).all() for n in ours)
+    return ours.keys() == theirs.keys() and all(np.array_equal(ours[n], theirs[n]) for n in ours)
 
 
 def test_clips_without_attributes_get_clusters_as_classes_and_others_keep_theirs(ran):
@@ -77,7 +76,7 @@ def test_clips_without_attributes_get_clusters_as_classes_and_others_keep_theirs
         *(f"pump section_00 spd_{i}" for i in range(2)),
     ]
     assert not any(clip.attributes for clip in made.groups[BARE] if clip.split == "test")
-    assert (ran / "pseudo" / "fan_section_00.png").stat().st_size > 10_000
+    assert (ran / "pseudo" / "fan_section_00.png").is_file()
 
 
 def test_the_clusters_are_those_of_the_first_stage(ran):
@@ -110,7 +109,7 @@ def test_a_run_without_pseudo_labels_is_the_first_stage(ran, root, plain, system
     assert same(root / "plain", ran / "first-stage")
     results = (root / "plain" / "results.csv").stat().st_mtime_ns
     stages.run(system, root / "data", root / "shared", reuse=(root / "plain",))
-    assert "model.safetensors copied from a run" in capsys.readouterr().err
+    assert f"model.safetensors copied from {root / 'plain'}" in capsys.readouterr().err
     assert same(root / "plain", root / "shared" / "first-stage")
     assert not (root / "shared" / "first-stage" / "log.jsonl").exists()  # nothing was trained
     assert same(root / "shared", ran)
@@ -214,7 +213,7 @@ def test_a_label_edited_in_place_is_not_lost(ran, root, system):
     labels = copied / "pseudo" / "labels.csv"
     edited = labels.read_text().replace("pseudo_02", "quiet")
     labels.write_text(edited)
-    with pytest.raises(InputError, match=r"labels\.csv is there already(.|\n)*content was changed"):
+    with pytest.raises(InputError, match=r"labels\.csv was changed after it was finished"):
         stages.run(system, root / "data", copied)
     assert labels.read_text() == edited
 

@@ -1,14 +1,11 @@
-"""What tests of training share: machines that can be told apart, a small system, quick compiles."""
+"""What tests of training share: machines that can be told apart, a small system."""
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 import soundfile
-from jax.experimental.compilation_cache import compilation_cache
 from machines import one_encoder
 
 from asdjax.config import SystemConfig
@@ -36,33 +33,6 @@ def architecture(
     pairs = zip(encoders, backbones, strict=True)
     networks = tuple(encoder.network_of(backbone) for encoder, backbone in pairs)
     return Architecture(networks, tuple(tasks), perturbation)
-
-
-@contextmanager
-def quick_compiles(folder: Path) -> Iterator[None]:
-    """Leave most optimizations out and compile equal programs once, in all files of the run.
-
-    Each call of `train` builds its step anew; without this a resumed run would compile it again.
-
-    Args:
-      folder: for the programs, where the run has none of its own (see `conftest.py`).
-    """
-    settings = {
-        "jax_disable_most_optimizations": True,
-        "jax_compilation_cache_dir": jax.config.jax_compilation_cache_dir or str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: jax.config.values[name] for name in settings}
-    try:
-        for name, value in settings.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()  # forget that there was none
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def hum_machine(root: Path, machine: str, hz: float, seed: int) -> None:

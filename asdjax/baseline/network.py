@@ -47,6 +47,7 @@ class Autoencoder:
     covariance.
     """
 
+    weights = ""
     needs_training, one_length = True, False
     shortest_samples = SHORTEST_SAMPLES
 

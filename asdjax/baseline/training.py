@@ -65,18 +65,21 @@ class FitAutoencoders:
     save_every: int = 10
 
     without_effect = ("save_every",)  # fields on which the trained weights do not depend
+    heads = supplemental = ()  # no classes, and the clips of the machines alone
 
     def __post_init__(self):
-        if min(self.epochs, self.save_every) < 1 or self.batch < 2 or self.learning_rate <= 0:
-            raise InputError(
-                "expected epochs and save_every >= 1, batch >= 2 and a learning rate above 0, got "
-                f"{self}"
-            )
+        least = {"epochs": 1, "save_every": 1, "batch": 2, "seed": 0}
+        wrong = [f"{n} >= {low}" for n, low in least.items() if getattr(self, n) < low]
+        if not 0 < self.learning_rate < math.inf:
+            wrong.append("learning_rate above 0")
+        if wrong:
+            raise InputError(f"autoencoders: expected {', '.join(wrong)}; got {self}")
 
     def fit(self, job: Job) -> None:
         """Train and write the model file; resumes a training that was stopped."""
-        clips = [clip for clip in job.clips if clip.split == "train"]
-        frames, machines = read_vectors(clips, job.infos, job.audio)
+        if not alone():
+            raise InputError("autoencoders are trained by one process; start it on one host only")
+        frames, machines = read_vectors(job.clips, job.infos, job.audio)
         train(self, frames, machines, job)
 
     def embedder(self, encoders: Sequence[Any], audio: Audio, trained: Params) -> Embedder:
@@ -297,11 +300,9 @@ def train(
       frames, machines: of `read_vectors`.
 
     Raises:
-      InputError: a loss that is not finite, a checkpoint of another training, several processes.
-        SystemExit(0) after SIGTERM, when the state is saved.
+      InputError: a loss that is not finite, a checkpoint of another training. SystemExit(0) after
+        SIGTERM, when the state is saved.
     """
-    if not alone():
-        raise InputError("autoencoders are trained by one process; start it on one host only")
     if job.anew:
         job.model.unlink(missing_ok=True)
         shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
@@ -323,7 +324,7 @@ def train(
         first = 0
         if checkpoints.latest() is not None:
             states, first = checkpoints.restore(states)
-            console.note(f"going on after epoch {first} of {how.epochs}")
+            console.note(f"resuming after epoch {first} of {how.epochs}")
         with (
             closing(Log(job.out / "log.jsonl", first)) as log,
             interrupt.caught() as stop,

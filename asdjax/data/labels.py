@@ -102,7 +102,9 @@ def check_classes(clips: Sequence[Clip], kind: LabelKind) -> str:
     )
 
 
-def bare(clips: Sequence[Clip], vocabulary: Sequence[str], kind: LabelKind) -> np.ndarray:
+def without_attributes(
+    clips: Sequence[Clip], vocabulary: Sequence[str], kind: LabelKind
+) -> np.ndarray:
     """Return `[C]` bool: True for the classes with clips of which none has attributes."""
     label = encode(clips, vocabulary, kind)
     described = np.array([bool(clip.attributes) for clip in clips], bool)

@@ -1,4 +1,4 @@
-"""What the spectral networks hear: the spectrum of a whole clip, or its spectrogram in a band.
+"""Features of the spectral networks: the spectrum of a whole clip, or its spectrogram in a band.
 
 Magnitudes, neither squared nor logarithmic, of waves with peak 1.0; float32, also under a bfloat16
 model. A clip of 10 s gives 80,000 bins of 0.1 Hz, or 311 frames of 500 bins of 15.625 Hz.
@@ -35,7 +35,7 @@ def magnitude_spectrogram(wave):
     """Compute STFT magnitudes from 200 Hz to 8 kHz, each bin without its mean over the clip.
 
     Frames of 1024 samples every 512 under a periodic Hann window, none of them padded; samples
-    behind the last whole frame are not heard.
+    behind the last whole frame are not used.
 
     Args:
       wave: `[B, N]` float in [-1, 1] or int16, 16 kHz, N >= 1024.

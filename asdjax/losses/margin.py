@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asdjax.types import InputError, preview
+from asdjax.types import InputError
 
 SMALLEST_SQUARE = 1e-24  # squared length below which a vector counts as zero
 SMALLEST_SINE = 1e-3  # below 5e-4 rad all float32 cosines are 1, and the slope of the sine explodes
@@ -34,14 +34,15 @@ class Margin:
         [0, 2); not used by softmax.
       scale: cosines are multiplied by it before the softmax.
       subcenters: centers per class; the nearest one counts (sub-center ArcFace when above 1).
-      bare_subcenters: the same for a class whose machine has no attributes; None: as subcenters.
+      subcenters_without_attributes: the same for a class whose machine has no attributes; None: as
+        subcenters.
     """
 
     kind: Literal["softmax", "am-softmax", "arcface"] = "arcface"
     margin: float = 0.5
     scale: float = 30.0
     subcenters: int = 1
-    bare_subcenters: int | None = None
+    subcenters_without_attributes: int | None = None
 
     has_classes = True
 
@@ -56,16 +57,18 @@ class Margin:
             )
         if not 0 < self.scale < math.inf:
             raise InputError(f"expected a positive scale, got {self.scale}")
-        if min(self.subcenters, 1 if self.bare_subcenters is None else self.bare_subcenters) < 1:
+        other = self.subcenters_without_attributes
+        if self.subcenters < 1 or (other is not None and other < 1):
             raise InputError(
-                f"expected at least 1 sub-center per class, got {self.subcenters} and "
-                f"{self.bare_subcenters} for machines without attributes"
+                f"expected at least 1 sub-center per class, got {self.subcenters} and {other} for "
+                "machines without attributes"
             )
 
     def center_counts(self, without_attributes: np.ndarray) -> np.ndarray:
         """Return how many centers each class has, `[C]` int, from `[C]` bool."""
-        fewer = self.subcenters if self.bare_subcenters is None else self.bare_subcenters
-        return np.where(without_attributes, fewer, self.subcenters)
+        other = self.subcenters_without_attributes
+        other = self.subcenters if other is None else other
+        return np.where(without_attributes, other, self.subcenters)
 
     def head(self, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs) -> MarginHead:
         """Return the module of `asdjax.losses.Loss` that has the centers."""
@@ -110,7 +113,7 @@ def margin_loss(
     Args:
       embedding: `[B, E]`, any length, any float type.
       centers: `[C, K, E]`, any length.
-      label, weight: `[B, M]`; see `check_labels`. A label out of 0..C-1 makes the loss inf.
+      label, weight: `[B, M]`. A label out of 0..C-1 makes the loss inf.
       kind, margin, scale: as in `Margin`.
       counts: `[C]`, how many of the K sub-centers a class has; None: all.
 
@@ -203,19 +206,3 @@ def check_shapes(embedding, centers, label, weight) -> None:
             "expected embedding [B, E], centers [C, K, E], label [B, M] and weight [B, M], got "
             + ", ".join(map(str, shapes))
         )
-
-
-def check_labels(label: np.ndarray, classes: int) -> None:
-    """Check labels `[B]` or `[B, M]` on the host, where a wrong one can still be named.
-
-    Raises:
-      InputError: labels that are not whole numbers in 0..classes-1, with their rows.
-    """
-    label = np.asarray(label)
-    if label.dtype.kind not in "iuf":
-        raise InputError(f"expected labels 0 to {classes - 1}, got an array of {label.dtype}")
-    good = (label >= 0) & (label < classes) & (label == np.floor(label))
-    rows = np.unique(np.argwhere(~good)[:, 0])
-    if len(rows):
-        found = preview([f"{label[row].tolist()} in row {row}" for row in rows], 20)
-        raise InputError(f"expected labels 0 to {classes - 1}, got {found}")

@@ -1,4 +1,12 @@
-"""Encoders, frozen or trained. An encoder is a configuration with the method `network`."""
+"""Encoders, frozen or trained.
+
+An encoder is a configuration with
+    network(samples)    what it computes, for waves of `samples` at 16 kHz: a `system.Network`
+    weights             name or file of pretrained weights; "" without
+    needs_training      whether it has weights that only a training gives
+    one_length          whether it is built for clips of one length
+    shortest_samples    of a clip
+"""
 
 from asdjax.models.logmel import LogMel
 from asdjax.models.pretrained import Pretrained

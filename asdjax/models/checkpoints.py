@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from asdjax.files import read_csv
 from asdjax.models import backbone
 from asdjax.models.backbone import Backbone
 from asdjax.models.weights_file import open_weights
 from asdjax.types import InputError
 
 README = "https://github.com/microsoft/unilm/tree/master/beats"
-HUB = "https://huggingface.co"
 
 
 @dataclass(frozen=True)
@@ -26,78 +26,26 @@ class Checkpoint:
 
     Microsoft links BEATs on OneDrive, which needs a browser. `url` is then a copy that plain HTTP
     can fetch; others made it, so it is trusted only if its SHA-256 is that of Microsoft's file.
-    EAT comes from its authors' own pages.
+    EAT comes from its authors' own pages; that of eat-base has its SHA-256 from a user's record.
     """
 
     file: str
     sha256: str  # "" = not published: a download is checked by its format and tensors alone
     page: str  # the authors' link
     url: str | None = None  # None: no copy is known to us
-    size: int | None = 361_499_833  # None: not known to us
+    size: int | None = None  # bytes; None: not known to us
     kind: str = "beats"
 
 
-def _eat(repository: str, sha256: str = "") -> Checkpoint:
-    """Return a checkpoint of EAT's authors; its `config.json` lies beside the weights."""
-    page = f"{HUB}/worstchan/{repository}"
-    url = f"{page}/resolve/main/model.safetensors"
-    return Checkpoint(f"{repository}.safetensors", sha256, page, url, None, "eat")
+def _read_table() -> dict[str, Checkpoint]:
+    _, *rows = read_csv(Path(__file__).with_name("checkpoints.csv"))
+    return {
+        name: Checkpoint(file, sha256, page, url or None, int(size) if size else None, kind)
+        for name, kind, file, sha256, size, page, url in rows
+    }
 
 
-FINETUNED_BYTES = 363_145_291
-CHECKPOINTS = {
-    "beats-iter3": Checkpoint(
-        "BEATs_iter3.pt",
-        "8d1b234032a9ccff353612dc6c20982346dc2968b205b79d97303eb5e77bfb34",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcpxJUNDxg4eU0r-vA?e=qezPJ5",
-        f"{HUB}/lpepino/beats_ckpts/resolve/main/BEATs_iter3.pt",
-    ),
-    "beats-iter3-finetuned-cpt1": Checkpoint(
-        "BEATs_iter3_finetuned_on_AS2M_cpt1.pt",
-        "379369a41d0b3749f746cdcea8036de506cb3aedecce84de7db0a75fda2a4fe7",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcplb48ll1zIt82eWQ?e=XyxrX7",
-        f"{HUB}/lpepino/beats_ckpts/resolve/main/BEATs_iter3_finetuned_on_AS2M_cpt1.pt",
-        FINETUNED_BYTES,
-    ),
-    "beats-iter3-finetuned-cpt2": Checkpoint(
-        "BEATs_iter3_finetuned_on_AS2M_cpt2.pt",
-        "08374f1cbd49143900b351bc81cd307de386a11f8e609eb3862634e992068b55",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcptb4S-CeJnlJGtZA?e=2FyDy3",
-        size=FINETUNED_BYTES,
-    ),
-    "beats-iter3-plus-as20k": Checkpoint(
-        "BEATs_iter3_plus_AS20K.pt",
-        "8008b126bb5e8ab08912c60c58847ed676d32e64a5864c922356b7c2522fb2f8",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcpvdNz8-aYim60CIg?e=53V8pg",
-    ),
-    "beats-iter3-plus-as2m": Checkpoint(
-        "BEATs_iter3_plus_AS2M.pt",
-        "d43cbfad4d7b56381c061d7a24774f908d4d94c72961f6eb1d9090ff18cd8d34",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcpke6_lRSZEKD5j2Q?e=A3FpOf",
-        f"{HUB}/lpepino/beats_ckpts/resolve/main/BEATs_iter3_plus_AS2M.pt",
-    ),
-    "beats-iter3-plus-as2m-finetuned-cpt1": Checkpoint(
-        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt1.pt",
-        "7f9362028ac6e5c049e8dc314d87e90e4f82a15a8e472deb56af55d7f9b34d6a",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcpoZecQbiXeaUjN8A?e=DasbeC",
-        size=FINETUNED_BYTES,
-    ),
-    "beats-iter3-plus-as2m-finetuned-cpt2": Checkpoint(
-        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
-        "e5815275a04b6885e7b8af63d120b29bffae2cd2225cf4915e1ec6d819d3022c",
-        "https://1drv.ms/u/s!AqeByhGUtINrgcpj8ujXH1YUtxooEg?e=E9Ncea",
-        f"{HUB}/WeiChihChen/BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2/resolve/main/"
-        "BEATs_iter3_plus_AS2M_finetuned_on_AS2M_cpt2.pt",
-        FINETUNED_BYTES,
-    ),
-    "eat-base": _eat(
-        "EAT-base_epoch30_pretrain",
-        "8623072d09aac4f3ad1168b4fed3a24e4f68fe1da25b9fe733375efb237e5f48",  # a user's record
-    ),
-    "eat-base-finetuned": _eat("EAT-base_epoch30_finetune_AS2M"),
-    "eat-large": _eat("EAT-large_epoch20_pretrain"),
-    "eat-large-finetuned": _eat("EAT-large_epoch20_finetune_AS2M"),
-}
+CHECKPOINTS = _read_table()
 
 
 def structures() -> dict[str, type]:

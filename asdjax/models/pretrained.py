@@ -52,6 +52,7 @@ class Pretrained:
     remat: bool = False
     attention: Implementation = "auto"
 
+    of_training = "adapter", "embedding", "dropout", "remat"  # fields for systems that train
     one_length = False
     shortest_samples = FRAME_SAMPLES
 

@@ -58,6 +58,7 @@ class ConvNet1d:
       dtype: of the matrix products; parameters, norms, gates and embedding are float32.
     """
 
+    weights = ""
     needs_training = one_length = True
 
     view: Literal["spectrum", "wave"] = "spectrum"
@@ -97,7 +98,7 @@ class ConvNet1dModule(nnx.Module):
 
     Args:
       points: N.
-      train: see `batch_norm`.
+      train: as of `layers.batch_norm`.
     """
 
     def __init__(self, config: ConvNet1d, points: int, *, train: bool, rngs: nnx.Rngs):
@@ -139,6 +140,7 @@ class ResNet:
       normalize, dtype: as of `ConvNet1d`.
     """
 
+    weights = ""
     needs_training = one_length = True
 
     embedding: int = 128
@@ -177,7 +179,7 @@ class ResNetModule(nnx.Module):
 
     Args:
       frames, bins: T and F.
-      train: see `batch_norm`.
+      train: as of `layers.batch_norm`.
     """
 
     def __init__(self, config: ResNet, frames: int, bins: int, *, train: bool, rngs: nnx.Rngs):
@@ -248,6 +250,7 @@ class Bands:
       bands: how many.
     """
 
+    weights = ""
     needs_training = one_length = True
 
     view: Literal["spectrum", "spectrogram"] = "spectrogram"
@@ -272,7 +275,7 @@ class Bands:
         return spectral_network(self, samples)
 
     def build(self, samples: int, *, train: bool, rngs: nnx.Rngs) -> BandsModule:
-        """Make the network, for rows of any length."""
+        """Make the network for rows of `samples`."""
         return BandsModule(self, *_input_shape(self, samples), train=train, rngs=rngs)
 
 

@@ -26,7 +26,10 @@ TRAIN = Train(
     batch=16,
     accumulate=8,
     heads=(
-        HeadConfig(Margin("arcface", margin=0.2, scale=30.0, bare_subcenters=16), "attributes"),
+        HeadConfig(
+            Margin("arcface", margin=0.2, scale=30.0, subcenters_without_attributes=16),
+            "attributes",
+        ),
         HeadConfig(Contrastive(temperature=0.04), "attributes"),
     ),
     optimizer=Optimizer("adamw", Schedule("inverse-sqrt", peak=1e-4, warmup=960)),

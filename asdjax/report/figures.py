@@ -74,14 +74,21 @@ def write(
       note: gets one line for each reason, with the files it applies to.
     """
     machines = _join(scores, clips)
-    problems: dict[str, list[Path]] = defaultdict(list)
     folder.mkdir(parents=True, exist_ok=True)
-    with _noted(problems, folder / "histograms.png") as path:
-        _histograms(path, machines, thresholds)
-    with _noted(problems, folder / "roc.png") as path:
-        _roc(path, machines)
-    with _noted(problems, folder / "top_clips.png") as path:
-        _top_clips(path, machines, read, problems)
+    with _reported(note) as problems:
+        with _noted(problems, folder / "histograms.png") as path:
+            _histograms(path, machines, thresholds)
+        with _noted(problems, folder / "roc.png") as path:
+            _roc(path, machines)
+        with _noted(problems, folder / "top_clips.png") as path:
+            _top_clips(path, machines, read, problems)
+
+
+@contextlib.contextmanager
+def _reported(note: Callable[[str], object]) -> Iterator[dict[str, list[Path]]]:
+    """Yield what gets the paths of each problem; note them at the end."""
+    problems: dict[str, list[Path]] = defaultdict(list)
+    yield problems
     for reason, paths in problems.items():
         note(f"not in the figures: {preview(paths, MOST_NAMED)}: {reason}")
 
@@ -230,18 +237,30 @@ def _spectrogram(axis, wave: np.ndarray) -> None:
     specshow(mel, ax=axis, **coordinates, cmap="magma", vmin=low, vmax=high)
 
 
-def write_clusters(path: Path, clips: Sequence[Clip], rows: np.ndarray, labels: np.ndarray) -> None:
+def write_clusters(
+    path: Path,
+    clips: Sequence[Clip],
+    rows: np.ndarray,
+    labels: np.ndarray,
+    note: Callable[[str], object],
+) -> None:
     """Draw clips in two dimensions: a row each for UMAP and PCA, by cluster and by domain.
 
     UMAP keeps neighbors together: count its islands. PCA keeps distances, as far as two directions
-    can.
+    can. A figure that fails is told to `note`, never raised.
 
     Args:
       path: of the png.
       clips: of one machine and section.
       rows: `[n, E]` float32 of length 1, as they were clustered.
       labels: `[n]` int, 0 up.
+      note: gets one line for each reason, as in `write`.
     """
+    with _reported(note) as problems, _noted(problems, path):
+        _clusters(path, clips, rows, labels)
+
+
+def _clusters(path: Path, clips: Sequence[Clip], rows: np.ndarray, labels: np.ndarray) -> None:
     points, shares = pca(rows)
     names = [f"component {i} ({share:.0%} of variance)" for i, share in enumerate(shares, 1)]
     views = {"PCA": (points, names)}

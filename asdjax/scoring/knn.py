@@ -42,8 +42,8 @@ class Knn:
 
     Args:
       k: neighbors averaged.
-      banks: "pooled" searches all training clips of a machine; "domain" searches source and target
-        clips separately and takes the smaller distance.
+      references: "pooled" searches all training clips of a machine; "domain" searches source and
+        target clips separately and takes the smaller distance.
       standardize: first subtract the training mean of the machine and divide by its deviation. The
         cosine then compares directions from the mean, and how far a clip lies from it is lost: an
         extreme clip may score lower than one near the mean.
@@ -51,7 +51,7 @@ class Knn:
     """
 
     k: int = 1
-    banks: Literal["pooled", "domain"] = "pooled"
+    references: Literal["pooled", "domain"] = "pooled"
     standardize: bool = False
     smote: Smote | None = None
 
@@ -70,7 +70,7 @@ class Knn:
         if self.standardize:
             test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
             train = [_standardize(t, t) for t in train]
-        sets = reference_sets(train, self.banks)
+        sets = reference_sets(train, self.references)
         grown = self._with_synthetic(train, sets, note) if self.smote else None
         found, left_out = search(train, test, sets, self.k, grown)
         return smallest(found, sets), smallest(left_out, sets)

@@ -37,14 +37,14 @@ class Mahalanobis:
     "domain" the other domain decides.
 
     Args:
-      banks: "pooled": one mean and covariance of all training clips of a machine; "domain": of
+      references: "pooled": one mean and covariance of all training clips of a machine; "domain": of
         source and target clips separately, the smaller distance counts.
 
     Source: Ledoit and Wolf, "A well-conditioned estimator for large-dimensional covariance
       matrices", 2004, section 3.
     """
 
-    banks: Literal["pooled", "domain"] = "domain"
+    references: Literal["pooled", "domain"] = "domain"
 
     def __post_init__(self):
         check_choices(self)
@@ -54,7 +54,7 @@ class Mahalanobis:
 
         `note` says which covariances could not have been inverted as they are.
         """
-        sets = reference_sets(train, self.banks)
+        sets = reference_sets(train, self.references)
         longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
         held = 4 * width * (width + longest)
         found, left_out, shrinkage = fitted_scores(train, test, sets, held, distance)
@@ -65,9 +65,11 @@ class Mahalanobis:
                 part = len(rows) < len(train[g].clips)
                 domain = f"{train[g].clips[rows[0]].domain} " if part else ""
                 clips = f"{len(rows)} {domain}clips, {moving} of {width} dimensions vary"
-                lines.append(f"{name(train[g])} ({clips}: {share:.0%} sphere)")
+                lines.append(f"{name(train[g])} ({clips}: {share:.0%})")
         if lines:
-            note(f"singular covariances made regular: {'; '.join(lines)}")
+            note(
+                f"fewer clips than a covariance needs, shrunk towards a sphere: {'; '.join(lines)}"
+            )
         return smallest(found, sets), smallest(left_out, sets)
 
 

@@ -82,7 +82,7 @@ class Mixture:
                 f"covariances of {width} dimensions from {', '.join(few)}"
             )
         if moving := [name(m) for m, done in zip(train, converged, strict=True) if not done]:
-            note(f"mixtures still moving after {MOST_STEPS} steps: {', '.join(moving)}")
+            note(f"mixtures that did not converge in {MOST_STEPS} steps: {', '.join(moving)}")
         return found, left_out
 
 

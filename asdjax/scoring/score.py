@@ -56,7 +56,7 @@ def threshold(train_scores: np.ndarray) -> float:
 
     Source: the official baselines (shape, location and scale all free; Dohi et al. 2022). The
       baseline fits scores of clips up to 2022 and of mini-batches from 2023 on. So do our baselines
-      (`training.fitted_scores`); other scores have no mini-batches, and clips are used throughout.
+      (`FitAutoencoders.normal_scores`); other scores have no mini-batches, and clips are used.
     """
     from scipy.stats import FitError, gamma
 

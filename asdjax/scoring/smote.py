@@ -66,7 +66,7 @@ def oversample(
         least = config.neighbors + 1
         why = f"{count} target clips; {config.neighbors} neighbors need at least {least}"
     elif wanted < 1:
-        why = f"{count} target and {sources} source clips: ratio {config.ratio:g} met"
+        why = f"{count} target and {sources} source clips: ratio {config.ratio:g} is reached"
     if why:
         return values[:0], why
     from imblearn.over_sampling import SMOTE

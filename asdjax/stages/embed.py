@@ -48,7 +48,8 @@ def refuse_untrained(run: Run, out: Path) -> None:
 
 def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> None:
     """Write the embeddings of some machines and sections that are not finished yet."""
-    compute = functools.cache(lambda: make_embed(embedder(run, out), run.system, _largest(run)))
+    largest = max(map(len, run.groups.values()))
+    compute = functools.cache(lambda: make_embed(embedder(run, out), run.system, largest))
 
     def build(path: Path, clips: Sequence[Clip]) -> None:
         values = compute()(clips, [run.infos[clip.path] for clip in clips], advance)
@@ -62,11 +63,8 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
             if make(product, write, force=options.force, reuse=options.reuse) != "built":
                 present += 1
                 advance(len(clips))
-    console.note(f"{present} of {len(groups)} machines were already embedded")
-
-
-def _largest(run: Run) -> int:
-    return max(map(len, run.groups.values()))
+    if present:
+        console.note(f"{present} of {len(groups)} machines were embedded before")
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:

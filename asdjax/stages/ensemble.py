@@ -3,6 +3,7 @@
 OUT/scores/ensemble/*.csv   the challenge's anomaly score and decision files
 OUT/ensemble.json           members, weights, and whether labels or test statistics were used
 OUT/results.csv             machine,metric,value
+OUT/finished.json           what the scores depend on (`artifact.py`)
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from asdjax.report import console
 from asdjax.scoring.combine import Ensemble, combine, normalize, search, varies
 from asdjax.scoring.score import threshold
 from asdjax.stages import folder, stages
-from asdjax.stages.folder import SCORES, Group, Run
+from asdjax.stages.folder import RECORD, SCORES, Group, Run
 from asdjax.types import Clip, Domain, InputError, preview
 from asdjax.version import __version__
 
-RECORD = "ensemble.json"
 ENSEMBLE = "scores/ensemble"
 
 Key = tuple[str, str, str, str]  # machine, section, split and name of a clip
@@ -134,20 +134,12 @@ def load_members(paths: Sequence[Path]) -> list[Member]:
 
 
 def _load(path: Path) -> Member:
-    run = folder.load(path)
-    if not any((path / SCORES).rglob(f"{score_files.SCORE}_*.csv")):
-        raise InputError(f"expected scores in {path / SCORES}: give `asdjax score {path}`")
+    run = folder.load_scored(path)
     scores = {
         (file.machine, file.section, "test", name): value
         for file in score_files.load(path / SCORES)
         for name, value in zip(file.names, file.values.tolist(), strict=True)
     }
-    clips = {_key(clip) for clip in run.clips if clip.split == "test"}
-    if differ := scores.keys() ^ clips:
-        raise InputError(
-            f"{path}: scores and test clips of the run differ: {_show(differ)}; "
-            f"give `asdjax score {path}` again"
-        )
     for group in run.groups:
         values = folder.load_left_out(path, run, group).tolist()
         scores |= zip(map(_key, run.select(group, "train")), values, strict=True)

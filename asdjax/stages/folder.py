@@ -9,6 +9,7 @@ RUN/log.jsonl                            a line per logged step of the training
 RUN/model.safetensors                    what was trained: adapters, or all weights; pooling; heads
 RUN/first-stage/                         with pseudo labels: the training they are from, embedded
 RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
+RUN/*/finished.json                      as above, of the first stage and of the pseudo labels
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n]
 RUN/scores/*.csv                         the challenge's anomaly score and decision files
 RUN/scores/leave_one_out_*.csv           name,score of the normal training clips
@@ -25,22 +26,24 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import numpy as np
 
-from asdjax.artifact import Product, is_finished
+from asdjax.artifact import Product, is_finished, recorded
 from asdjax.config import SystemConfig, from_json, to_json
 from asdjax.data.audio import AudioInfo
 from asdjax.files import atomic, content_of, content_of_file, read_csv, write_csv, write_json
-from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split, preview
+from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split
 from asdjax.version import __version__
 
-FORMAT = 2  # of the folder
+FORMAT = 3  # of the folder
 MODEL = "model.safetensors"
 SCORES = "scores"
 LABELS = "pseudo/labels.csv"
+RECORD = "ensemble.json"  # of an ensemble's folder
 AFTER_EMBEDDING = (SCORES, "results.csv", "skipped.csv", "figures")
 Group = tuple[str, str]  # machine and section
 
@@ -69,7 +72,7 @@ class Run:
     supplement: tuple[Clip, ...] = ()
     infos: Mapping[Path, AudioInfo] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def groups(self) -> dict[Group, tuple[Clip, ...]]:
         """(machine, section) -> its clips, in the order of the clips."""
         groups: dict[Group, list[Clip]] = {}
@@ -78,6 +81,7 @@ class Run:
         return {group: tuple(clips) for group, clips in groups.items()}
 
     def select(self, group: Group, split: Split) -> tuple[Clip, ...]:
+        """Return the clips of one machine and section in one split."""
         return tuple(clip for clip in self.groups[group] if clip.split == split)
 
     @property
@@ -99,21 +103,28 @@ class Run:
         """Return the product of embedding one machine and section by the model in `out`."""
         key = {**self._encoding(), "recordings": recordings(self.groups[group], labels=False)}
         if self.system.train is not None:
-            model = out / MODEL
-            key["trained"] = content_of_file(model) if model.is_file() else ""
+            key["trained"] = recorded(out, MODEL)["files"].get(MODEL, "")
         return Product(out, f"embeddings/{group[0]}_{group[1]}.npz", key)
 
     def scores(self, out: Path) -> Product:
+        """Return the product of scoring the embeddings in `out`."""
         key = {
             "asdjax": __version__,
             "scorer": to_json(self.system.scorer),
             "year": self.year,
             "recordings": recordings(self.clips),
-            "embeddings": content_of([self.embeddings(out, group).key for group in self.groups]),
+            "embeddings": content_of([self._embedded(out, group) for group in self.groups]),
         }
         return Product(out, SCORES, key)
 
+    def _embedded(self, out: Path, group: Group) -> dict:
+        """Return the content of the embeddings of a machine and section, {} before they are."""
+        product = self.embeddings(out, group)
+        found = recorded(out, product.name)
+        return found["files"] if found["key"] == product.key else {}
+
     def figures(self, out: Path) -> Product:
+        """Return the product of drawing the scores in `out`."""
         files = sorted((out / SCORES).glob("*.csv"))
         key = {
             "asdjax": __version__,
@@ -185,7 +196,7 @@ def clear(out: Path, *names: str) -> None:
 def load(out: Path) -> Run:
     """Read what `save` wrote; InputError when `out` is no run's folder."""
     described, clips = _read(out, "config.json"), _read(out, "clips.json")
-    refuse_old(out)
+    refuse_others(out)
     clips = [Clip(**{**clip, "path": Path(clip["path"])}) for clip in clips]
     return Run(
         from_json(described["system"]),
@@ -198,12 +209,35 @@ def load(out: Path) -> Run:
     )
 
 
-def refuse_old(out: Path) -> None:
-    """Raise an InputError if a folder holds a run of another form than today's."""
-    if (out / "config.json").is_file() and _read(out, "config.json").get("format") != FORMAT:
+def load_scored(out: Path) -> Run:
+    """Read a run as `load` does.
+
+    Raises:
+      InputError: also where its scores are missing, or not those of its embeddings.
+    """
+    run = load(out)
+    if not is_finished(run.scores(out)):
         raise InputError(
-            f"{out} holds a run of another version of asdjax; choose another --out, or remove it"
+            f"{out / SCORES} is not complete, or not of the embeddings and the scorer of this run; "
+            f"give `asdjax score {out}`"
         )
+    return run
+
+
+def refuse_others(out: Path, force: bool = False) -> None:
+    """Raise an InputError if a folder holds an ensemble, or a run of another form than today's.
+
+    Args:
+      force: an old run may be replaced.
+    """
+    config = out / "config.json"
+    if not force and config.is_file() and _read(out, config.name).get("format") != FORMAT:
+        raise InputError(
+            f"{out} holds a run of another version of asdjax; run again into another folder, or "
+            "into this one with --force"
+        )
+    if (out / RECORD).is_file():
+        raise InputError(f"{out} holds an ensemble; give the run a folder of its own")
 
 
 def _read(out: Path, name: str):
@@ -230,7 +264,10 @@ def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings:
     """
     product = run.embeddings(out, group)
     if not is_finished(product):
-        raise InputError(f"the embeddings in {out} are not complete; give the run's command again")
+        raise InputError(
+            f"{product.path} is not there, or not of this system, model and recordings; give the "
+            "run's command again"
+        )
     with np.load(product.path) as file:
         return Embeddings(run.groups[group], file["values"])
 
@@ -242,35 +279,23 @@ def save_left_out(folder: Path, clips: Sequence[Clip], values: np.ndarray) -> No
 
 
 def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
-    """Read the leave-one-out scores of a machine and section, in the order of its training clips.
+    """Read the leave-one-out scores `[n]` of a machine's training clips, in their order.
 
-    Returns:
-      `[n]` float64.
-    Raises:
-      InputError: the file is absent, damaged or of other clips, or a score is not finite.
+    Args:
+      run: of `load_scored`, which says that the file is complete.
     """
-    path = _left_out(out / SCORES, group)
-    again = f"give `asdjax score {out}` again"
-    if not path.is_file():
-        raise InputError(f"expected leave-one-out scores of training clips in {path}: {again}")
-    try:
-        rows = [(name, float(value)) for name, value in read_csv(path)]
-    except ValueError as error:
-        raise InputError(f"{path}: expected rows <file>.wav,<number> ({error}): {again}") from error
-    names = [clip.name for clip in run.select(group, "train")]
-    if [name for name, _ in rows] != names:
-        raise InputError(f"{path}: expected the {len(names)} training clips of the run: {again}")
-    if bad := [name for name, value in rows if not np.isfinite(value)]:
-        raise InputError(f"{path}: expected finite scores, got others of {preview(bad)}")
-    return np.array([value for _, value in rows])
+    rows = dict(read_csv(_left_out(out / SCORES, group)))
+    return np.array([float(rows[clip.name]) for clip in run.select(group, "train")])
 
 
 def save_thresholds(folder: Path, thresholds: Mapping[Group, float]) -> None:
+    """Write the threshold of each machine and section: above it a clip is an anomaly."""
     rows = [(*group, value) for group, value in thresholds.items()]
     write_csv(folder / "thresholds.csv", [("machine", "section", "threshold"), *rows])
 
 
 def load_thresholds(folder: Path) -> dict[Group, float]:
+    """Read what `save_thresholds` wrote; empty where there is no such file."""
     path = folder / "thresholds.csv"
     rows = read_csv(path)[1:] if path.is_file() else []
     return {(machine, section): float(value) for machine, section, value in rows}

@@ -25,7 +25,7 @@ from asdjax.files import content_of, read_csv, write_csv
 from asdjax.models.logmel import LogMel
 from asdjax.report import console, figures
 from asdjax.scoring.clusters import Clusters, Pseudo, cluster
-from asdjax.scoring.smote import unit
+from asdjax.scoring.folds import unit
 from asdjax.stages.embed import embed, embedder, make_embed
 from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embeddings, recordings, save
 from asdjax.stages.options import Options
@@ -52,15 +52,17 @@ def with_labels(run: Run, out: Path, options: Options, trains: bool = True) -> R
         has a training with other labels.
     """
     if run.system.pseudo is None and options.pseudo_labels is None:
-        return with_enough_classes(run, out, options)
+        return with_enough_classes(run, out, options, trains)
     groups = without_attributes(run.clips)
     if options.pseudo_labels is None and not groups:
         console.note("all machines have attributes: no pseudo labels are made")
-        return with_enough_classes(run, out, options)
+        return with_enough_classes(run, out, options, trains)
     if options.pseudo_labels is None and not trains:
         return with_usable_heads(labelled(run, out / LABELS))
     if options.pseudo_labels is not None:
         given = load_labels(options.pseudo_labels, run.clips)
+        if (out / LABELS).is_file() and _read_labels(out / LABELS) == given:
+            return with_usable_heads(labelled(run, out / LABELS))  # wherever they are from
         key = {"given": content_of(sorted(map(list, given.items())))}
 
         def build() -> None:
@@ -77,7 +79,7 @@ def with_labels(run: Run, out: Path, options: Options, trains: bool = True) -> R
             fewest = -(-(FEWEST_CLASSES - len(others)) // len(machines))
             write(out / LABELS, machines, run.system.pseudo, fewest)
 
-    _make_labels(out, key, build, groups, options)
+    _make_labels(out, key, build, options)
     return with_usable_heads(labelled(run, out / LABELS))
 
 
@@ -93,16 +95,17 @@ def with_usable_heads(run: Run) -> Run:
 
     Heads of a single class are left out. Where no head has three classes, all take the attributes.
     """
-    heads = getattr(run.system.train, "heads", ())
+    heads = run.system.train.heads if run.system.train else ()
     counts = [_count_classes(run, head.labels) for head in heads]
-    if max(counts, default=FEWEST_CLASSES) >= FEWEST_CLASSES:
+    told = [n for head, n in zip(heads, counts, strict=True) if head.loss.has_classes]
+    if max(told, default=FEWEST_CLASSES) >= FEWEST_CLASSES:
         kept = tuple(head for head, count in zip(heads, counts, strict=True) if count > 1)
         if len(kept) < len(heads):
-            console.note(f"{len(heads) - len(kept)} of {len(heads)} heads left out: one class")
+            console.note(f"{len(heads) - len(kept)} of {len(heads)} heads left out: a single class")
     else:
         kept = tuple(replace(head, labels="attributes") for head in heads)
         if kept != heads and _count_classes(run, "attributes") > max(counts):
-            console.note("too few machines to train by: the classes are their attributes")
+            console.note("fewer than three machines: their attributes are the classes")
     return _with_heads(run, kept) if kept != heads else run
 
 
@@ -111,34 +114,45 @@ def _count_classes(run: Run, kind: LabelKind) -> int:
     return len({class_name(clip, kind) for clip in clips})
 
 
-def with_enough_classes(run: Run, out: Path, options: Options) -> Run:
+def with_enough_classes(run: Run, out: Path, options: Options, trains: bool = True) -> Run:
     """Return a run whose training by classes has three or more of them.
 
     Where neither machines nor attributes are three, the training clips of each machine are
     clustered by their log-mel statistics; a cluster within an attribute string is then a class.
+
+    Args:
+      trains: as of `with_labels`.
+
+    Raises:
+      InputError: clips that cannot be clustered, or `out` has a training with other labels.
     """
     run = with_usable_heads(run)
-    heads = getattr(run.system.train, "heads", ())
+    heads = run.system.train.heads if run.system.train else ()
     count = max((_count_classes(run, head.labels) for head in heads), default=FEWEST_CLASSES)
-    if count >= FEWEST_CLASSES:
+    if count >= FEWEST_CLASSES or not (trains or (out / LABELS).exists()):
         return run
 
     def build() -> None:
-        machines = _log_mel(run)
-        fewest = -(-FEWEST_CLASSES // len(machines))
-        save_labels(out / LABELS, _labels(cluster_all(machines, Pseudo("kmeans"), fewest)))
+        fewest = -(-FEWEST_CLASSES // len(run.groups))
+        if few := [g for g in run.groups if len(run.select(g, "train")) < fewest]:
+            raise InputError(
+                f"a training needs {FEWEST_CLASSES} classes, so {fewest} or more different "
+                f"training clips of each machine; got fewer of {preview(map(' '.join, few))}; "
+                "record more, or use a system without training, such as frozen/logmel"
+            )
+        save_labels(out / LABELS, _labels(cluster_all(_log_mel(run), Pseudo("kmeans"), fewest)))
 
     key = {
         "clusters of": "log-mel statistics",
         "audio": to_json(run.system.audio),
         "recordings": recordings(run.training_clips, labels=False),
     }
-    _make_labels(out, key, build, list(run.groups), options)
-    labels = {tuple(row[:3]): row[3] for row in _rows(out / LABELS)}
+    _make_labels(out, key, build, options)
+    labels = _read_labels(out / LABELS)
     found = len({(*key[:2], label) for key, label in labels.items()})
     console.note(
-        f"{count} classes are too few to train by: the training clips were clustered into {found} "
-        f"by log-mel statistics; see {out / LABELS}"
+        f"too few classes to train on ({count}): the training clips were clustered into {found} by "
+        f"log-mel statistics; see {out / LABELS}"
     )
     return replace(
         run,
@@ -155,14 +169,11 @@ def _with_heads(run: Run, heads: tuple) -> Run:
     return replace(run, system=replace(run.system, train=replace(run.system.train, heads=heads)))
 
 
-def _make_labels(
-    out: Path, key: dict, build: Callable[[], object], groups: Sequence[Group], options: Options
-) -> None:
+def _make_labels(out: Path, key: dict, build: Callable[[], object], options: Options) -> None:
     """Make OUT/pseudo/labels.csv; a training that used other labels is not left without them."""
     trained = any((out / name).exists() for name in (MODEL, "checkpoints"))
-    pictures = tuple(f"{machine}_{section}.png" for machine, section in groups)
     folder, name = (out / LABELS).parent, (out / LABELS).name
-    product = Product(folder, name, {"asdjax": __version__, **key}, beside=pictures)
+    product = Product(folder, name, {"asdjax": __version__, **key})
     make(product, build, force=options.force, replaces=not trained)
 
 
@@ -231,10 +242,10 @@ def write(path: Path, machines: Sequence[Embeddings], config: Pseudo, fewest: in
     """
     found = cluster_all(machines, config, fewest)
     save_labels(path, _labels(found))
+    _print(found, config)
     for clips, values, clusters in found:
         picture = path.with_name(f"{'_'.join(clips[0].group)}.png")
-        figures.write_clusters(picture, clips, unit(values), clusters.labels)
-    _print(found, config)
+        figures.write_clusters(picture, clips, unit(values), clusters.labels, console.note)
 
 
 class Clustered(NamedTuple):
@@ -265,7 +276,7 @@ def cluster_all(machines: Sequence[Embeddings], config: Pseudo, fewest: int = 1)
     for clips, values in ((machine.clips, machine.values) for machine in machines):
         try:
             clusters = cluster(values, counts.get(clips[0].machine), config)
-            if clusters.count < fewest:
+            if clusters.count < fewest and clips[0].machine not in counts:
                 clusters = cluster(values, fewest, config)
             found.append(Clustered(clips, values, clusters))
         except InputError as error:
@@ -343,6 +354,11 @@ def _rows(path: Path) -> list[list[str]]:
         got = ",".join(header)
         raise InputError(f"{path}: expected the first line {','.join(HEADER)}, got {got!r}")
     return rows
+
+
+def _read_labels(path: Path) -> Labels:
+    """Read labels as they are, without a look at the clips."""
+    return {tuple(row[:3]): row[-1] for row in _rows(path)}
 
 
 def _labels(found: Sequence[Clustered]) -> Labels:

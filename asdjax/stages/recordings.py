@@ -30,12 +30,12 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
       InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
     """
     official.check_year(options.year)
-    paths = [getattr(encoder, "weights", "") for encoder in system.encoders]
+    paths = [encoder.weights for encoder in system.encoders]
     weights = tuple(open_weights(find(path)).sha256 if path else "" for path in paths)
     dataset = dcase.scan(Path(data).resolve(), options.ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     extra, lines = (), []
-    if kinds := getattr(getattr(system.train, "supplement", None), "kinds", ()):
+    if kinds := system.train.supplemental if system.train else ():
         extra, lines = supplemental(dataset, kinds)
     settings = replace(system.audio, channel=_channel(system.audio, dataset))
     paths = [clip.path for clip in (*clips, *extra)]
@@ -89,7 +89,7 @@ def check_complete(run: Run) -> None:
             if domain not in domains:
                 console.note(
                     f"{machine}/{section}: no {domain} clip among {len(domains)} training clips; "
-                    "the others alone say what is normal"
+                    "the other domain is the only reference"
                 )
     if problems:
         raise InputError(

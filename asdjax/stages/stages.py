@@ -25,7 +25,6 @@ from asdjax.devices import leads, together
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
-from asdjax.models.weights_file import forget_weights
 from asdjax.report import console, figures
 from asdjax.scoring.score import score as score_machines
 from asdjax.scoring.score import threshold
@@ -57,7 +56,6 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
             training.train(made, out, options)
         folder.save(out, made)
         embedding.embed(made, out, made.groups, options)
-    forget_weights()
     _score(made, out, options.force)
     return _report(made, out, options.force)
 
@@ -73,7 +71,8 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     # Several processes check the same files and note the same: the first prints it, errors all.
     with nullcontext() if leads() else redirect_stderr(io.StringIO()):
         with together("recordings"):
-            made = _prepare(system, data, out, options)
+            made = _checked(system, data, out, options)
+        made = pseudo_labels.with_labels(made, out, options)
         training.train(made, out, options)
 
 
@@ -97,22 +96,24 @@ def score(out: Path, scorer: Any = None) -> None:
     made = folder.load(out)
     if scorer is not None:
         made = replace(made, system=replace(made.system, scorer=scorer))
-        folder.save(out, made)
     _score(made, out, force=True)
 
 
 def report(out: Path) -> list[Metric]:
     """Write `results.csv`, `skipped.csv` and figures, and print the official numbers."""
-    return _report(folder.load(Path(out)), Path(out), force=True)
+    return _report(folder.load_scored(Path(out)), Path(out), force=True)
 
 
 def _prepare(
     system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
 ) -> Run:
     """Return the run, with its recordings checked and the labels that its training needs."""
-    if not options.force:
-        folder.refuse_old(out)
-    return pseudo_labels.with_labels(prepare(system, data, options), out, options, trains)
+    return pseudo_labels.with_labels(_checked(system, data, out, options), out, options, trains)
+
+
+def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+    folder.refuse_others(out, options.force)
+    return prepare(system, data, options)
 
 
 def _score(made: Run, out: Path, force: bool = False) -> None:
@@ -126,6 +127,7 @@ def _write_scores(made: Run, out: Path) -> None:
     train, test = ([m.select(split) for m in machines.values()] for split in ("train", "test"))
     found, left_out = score_machines(train, test, made.system.scorer, console.note)
     folder.clear(out, *folder.AFTER_EMBEDDING)
+    folder.save(out, made)  # the scorer may be another one
     limits = {}
     for i, (group, values, normal) in enumerate(zip(machines, found, left_out, strict=True)):
         how, of_normal = made.system, normal
@@ -169,7 +171,6 @@ def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
     problems: list[str] = []
 
     def draw() -> None:
-        folder.clear(out, "figures")
         read = partial(audio.read, channel=made.system.audio.channel)
         limits = folder.load_thresholds(out / SCORES)
         figures.write(product.path, scores, made.clips, read, limits, problems.append)

@@ -128,7 +128,7 @@ class Checkpoints:
         """Return the state of a checkpoint and its step.
 
         Args:
-            abstract: tree of `jax.ShapeDtypeStruct` with shardings: where each array shall lie.
+            abstract: tree of arrays or `jax.ShapeDtypeStruct` with shardings: where each shall lie.
             step: which; None takes the newest.
 
         Raises:

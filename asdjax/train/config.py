@@ -85,7 +85,7 @@ class Supplement:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What one head tells apart, and by which loss.
+    """The classes of one head, and its loss.
 
     Args:
       loss: softmax, AM-softmax, (sub-center) ArcFace, (sub-cluster) AdaCos, or the contrastive term
@@ -132,10 +132,10 @@ class Train:
     Args:
       steps: of the run; see `counted`.
       batch: clips of one forward and backward pass, over all devices.
-      accumulate: passes whose gradients are averaged for one update.
-      counted: what `steps`, warm-up and cycles of the schedule count: passes ("micro-steps"), or
-        updates, each of `accumulate` passes.
-      heads: what is told apart.
+      accumulate: micro-batches whose gradients are averaged for one update.
+      counted: what `steps`, warm-up and cycles of the schedule count: micro-batches
+        ("micro-steps"), or updates, each of `accumulate` micro-batches.
+      heads: classification heads; the losses of all are added.
       optimizer: Adam or AdamW and the learning rate.
       augment: what is done to the clips at each step, on the device.
       balance: classes get synthetic clips (SMOTE) up to this part of the largest class; 0 for none.
@@ -148,8 +148,8 @@ class Train:
       select: which weights embed: the last, or the best on the held-out clips.
       source: keep all clips on the devices, or stream them from the files; both train alike. "auto"
         keeps them if they need less than a third of the free memory.
-      log_every: passes from one line of `log.jsonl` to the next.
-      save_every: passes from one checkpoint (and validation) to the next.
+      log_every: micro-batches from one line of `log.jsonl` to the next.
+      save_every: micro-batches from one checkpoint (and validation) to the next.
       seed: of initial weights, order of clips and augmentation.
     """
 
@@ -188,7 +188,7 @@ class Train:
             wrong.append(f"seed >= 0, got {self.seed}")
         if not any(head.loss.has_classes for head in self.heads):
             wrong.append("at least one head that tells classes, got none")
-        if self.passes < self.accumulate:
+        if self.micro_batches < self.accumulate:
             wrong.append(f"steps >= accumulate ({self.accumulate}), got {self.steps}: no update")
         if self.select == "best" and not self.held_out:
             wrong.append('held_out > 0 with select="best", got 0: nothing to choose by')
@@ -196,7 +196,7 @@ class Train:
             raise InputError("training: expected " + "; expected ".join(wrong))
 
     @property
-    def passes(self) -> int:
+    def micro_batches(self) -> int:
         """Return forward and backward passes of the run."""
         return self.steps * (self.accumulate if self.counted == "updates" else 1)
 
@@ -215,6 +215,11 @@ class Train:
         """Return what embeds with trained weights."""
         networks = tuple(encoder.network(audio.samples) for encoder in encoders)
         return Architecture(networks, perturbation=self.perturbation).embedder(trained)
+
+    @property
+    def supplemental(self) -> tuple[str, ...]:
+        """Return the kinds of supplemental clips that are used."""
+        return self.supplement.kinds
 
     @property
     def without_effect(self) -> tuple[str, ...]:

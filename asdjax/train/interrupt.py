@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C during training: finish the pass, save, then stop."""
+"""SIGTERM and Ctrl-C during training: finish the micro-batch, save, then stop."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Stop:
-    """What was asked from outside, so far."""
+    """The signal received so far."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
@@ -20,7 +20,7 @@ class Stop:
     def asked(self, agree: bool) -> bool:
         """Tell whether to stop now.
 
-        With several processes all have to stop after the same pass: they tell each other, but only
+        With several processes all have to stop after the same one: they tell each other, but only
         where `agree` is true, in all of them at once.
         """
         if jax.process_count() == 1:
@@ -29,8 +29,8 @@ class Stop:
             return False
         from jax.experimental.multihost_utils import process_allgather
 
-        heard = process_allgather(np.int32(self.signal or 0))
-        self.signal = int(heard.max()) or None
+        signals = process_allgather(np.int32(self.signal or 0))
+        self.signal = int(signals.max()) or None
         return self.signal is not None
 
     def leave(self) -> None:
@@ -43,7 +43,7 @@ class Stop:
 
 @contextmanager
 def caught() -> Iterator[Stop]:
-    """Note SIGTERM and SIGINT instead of dying of them; a second Ctrl-C does interrupt at once."""
+    """Remember SIGTERM and SIGINT and go on; a second Ctrl-C interrupts at once."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # Python leaves signals to the main thread

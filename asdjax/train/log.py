@@ -14,7 +14,7 @@ class Log:
     Args:
       path: of the `.jsonl`; lines of steps after `step` (of a run that was killed later than its
         last checkpoint) are removed.
-      step: passes already done.
+      step: micro-batches already done.
     """
 
     def __init__(self, path: Path, step: int):

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from contextlib import closing, nullcontext
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +39,8 @@ from asdjax.train.plan import make_plan
 from asdjax.train.step import TrainState, make_front_ends, make_step, make_validate
 from asdjax.types import InputError
 
-STEPS = 2**31  # of the random stream of the passes, beside that of the initial weights
-IN_FLIGHT = 2  # passes given to the device: one it computes, one that waits
+STEPS = 2**31  # of the random stream of the steps, beside that of the initial weights
+IN_FLIGHT = 2  # micro-batches given to the device: one it computes, one that waits
 
 
 def train(how: Train, job: Job) -> None:
@@ -52,7 +51,7 @@ def train(how: Train, job: Job) -> None:
         finite. SystemExit(0) after SIGTERM, when the state is saved.
     """
     lead = leads()
-    note = console.note if lead else _ignore
+    note = console.note if lead else lambda line: None
     agree({"recipe, settings, recordings and weights": f"{job.key} {how}"})
 
     # The clips: some train, some validate, some are noise for the others.
@@ -69,11 +68,14 @@ def train(how: Train, job: Job) -> None:
     system = Architecture(networks, plan.tasks, how.perturbation)
     parts = system.parts(train=True)
     if lead:
-        console.training_table(summary(parts.frozen, parts.trainable), _counts(parts), job.reported)
+        trainable = weights_file.count(parts.trainable)
+        counts = weights_file.count(parts.frozen) + trainable, trainable
+        console.training_table(summary(parts.frozen, parts.trainable), counts, job.reported)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
     rate = learning_rate(how.optimizer.schedule, how.steps, how.unit)
     if job.anew and lead:  # not before it is known that the system can be built
-        _remove(job.out / "checkpoints", job.model)
+        job.model.unlink(missing_ok=True)
+        shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
     agree({"--force": str(job.anew)})  # nobody looks for checkpoints earlier
 
     with Checkpoints(job.out / "checkpoints", job.key) as checkpoints:
@@ -88,8 +90,8 @@ def train(how: Train, job: Job) -> None:
         del begun, system  # all weights once more, when all train
         first = 0
         if checkpoints.latest() is not None:
-            state, first = checkpoints.restore(jax.tree.map(_abstract, state))
-            note(f"resuming after step {first} of {how.passes}")
+            state, first = checkpoints.restore(state)
+            note(f"resuming after step {first} of {how.micro_batches}")
 
         # The data: the same order whether it is kept on the devices or streamed.
         make = partial(_source, clips, plan, how, job, mesh, note)
@@ -102,14 +104,14 @@ def train(how: Train, job: Job) -> None:
             optimizer,
             samples,
         )
-        validate = _nothing_held_out
+        validate = None
         if plan.held_out.any():
             held, _, some_padded = make(np.flatnonzero(plan.held_out), training=False)
             front_ends = make_front_ends(networks, mesh, some_padded)
             right = make_validate(used, front_ends, held.take, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
 
-        # The passes.
+        # The micro-batches.
         log = Log(job.out / "log.jsonl", first) if lead else None
         looked_at, waited = first, 0.0
         pending: deque[dict] = deque()
@@ -117,10 +119,10 @@ def train(how: Train, job: Job) -> None:
             closing(log) if log else nullcontext(),
             closing(training.batches(first)) as batches,
             interrupt.caught() as stop,
-            console.training_progress(how.passes, first, lead) as show,
+            console.training_progress(how.micro_batches, first, lead) as show,
         ):
             began = time.perf_counter()
-            for done in range(first + 1, how.passes + 1):
+            for done in range(first + 1, how.micro_batches + 1):
                 asked = time.perf_counter()
                 batch = next(batches)
                 waited += time.perf_counter() - asked
@@ -130,21 +132,21 @@ def train(how: Train, job: Job) -> None:
                     jax.block_until_ready(pending[-1 - IN_FLIGHT])
                 if done == first + 1:
                     jax.block_until_ready(metrics)
-                    note(f"first pass, with compilation: {time.perf_counter() - began:.0f} s")
+                    note(f"first step, with compilation: {time.perf_counter() - began:.0f} s")
                     began, waited, looked_at = time.perf_counter(), 0.0, done
-                logging = done % how.log_every == 0 or done == how.passes
+                logging = done % how.log_every == 0 or done == how.micro_batches
                 stopping = stop.asked(agree=logging)
-                planned = done % how.save_every == 0 or done == how.passes
+                planned = done % how.save_every == 0 or done == how.micro_batches
                 if not (logging or planned or stopping):
                     continue
                 values = _collect(pending, done, checkpoints)
                 values["learning_rate"] = float(rate((done - 1) // how.accumulate))
-                if done > looked_at:  # not at the first pass, which compiles
+                if done > looked_at:  # not at the first one, which compiles
                     elapsed = time.perf_counter() - began
                     values["clips_per_second"] = (done - looked_at) * how.batch / elapsed
                     values["waiting"] = waited / elapsed
                 # Not where a signal came: such a step would compete for the best.
-                checked = validate(state, frozen) if planned else {}
+                checked = validate(state, frozen) if planned and validate else {}
                 if log:
                     log.write(done, values | checked)
                     show(done, values)
@@ -158,16 +160,16 @@ def train(how: Train, job: Job) -> None:
 
         # What was trained.
         if how.select == "best":
-            state, chosen = checkpoints.restore(jax.tree.map(_abstract, state), checkpoints.best())
+            state, chosen = checkpoints.restore(state, checkpoints.best())
             note(f"best on held-out clips: step {chosen}")
     if lead:
-        write_json(job.out / "labels.json", plan.described)
+        write_json(job.out / "labels.json", dict(enumerate(plan.classes)))
         trained = state.average or state.trainable | state.statistics
         weights_file.save(job.model, trained, Header("trained", job.key))
 
 
 def start(statistics: Params, trainable: Params, optimizer, how: Train) -> TrainState:
-    """Return the state before the first pass; copies, for the first step gives its input up."""
+    """Return the state before the first step; copies, for the first step donates its input."""
     state = TrainState(
         trainable=trainable,
         statistics=statistics,
@@ -177,12 +179,6 @@ def start(statistics: Params, trainable: Params, optimizer, how: Train) -> Train
         step=jnp.zeros((), jnp.int32),
     )
     return jax.tree.map(jnp.copy, state)
-
-
-def _remove(checkpoints: Path, model: Path) -> None:
-    model.unlink(missing_ok=True)
-    if checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
 
 
 def _source(
@@ -236,14 +232,14 @@ def _whole(x: jax.Array) -> np.ndarray:
 
 
 def _collect(pending: deque[dict], done: int, checkpoints: Checkpoints) -> dict[str, float]:
-    """Wait for the passes up to `done`; return the means of what they measured.
+    """Wait for the micro-batches up to `done`; return the means of what they measured.
 
     Raises:
-      InputError: a number that is not finite, with the pass and where the last good state is.
+      InputError: a number that is not finite, with the step and where the last good state is.
     """
-    passes = jax.device_get(list(pending))
+    measured = jax.device_get(list(pending))
     pending.clear()
-    for step, metrics in enumerate(passes, done + 1 - len(passes)):
+    for step, metrics in enumerate(measured, done + 1 - len(measured)):
         if all(math.isfinite(value) for value in metrics.values()):
             continue
         checkpoints.wait()
@@ -255,22 +251,4 @@ def _collect(pending: deque[dict], done: int, checkpoints: Checkpoints) -> dict[
             "Give a smaller --train.optimizer.schedule.peak or a --train.optimizer.clip, with "
             "another --out"
         )
-    return {name: float(np.mean([m[name] for m in passes])) for name in passes[0]}
-
-
-def _counts(parts) -> tuple[int, int]:
-    """Return total and trainable numbers of a system."""
-    trainable = weights_file.count(parts.trainable)
-    return weights_file.count(parts.frozen) + trainable, trainable
-
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-
-
-def _ignore(text: str) -> None:
-    """Say nothing: for the processes that do not lead."""
-
-
-def _nothing_held_out(state: TrainState, frozen: Params) -> dict:
-    return {}
+    return {name: float(np.mean([m[name] for m in measured])) for name in measured[0]}

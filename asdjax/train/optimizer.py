@@ -77,7 +77,7 @@ class Optimizer:
       schedule: the learning rate.
       weight_decay: of adamw, per unit of learning rate; of matrices (kernels, LoRA factors,
         centers), not of biases, norms and gains.
-      clip: largest norm of the gradient over all weights, of its mean when passes are accumulated;
+      clip: largest norm of the gradient over all weights, of its mean when several are accumulated;
         None for no limit.
       layer_decay: factor of the learning rate from each layer of the backbone to the one below it
         (BEiT, ELECTRA); what follows the backbone has factor 1, its last layer the first power.
@@ -129,7 +129,7 @@ def learning_rate(
     Args:
       schedule: in steps.
       steps: length of the run.
-      unit: steps of one update: k when k passes are accumulated and steps count passes, else 1.
+      unit: steps of one update: k if steps count micro-batches, k of them to an update; else 1.
 
     Returns:
       `rate(count)`, `[]` float32: the schedule at step (count + 1) unit, the one that makes the
@@ -194,7 +194,7 @@ def make_optimizer(
 
 
 def updates_done(state: optax.OptState) -> jax.Array:
-    """Return how many updates were made, `[]` int32; a pass that only accumulates makes none.
+    """Return how many updates were made, `[]` int32; accumulating alone makes none.
 
     Args:
       state: of an optimizer of `make_optimizer`.

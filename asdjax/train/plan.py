@@ -9,8 +9,14 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from asdjax.data.labels import bare, check_classes, class_name, encode, hold_out, vocabulary
-from asdjax.losses.margin import check_labels
+from asdjax.data.labels import (
+    check_classes,
+    class_name,
+    encode,
+    hold_out,
+    vocabulary,
+    without_attributes,
+)
 from asdjax.models.system import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
@@ -26,11 +32,6 @@ class Plan(NamedTuple):
     label: np.ndarray  # [n, label kinds] int32
     held_out: np.ndarray  # [n] bool
     notes: tuple[str, ...]
-
-    @property
-    def described(self) -> dict[str, list[str]]:
-        """Return the classes as `RUN/labels.json` has them."""
-        return {str(i): list(names) for i, names in enumerate(self.classes)}
 
 
 def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
@@ -49,7 +50,6 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
     for i, head in enumerate(config.heads):
         names = vocabulary(clips, head.labels)
         label = encode(clips, names, head.labels)
-        check_labels(label, len(names))
         notes.append(check_classes(clips, head.labels))
         classes.append(names)
         labels.append(label)
@@ -79,7 +79,7 @@ def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str])
     """Return the centers of each class; in the head's table a class comes before its machine."""
     if not head.loss.has_classes:
         return ()
-    counts = head.loss.center_counts(bare(clips, names, head.labels))
+    counts = head.loss.center_counts(without_attributes(clips, names, head.labels))
     table = dict(head.subcenters)
     machine = {class_name(clip, head.labels): clip.machine for clip in clips}
     return tuple(
@@ -103,17 +103,18 @@ def _together(labels: Sequence[np.ndarray]) -> np.ndarray:
 def _fitting(config: Train, clips: int) -> tuple[Train, str]:
     """Return the training with a batch of at most `clips`, and a line if that made it smaller.
 
+    The smaller batch is a power of two, the same on any number of devices.
+
     Raises:
-      InputError: a batch that does not divide over the devices, or fewer clips than devices.
+      InputError: a batch that does not divide over the devices.
     """
-    devices = len(jax.devices())
-    if config.batch % devices or clips < devices:
+    devices, batch, line = len(jax.devices()), config.batch, ""
+    if batch > clips:
+        batch = 1 << clips.bit_length() - 1
+        line = f"batch of {batch} instead of {config.batch}: there are {clips} training clips"
+    if batch % devices:
         raise InputError(
-            f"expected a batch that divides over {devices} devices, and as many clips, got a batch "
-            f"of {config.batch} and {clips} training clips; set --train.batch"
+            f"expected a batch that divides over {devices} devices, got {batch} for {clips} "
+            "training clips; set --train.batch, or use fewer devices"
         )
-    if config.batch <= clips:
-        return config, ""
-    smaller = clips // devices * devices
-    line = f"batch of {smaller} instead of {config.batch}: there are {clips} training clips"
-    return replace(config, batch=smaller), line
+    return replace(config, batch=batch), line

@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
     optimizer: optax.OptState
     average: Params  # moving averages of both; {} without
     key: jax.Array  # constant: each step derives its own from it
-    step: jax.Array  # [] int32, passes done; also where the order of clips stands
+    step: jax.Array  # [] int32, micro-batches done; also where the order of clips stands
 
 
 def make_front_ends(
@@ -66,7 +66,7 @@ def make_step(
 
     Args:
       parts: of the system built for training.
-      take: makes a batch from what is kept on the devices and what the host sends (`source`).
+      take: makes a batch from what is kept on the devices and what the host sends (`batches`).
       samples: length of a training clip; longer ones are cut as `config.augment` says.
 
     Returns:

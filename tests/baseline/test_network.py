@@ -91,7 +91,8 @@ def test_a_padded_row_equals_the_clip_alone(librosa, length):
     wave = np.stack([librosa["6000_wave"], librosa["6000_wave"][::-1]])
     padded = np.asarray(log_mel(wave, np.int32([length, 6000])))
     alone = np.asarray(log_mel(wave[:1, :length]))
-    np.testing.assert_array_equal(padded[0, : frame_count(length)], alone[0])
+    # Programs for other shapes may round in another order: 4 steps of float32 near 10 dB.
+    np.testing.assert_allclose(padded[0, : frame_count(length)], alone[0], rtol=0, atol=4e-6)
     assert not padded[0, frame_count(length) :].any()
     np.testing.assert_array_equal(padded[1], log_mel(wave)[1])
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 import optax
 import pytest
-from trainings import quick_compiles
 
 from asdjax.baseline import training
 from asdjax.baseline.network import (
@@ -43,12 +42,6 @@ from asdjax.types import Clip, InputError
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "autoencoder.npz")
 HOW = FitAutoencoders(epochs=2, batch=16, seed=1, save_every=1)
 ADAM = optax.adam(1e-3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("cache")):
-        yield
 
 
 def drawn():
@@ -149,7 +142,7 @@ def lines(out):
 
 
 @pytest.fixture(scope="module")
-def both(quick, tmp_path_factory):
+def both(tmp_path_factory):
     """Return the folder of a training of both machines, and its model."""
     out = tmp_path_factory.mktemp("both")
     return out, fit(out, *two_machines())
@@ -325,7 +318,15 @@ def test_silent_clips_train_and_a_note_says_that_their_covariance_is_singular(tm
     assert all(np.isfinite(value).all() for value in model.values())
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch": 1}, {"learning_rate": 0.0}])
-def test_impossible_settings_are_refused(wrong):
-    with pytest.raises(InputError, match="expected epochs"):
+@pytest.mark.parametrize(
+    ("wrong", "rule"),
+    [
+        ({"epochs": 0, "batch": 1}, "epochs >= 1, batch >= 2"),
+        ({"learning_rate": 0.0}, "learning_rate above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate above 0"),
+        ({"seed": -1}, "seed >= 0"),
+    ],
+)
+def test_impossible_settings_are_refused(wrong, rule):
+    with pytest.raises(InputError, match=f"expected {rule};"):
         FitAutoencoders(**wrong)

@@ -131,7 +131,7 @@ def test_attributes_of_one_clip_are_counted_and_named_but_allowed():
 def test_bare_classes_have_clips_and_none_of_them_attributes():
     clips = [CAR, clip("ToyCar"), clip("fan"), clip("fan", section="section_01")]
     names = labels.vocabulary(clips, "attributes")
-    found = dict(zip(names, labels.bare(clips, names, "attributes"), strict=True))
+    found = dict(zip(names, labels.without_attributes(clips, names, "attributes"), strict=True))
     assert found == {
         "ToyCar section_00": True,  # of a machine with attributes, the clips without
         "ToyCar section_00 car_A1_spd_28V_mic_1": False,
@@ -139,7 +139,9 @@ def test_bare_classes_have_clips_and_none_of_them_attributes():
         "fan section_01": True,
     }
     names = (*labels.vocabulary(clips, "machine"), "valve section_00")  # of which there is no clip
-    np.testing.assert_array_equal(labels.bare(clips, names, "machine"), [False, True, True, False])
+    np.testing.assert_array_equal(
+        labels.without_attributes(clips, names, "machine"), [False, True, True, False]
+    )
 
 
 def test_held_out_clips_are_a_share_of_each_large_class():

@@ -120,7 +120,7 @@ def test_centers_of_classes_with_and_without_attributes():
     for loss, counts in [
         (Margin(), [1, 1, 1]),
         (Margin(subcenters=3), [3, 3, 3]),
-        (Margin(subcenters=2, bare_subcenters=5), [5, 2, 5]),
+        (Margin(subcenters=2, subcenters_without_attributes=5), [5, 2, 5]),
         (AdaCos(4), [4, 4, 4]),
     ]:
         np.testing.assert_array_equal(loss.center_counts(without), counts)

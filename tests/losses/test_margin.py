@@ -12,7 +12,6 @@ import pytest
 from asdjax.losses import margin
 from asdjax.losses.margin import (
     Margin,
-    check_labels,
     class_cosines,
 )
 from asdjax.types import InputError
@@ -212,18 +211,6 @@ def test_one_label_needs_no_array_of_classes_by_classes():
     assert max(sizes) == rows * classes
 
 
-def test_labels_out_of_range_are_named():
-    check_labels(np.array([0, 3]), 4)
-    check_labels(np.array([[0, 3], [1, 1]], np.int32), 4)
-    check_labels(np.zeros((0, 1), np.int32), 4)
-    with pytest.raises(InputError, match=r"0 to 3, got \[0, 4\] in row 1, \[-1, 0\] in row 3$"):
-        check_labels(np.array([[0, 1], [0, 4], [2, 2], [-1, 0]]), 4)
-    with pytest.raises(InputError, match=r"got 0\.5 in row 0, nan in row 2$"):
-        check_labels(np.array([0.5, 1.0, np.nan]), 4)
-    with pytest.raises(InputError, match="array of <U3"):
-        check_labels(np.array(["fan"]), 4)
-
-
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -234,7 +221,7 @@ def test_labels_out_of_range_are_named():
         ({"kind": "am-softmax", "margin": 2.0}, "margin < 2 for am-softmax, got"),
         ({"scale": 0.0}, "positive scale"),
         ({"subcenters": 0}, "at least 1 sub-center"),
-        ({"bare_subcenters": 0}, "at least 1 sub-center"),
+        ({"subcenters_without_attributes": 0}, "at least 1 sub-center"),
     ],
 )
 def test_a_wrong_configuration_is_refused(wrong, message):

@@ -64,7 +64,7 @@ def test_public_table_is_complete():
         if checkpoint.kind == "beats":
             assert checkpoint.sha256
             assert checkpoint.page.startswith("https://1drv.ms/")
-            assert ("finetuned" in name) == (checkpoint.size == checkpoints.FINETUNED_BYTES)
+            assert ("finetuned" in name) == (checkpoint.size == 363_145_291)
             assert checkpoint.url is None or checkpoint.url.endswith("/" + checkpoint.file)
         else:
             assert checkpoint.page.startswith("https://huggingface.co/worstchan/EAT-")

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors.numpy import load_file
-from trainings import quick_compiles
 
 from asdjax.frontend.fbank import eat_frontend
 from asdjax.models import weights_file
@@ -32,12 +31,6 @@ from weights_convert.eat import convert
 ATOL = 1e-4
 TINY = EatConfig(embed_dim=64, depth=3, num_heads=4, max_length=48)  # of the goldens
 SMALL = EatConfig(embed_dim=32, depth=2, num_heads=2, mlp_ratio=2.0, max_length=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 class Loaded(NamedTuple):

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from trainings import quick_compiles
 
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
@@ -33,12 +32,6 @@ def config(**rates):
         "attention_dropout": 0.0,
     }
     return BeatsConfig(**given | rates)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def with_key(module, key):
@@ -208,7 +201,7 @@ def test_a_convolution_is_that_of_xla_with_same_padding(taps_stride, samples):
         x, layer.kernel[...], taps_stride[1:], "SAME", dimension_numbers=("NWC", "WIO", "NWC")
     )
     # 1e-5: float32 sums of up to 768 products, each of about 0.1, in another order.
-    np.testing.assert_allclose(layer(x), want, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(layer.__call__)(x), want, rtol=0, atol=1e-5)
 
 
 def test_products_in_bfloat16_keep_float32_weights():
@@ -234,12 +227,20 @@ def test_maxima_and_their_gradients_are_those_of_xla(window, stride, same, shape
         padding = "SAME" if same else "VALID"
         return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, *window, 1), strides, padding)
 
-    want, back = jax.vjp(theirs, x)
-    got, our_back = jax.vjp(lambda x: max_pool(x, window, stride, same=same), x)
+    def ours(x):
+        return max_pool(x, window, stride, same=same)
+
+    @jax.jit
+    def both(x):
+        values = theirs(x), ours(x)
+        given = jax.random.normal(jax.random.key(0), values[0].shape)
+        return *values, *(jax.vjp(pool, x)[1](given)[0] for pool in (theirs, ours))
+
+    want, got, gradient, our_gradient = both(x)
     np.testing.assert_array_equal(got, want)
-    given = noise(*want.shape, seed=1)
+    assert np.any(gradient)
     # 1e-6: a value that is the largest of several windows gets their sum, in any order.
-    np.testing.assert_allclose(our_back(given)[0], back(given)[0], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(our_gradient, gradient, rtol=0, atol=1e-6)
 
 
 # CBAM, with loops over places in float64
@@ -283,7 +284,8 @@ def test_gates_of_two_axes_equal_the_equations(channels, hidden):
     double = {name: np.float64(value) for name, value in params.items()}
     want = np.stack([oracle(double, np.float64(clip)) for clip in x])
     # 2e-5: float32 logits of about 30 are off by 1e-6 of that, and gates by a quarter of it.
-    np.testing.assert_allclose(weights_file.merge(graph, params, {})(x), want, rtol=0, atol=2e-5)
+    got = jax.jit(lambda x: weights_file.merge(graph, params, {})(x))(x)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-5)
 
 
 def test_one_axis_is_the_middle_row_of_two():

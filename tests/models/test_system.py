@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from machines import one_encoder
-from trainings import architecture, quick_compiles
+from trainings import architecture
 
 from asdjax.losses.adacos import AdaCos, initial_scale
 from asdjax.losses.margin import Margin, margin_loss
@@ -38,12 +38,6 @@ FULL = one_encoder("", embedding=8)
 LORA = one_encoder("", Lora(rank=2, alpha=3.0, targets=("q", "fc1")), embedding=8)
 BACKBONE = "branches.0.backbone."
 SAMPLES = 5600  # 33 frames: two patches of time
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def made(shapes, seed):

@@ -179,7 +179,7 @@ def test_umap_keeps_neighbors_together_and_repeats_itself(tmp_path):
     assert silhouette_score(points, label) > 0.8  # 1: islands far apart
     np.testing.assert_array_equal(points, figures.umap(rows))
     np.testing.assert_array_equal(figures.umap(blobs(16)).shape, (16, 2))  # the fewest
-    figures.write_clusters(tmp_path / "new" / "fan.png", members(60), rows, label)
+    figures.write_clusters(tmp_path / "new" / "fan.png", members(60), rows, label, pytest.fail)
     height, width, _ = imread(tmp_path / "new" / "fan.png").shape
     assert height > 0.9 * width  # two rows
 
@@ -202,13 +202,15 @@ def test_few_clips_and_equal_ones_get_a_figure_without_umap(rows, tmp_path, monk
     assert np.isfinite(points).all()
     assert ((shares >= 0) & (shares <= 1)).all()
     path = tmp_path / "fan.png"
-    figures.write_clusters(path, members(len(rows), 0), rows, np.arange(len(rows)))
+    figures.write_clusters(path, members(len(rows), 0), rows, np.arange(len(rows)), pytest.fail)
     height, width, _ = imread(path).shape
     assert height < 0.6 * width  # one row
 
 
 def test_every_clip_is_drawn_once_by_cluster_and_once_by_domain(drawn, tmp_path):
-    figures.write_clusters(tmp_path / "fan.png", members(15), blobs(15), np.arange(15) // 4)
+    figures.write_clusters(
+        tmp_path / "fan.png", members(15), blobs(15), np.arange(15) // 4, pytest.fail
+    )
     by_cluster, by_domain = drawn["fan"].axes
     assert [len(group.get_offsets()) for group in by_cluster.collections] == [4, 4, 4, 3]
     assert [text.get_text() for text in by_cluster.texts] == ["0", "1", "2", "3"]

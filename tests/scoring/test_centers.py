@@ -10,8 +10,6 @@ from asdjax.scoring.centers import Centers
 from asdjax.scoring.score import score
 from asdjax.types import Clip, Embeddings, InputError
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def machine(values, domains=None, split="train"):
     domains = domains or ["source"] * len(values)

@@ -11,8 +11,6 @@ from asdjax.scoring.score import score, threshold
 from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Clip, Embeddings, InputError
 
-pytestmark = pytest.mark.usefixtures("quick")
-
 
 def machine(values, domains=None, split="train"):
     values = np.asarray(values, np.float32)
@@ -143,25 +141,25 @@ def balanced(sources=60, targets=6):
     return machine(values, domains), machine(middle, split="test")
 
 
-@pytest.mark.parametrize("banks", ["pooled", "domain"])
-def test_smote_lowers_scores_between_target_clips_and_no_training_score(banks):
+@pytest.mark.parametrize("references", ["pooled", "domain"])
+def test_smote_lowers_scores_between_target_clips_and_no_training_score(references):
     train, test = balanced()
-    plain, left = score([train], [test], Knn(1, banks))
-    smote = Knn(1, banks, smote=Smote(ratio=1.0))
+    plain, left = score([train], [test], Knn(1, references))
+    smote = Knn(1, references, smote=Smote(ratio=1.0))
     found, still = score([train], [test], smote)
     assert (found[0] <= plain[0] + 1e-6).all()  # float32 rounding of a cosine
     assert (found[0] < plain[0] / 2).mean() > 0.5  # 54 rows on 12 segments: most middles are near
     np.testing.assert_array_equal(left[0], still[0])
 
 
-@pytest.mark.parametrize("banks", ["pooled", "domain"])
+@pytest.mark.parametrize("references", ["pooled", "domain"])
 @pytest.mark.parametrize("standardize", [False, True])
-def test_smote_scores_are_those_of_its_rows_beside_the_clips(banks, standardize):
+def test_smote_scores_are_those_of_its_rows_beside_the_clips(references, standardize):
     train, test = balanced()
     between = train.values[:6] / 8 + test.values  # a source clip and synthetic ones are near
     test = machine(np.concatenate([test.values, between, train.values[:6] + 0.1]), split="test")
     config = Smote(ratio=0.5)
-    found = score([train], [test], Knn(2, banks, standardize, config))[0][0]
+    found = score([train], [test], Knn(2, references, standardize, config))[0][0]
     values, queries = train.values.astype(np.float64), test.values.astype(np.float64)
     if standardize:
         mean, deviation = values.mean(0), values.std(0)
@@ -171,25 +169,25 @@ def test_smote_scores_are_those_of_its_rows_beside_the_clips(banks, standardize)
     made = oversample(rows.astype(np.float32), domains, config)[0]
     target = np.array(domains) == "target"
     parts = [rows[~target], np.concatenate([rows[target], made])]
-    if banks == "pooled":
+    if references == "pooled":
         parts = [np.concatenate(parts)]
     want = np.min([np.sort(1 - queries @ part.T, 1)[:, :2].mean(1) for part in parts], 0)
     np.testing.assert_allclose(found, want, rtol=0, atol=2e-6)  # float32 cosines and SMOTE rows
 
 
-@pytest.mark.parametrize("banks", ["pooled", "domain"])
-def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(banks):
+@pytest.mark.parametrize("references", ["pooled", "domain"])
+def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(references):
     train, test = balanced()
     no_target = machine(train.values[:60])
     none = machine(train.values, [None] * 66)
     groups = [no_target, train, none], [test] * 3
     lines = []
-    found, _ = score(*groups, Knn(1, banks, smote=Smote()), lines.append)
+    found, _ = score(*groups, Knn(1, references, smote=Smote()), lines.append)
     assert lines == [
         "SMOTE skipped for fan/section_00: 0 target clips; 2 neighbors need at least 3",
         "SMOTE skipped for fan/section_00: its training clips have no domains",
     ]
-    plain, _ = score(*groups, Knn(1, banks), lines.append)
+    plain, _ = score(*groups, Knn(1, references), lines.append)
     assert len(lines) == 2
     for row in (0, 2):
         np.testing.assert_allclose(found[row], plain[row], rtol=0, atol=1e-6)  # other padding

@@ -16,7 +16,6 @@ from asdjax.scoring.mixture import Mixture
 from asdjax.scoring.score import score
 from asdjax.types import Clip, Embeddings, InputError
 
-pytestmark = pytest.mark.usefixtures("quick")
 WIDTH = 6
 SCORERS = {
     "knn": Knn(2),
@@ -226,7 +225,7 @@ def test_a_mixture_that_still_moves_is_noted(monkeypatch):
     monkeypatch.setattr(mixture, "MOST_STEPS", 1)
     lines = []
     score([machine(normal())], [machine(queries(), "test")], Mixture(2, seed=99), lines.append)
-    assert lines[-1] == "mixtures still moving after 1 steps: fan/section_00"
+    assert lines[-1] == "mixtures that did not converge in 1 steps: fan/section_00"
 
 
 @pytest.mark.parametrize("name", ["knn", "centers", "mixture"])

@@ -95,10 +95,15 @@ def test_the_seed_decides():
     [
         (100, 2, Smote(), "2 target clips; 2 neighbors need at least 3"),
         (100, 0, Smote(), "0 target clips; 2 neighbors need at least 3"),
-        (50, 10, Smote(), "10 target and 50 source clips: ratio 0.2 met"),
-        (54, 10, Smote(), "10 target and 54 source clips: ratio 0.2 met"),  # 10.8: not a whole one
-        (0, 5, Smote(1.0), "5 target and 0 source clips: ratio 1 met"),
-        (5, 50, Smote(1.0), "50 target and 5 source clips: ratio 1 met"),
+        (50, 10, Smote(), "10 target and 50 source clips: ratio 0.2 is reached"),
+        (
+            54,
+            10,
+            Smote(),
+            "10 target and 54 source clips: ratio 0.2 is reached",
+        ),  # 10.8: not a whole one
+        (0, 5, Smote(1.0), "5 target and 0 source clips: ratio 1 is reached"),
+        (5, 50, Smote(1.0), "50 target and 5 source clips: ratio 1 is reached"),
         (0, 0, Smote(), "its training clips have no domains"),
     ],
 )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trainings import architecture, quick_compiles
+from trainings import architecture
 
 from asdjax.devices import copied, data_mesh
 from asdjax.frontend.augment import Augment
@@ -57,12 +57,6 @@ BOTH = HeadConfig(ARCFACE, "machine", weight=0.9, branch_weights=(0.5, 0.3))
 AUGMENT = Augment(mask=40, mask_probability=0.8, mixup=0.7, crop="random", shift=True)
 BRANCHES = 0, 1
 WHOLE = None  # what a joint loss sees
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 def tasks(head: HeadConfig) -> tuple[Task, ...]:
@@ -196,12 +190,16 @@ def test_an_update_between_the_passes_gives_other_weights(made, pass_gradient, p
         Optimizer("adam", Schedule("constant", peak=1e-4)), made.parts.trainable, steps=3
     )
 
+    @jax.jit
+    def updated(gradient, state, weight):
+        change, state = optimizer.update(gradient, state, weight)
+        return optax.apply_updates(weight, change), state
+
     def after(gradients):
         weight, state = made.state.trainable, optimizer.init(made.state.trainable)
         for gradient in gradients:
             gradient = gradient(weight) if callable(gradient) else gradient
-            change, state = optimizer.update(gradient, state, weight)
-            weight = optax.apply_updates(weight, change)
+            weight, state = updated(gradient, state, weight)
         return jax.tree.map(np.subtract, weight, made.state.trainable)
 
     between = after([partial(pass_gradient, branch=b) for b in (*BRANCHES, WHOLE)])

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from machines import tiny_backbone
-from trainings import lines, quick_compiles, small_system, two_machines
+from trainings import lines, small_system, two_machines
 
 from asdjax.frontend.augment import Augment
+from asdjax.models.spectral import Bands
 from asdjax.models.system import Input
 from asdjax.stages import folder, stages
 from asdjax.stages.options import Options
@@ -25,12 +25,6 @@ from asdjax.train.step import _augmented, _with_noise
 from asdjax.types import InputError
 
 BOTH = Supplement(clean=True, noise=0.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +45,10 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory):
-    weights = tiny_backbone(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
-    system = small_system(weights, balance=1.0, supplement=BOTH, save_every=3, log_every=1)
+def system():
+    encoders = (Bands(embedding=8, bands=16),)
+    how = {"balance": 1.0, "supplement": BOTH, "save_every": 3, "log_every": 1}
+    system = small_system(encoders=encoders, **how)
     how = replace(
         system.train,
         heads=(HeadConfig(system.train.heads[0].loss, "attributes"),),

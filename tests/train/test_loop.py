@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from machines import tiny_backbone
-from trainings import hum_machine, lines, quick_compiles, small_system, two_machines
+from trainings import hum_machine, lines, small_system, two_machines
 
 from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
 from asdjax.models import weights_file
+from asdjax.models.spectral import Bands
 from asdjax.models.system import Architecture
 from asdjax.stages import stages
 from asdjax.stages.options import Options
@@ -39,12 +39,6 @@ HEADS = (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     root = two_machines(tmp_path_factory.mktemp("machines"))
@@ -53,10 +47,9 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def system(tmp_path_factory):
-    weights = tiny_backbone(tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+def system():
     return small_system(
-        weights,
+        encoders=(Bands(embedding=8, bands=16),),
         steps=PASSES,
         accumulate=2,
         heads=HEADS,
@@ -150,9 +143,8 @@ def test_the_model_has_all_that_was_trained_and_how(finished, system, data):
     assert header.kind == "trained"
     assert header.config == prepare(system, data, Options()).model(out).key
     assert {name.removeprefix("branches.0.").split(".")[0] for name in trained} == {
-        *("backbone", "project", "heads")
+        *("network", "heads")
     }
-    assert all("lora" in name for name in trained if "backbone" in name)
     assert {"heads.1.scale", "heads.0.centers"} <= trained.keys()
     labels = json.loads((out / "labels.json").read_text())
     assert labels == {key: [f"{m} section_00" for m in ("fan", "pump", "valve")] for key in "01"}

@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 from machines import one_encoder
-from trainings import architecture, quick_compiles
+from trainings import architecture
 
-from asdjax.devices import data_mesh
+from asdjax.devices import data_mesh, put_copies
 from asdjax.losses.margin import Margin
 from asdjax.models.backbone import Backbone
 from asdjax.models.beats import BeatsConfig
@@ -51,12 +51,6 @@ OPTIMIZERS = {
     "beats": Optimizer("adamw", FLAT, weight_decay=0.01),
     "eat": Optimizer("adam", FLAT),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case.backbone}-{case.name}")
@@ -106,7 +100,8 @@ def ran(case, tiny, arrays):
     assert len(given) == 11 + (18 if case.adapted else 0)  # head and adapters
     front_ends = make_front_ends(system.networks, data_mesh(), padded=case.padded)
     step = make_step(parts, front_ends, lambda store, sent: Batch(*sent), how, optimizer, 11_200)
-    state, gradient, losses = start(statistics, trainable | given, optimizer, how), None, []
+    begun = start(statistics, trainable | given, optimizer, how), frozen
+    (state, frozen), gradient, losses = put_copies(begun, data_mesh()), None, []
     for _ in range(10):
         state, metrics = step(state, frozen, (), batch_of(case, arrays))
         gradient = gradient or jax.device_get(state.optimizer[1])

@@ -15,7 +15,7 @@ import optax
 import pytest
 from flax import nnx
 from machines import one_encoder
-from trainings import architecture, quick_compiles
+from trainings import architecture
 
 from asdjax.devices import copied, data_mesh, split
 from asdjax.frontend.augment import Augment
@@ -64,12 +64,6 @@ TRAIN = Train(
     steps=10, batch=4, heads=(ARCFACE,), optimizer=Optimizer(schedule=Schedule(peak=0.01))
 )
 RANDOM = Augment(mask=40, mask_probability=0.8, mixup=0.7, crop="random", shift=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(tmp_path_factory):
-    with quick_compiles(tmp_path_factory.mktemp("compiled")):
-        yield
 
 
 @pytest.fixture(scope="module")

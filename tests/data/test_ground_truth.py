@@ -46,7 +46,7 @@ def test_2021_has_a_file_per_domain_and_nothing_else(tmp_path, write):
 def test_2022_attributes_are_read_except_those_of_the_toys_which_contradict_the_labels(
     tmp_path, write
 ):
-    for machine in ("fan", "ToyCar"):
+    for machine in ("fan", "ToyCar", "ToyTrain"):
         write(DATA.format(machine, "03"), "section_03_0000.wav,0\n")
         write(DOMAIN.format(machine, "03"), "section_03_0000.wav,1\n")
         write(
@@ -59,6 +59,7 @@ def test_2022_attributes_are_read_except_those_of_the_toys_which_contradict_the_
     common = "section_03", "target", NORMAL
     assert ground_truth.read(tmp_path) == [
         clip("section_03_0000.wav", "ToyCar", *common),
+        clip("section_03_0000.wav", "ToyTrain", *common),
         clip("section_03_0000.wav", "fan", *common, "m-n_X_noise_6", full_name),
     ]
 

@@ -38,6 +38,17 @@ def test_by_default_clips_are_only_cut():
     np.testing.assert_array_equal(got.weight, np.ones((4, 1)))
 
 
+def test_only_a_mixed_clip_is_as_long_as_the_longer_of_its_two():
+    how, seen = Augment(mixup=0.5, mixup_on="wave"), set()
+    for seed in range(4):
+        got = augmented(how, samples=64, seed=seed)
+        mixed = got.weight[:, 1] > 0
+        expected = np.where(mixed, np.maximum(LENGTHS, LENGTHS[::-1]), LENGTHS)
+        np.testing.assert_array_equal((~got.padding).sum(1), expected // 4)
+        seen |= set(zip(mixed.tolist(), (LENGTHS < LENGTHS[::-1]).tolist(), strict=True))
+    assert {(True, True), (False, True)} <= seen  # shorter than the partner, mixed and not
+
+
 def windows(clip):
     """Return every stretch of 32 samples of a clip."""
     return [tuple(clip[i : i + 32]) for i in range(len(clip) - 31)]

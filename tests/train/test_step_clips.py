@@ -45,7 +45,7 @@ def test_only_a_mixed_clip_is_as_long_as_the_longer_of_its_two():
         mixed = got.weight[:, 1] > 0
         expected = np.where(mixed, np.maximum(LENGTHS, LENGTHS[::-1]), LENGTHS)
         np.testing.assert_array_equal((~got.padding).sum(1), expected // 4)
-        seen |= set(zip(mixed.tolist(), (LENGTHS < LENGTHS[::-1]).tolist(), strict=True))
+        seen |= set(zip(mixed.tolist(), (LENGTHS[::-1] > LENGTHS).tolist(), strict=True))
     assert {(True, True), (False, True)} <= seen  # shorter than the partner, mixed and not
 
 

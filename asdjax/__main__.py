@@ -75,9 +75,12 @@ def score(args: list[str]) -> None:
     scorers = typing.get_args(typing.get_type_hints(SystemConfig)["scorer"])
     kinds = {kind.__name__.lower(): kind for kind in scorers}
     run, *rest = args or [""]
+    system = folder.load(Path(run)).system if (Path(run) / "config.json").is_file() else None
+    if system is not None:
+        kinds = {name: kind for name, kind in kinds.items() if system.takes(kind)}
     asked = run in ("-h", "--help") or rest[:1] in (["-h"], ["--help"])
     if asked or not run or run.startswith("-") or (rest and rest[0] not in kinds):
-        unknown = f"unknown scorer {rest[0]!r}\n" if rest and not asked else ""
+        unknown = f"this run has no scorer {rest[0]!r}\n" if rest and not asked else ""
         lines = [
             f"{unknown}usage: asdjax score RUN [SCORER [OPTIONS]]; without SCORER the run's own:"
         ]
@@ -87,9 +90,7 @@ def score(args: list[str]) -> None:
         sys.exit(0 if asked else 2)
     scorer = None
     if rest:
-        kind = kinds[rest[0]]
-        asked = {"-h", "--help"} & set(rest)
-        own = None if asked else folder.load(Path(run)).system.scorer
+        kind, own = kinds[rest[0]], system and system.scorer
         scorer = tyro.cli(
             kind,
             prog=f"asdjax score RUN {rest[0]}",

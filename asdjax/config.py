@@ -81,6 +81,10 @@ class SystemConfig:
                     "expected no branch_weights with a perturbation: it mixes the encoders"
                 )
 
+    def takes(self, scorer: type) -> bool:
+        """Return whether this kind of scorer can score the embeddings."""
+        return (scorer is Reconstruction) == isinstance(self.scorer, Reconstruction)
+
     @property
     def backbones(self) -> tuple[str, ...]:
         """Return the weights of the backbones, each once, in the order of the encoders."""

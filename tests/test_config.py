@@ -85,7 +85,7 @@ def test_a_trained_system_says_how_and_the_others_do_not():
         ({"log_every": 0}, "log_every >= 1, got 0"),
         ({"save_every": -1}, "save_every >= 1, got -1"),
         ({"ema": 1.0}, r"ema in \[0, 1\), got 1.0"),
-        ({"held_out": -0.1}, r"held_out in \[0, 1\), got -0.1"),
+        ({"held_out": -0.1}, r"held_out in \[0, 0.5\], got -0.1"),
         ({"heads": ()}, "at least one head"),
         ({"steps": 3, "accumulate": 4}, r"steps >= accumulate \(4\), got 3: no update"),
         ({"select": "best"}, 'held_out > 0 with select="best"'),

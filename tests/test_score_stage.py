@@ -93,11 +93,20 @@ def test_every_scorer_of_a_system_has_a_subcommand_with_its_options(finished, ca
         name = kind.__name__.lower()
         assert f"  {name} " in listed
         with pytest.raises(SystemExit) as ended:
-            command_line.dispatch(["score", str(finished), name, "--help"])
+            command_line.dispatch(["score", "run", name, "--help"])
         shown = capsys.readouterr().out
         assert ended.value.code == 0
         for field in dataclasses.fields(kind):
             assert f"{field.name.replace('_', '-')}" in shown
+
+
+def test_a_run_lists_only_the_scorers_that_fit_it(finished, capsys):
+    with pytest.raises(SystemExit) as ended:
+        command_line.dispatch(["score", str(finished), "--help"])
+    assert ended.value.code == 0
+    listed = capsys.readouterr().out
+    assert "  mahalanobis " in listed
+    assert "  reconstruction " not in listed
 
 
 def test_an_unknown_scorer_is_refused_and_changes_nothing(finished, capsys):
@@ -136,4 +145,4 @@ def test_scores_of_other_embeddings_are_not_reported(finished, tmp_path):
 def test_a_scorer_that_is_none_is_named(finished, capsys):
     with pytest.raises(SystemExit):
         command_line.dispatch(["score", str(finished), "knnn"])
-    assert "unknown scorer 'knnn'" in capsys.readouterr().err
+    assert "this run has no scorer 'knnn'" in capsys.readouterr().err

@@ -175,11 +175,10 @@ class Train:
         check_choices(self)
         counts = ("steps", "batch", "accumulate", "log_every", "save_every")
         wrong = [f"{n} >= 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
-        wrong += [
-            f"{name} in [0, 1), got {getattr(self, name)}"
-            for name in ("ema", "held_out")
-            if not 0 <= getattr(self, name) < 1
-        ]
+        if not 0 <= self.ema < 1:
+            wrong.append(f"ema in [0, 1), got {self.ema}")
+        if not 0 <= self.held_out <= 0.5:
+            wrong.append(f"held_out in [0, 0.5], got {self.held_out}")
         if not 0 <= self.balance <= 1:
             wrong.append(f"balance in [0, 1], got {self.balance}")
         if self.perturbation < 0:

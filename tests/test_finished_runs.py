@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from machines import tiny_backbone, tone_machine
+from machines import tiny_eat, tone_machine
 from trainings import small_system
 
 from asdjax.recipes import RECIPES
@@ -148,6 +148,6 @@ def test_force_reaches_the_training(asked, tmp_path, force, monkeypatch):
         raise KeyboardInterrupt  # this is no test of training
 
     monkeypatch.setattr(Train, "fit", fit)
-    system = small_system(tiny_backbone(tmp_path / "tiny.safetensors"))
+    system = small_system(tiny_eat(tmp_path / "tiny.safetensors"))
     with pytest.raises(KeyboardInterrupt):
         stages.run(system, asked[1], tmp_path / "run", force=force)

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import pytest
 from jax.experimental import multihost_utils
-from machines import tiny_backbone, tone_machine
+from machines import tiny_eat, tone_machine
 
 from asdjax import devices
 from asdjax.config import SystemConfig
@@ -144,7 +144,7 @@ def folder(tmp_path_factory):
     for machine in ("fan", "pump"):  # 12 + 6 training clips each
         tone_machine(root / "data", machine)
         tone_machine(root / "data", machine, 1, more)
-    tiny_backbone(root / "tiny.safetensors")
+    tiny_eat(root / "tiny.safetensors")
     return root
 
 

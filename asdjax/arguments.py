@@ -296,7 +296,7 @@ def _without_effect(command: str, config: Any) -> Iterator[str]:
         yield from ("scorer", "batch")
     if isinstance(config, SystemConfig) and config.train is None:
         for i, encoder in enumerate(config.encoders):
-            for name in getattr(encoder, "of_training", ()):
+            for name in encoder.of_training:
                 yield f"encoders.{i}.{name}"
 
 

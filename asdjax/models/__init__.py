@@ -6,6 +6,7 @@ An encoder is a configuration with
     needs_training      whether it has weights that only a training gives
     one_length          whether it is built for clips of one length
     shortest_samples    of a clip
+    of_training         fields that only a training uses, of an encoder that can be frozen
 """
 
 from asdjax.models.logmel import LogMel

@@ -19,7 +19,7 @@ MEL_BANDS = 128
 class LogMel:
     """Time mean and standard deviation of a 128-band log-mel, `[256]`: needs no weights."""
 
-    weights = ""
+    weights, of_training = "", ()
     needs_training = False
     one_length = False
     shortest_samples = FRAME_SAMPLES

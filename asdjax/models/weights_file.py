@@ -144,9 +144,9 @@ def load(path: Path | str) -> WeightsFile:
 def open_weights(path: Path | str) -> WeightsFile:
     """Return what `load` does, and remember the last two files for the whole process.
 
-    So a run reads each backbone once: for its key, for training and for the embeddings. A file that
-    changed is read again. The arrays are shared and cannot be written to. They stay in memory (360
-    MB for a base model) until `forget_weights`.
+    So a run, and an ensemble of runs, reads each backbone once: for its key, for training and for
+    the embeddings. A file that changed is read again. The arrays are shared and cannot be written
+    to. They stay in memory, 360 MB for a base model.
     """
     with readable(path) as path:
         stat = path.stat()
@@ -159,11 +159,6 @@ def _remembered(path: Path, *version: int) -> WeightsFile:
     for array in file.arrays.values():
         array.flags.writeable = False
     return file._replace(arrays=MappingProxyType(file.arrays))
-
-
-def forget_weights() -> None:
-    """Free the memory of the files that `open_weights` remembers."""
-    _remembered.cache_clear()
 
 
 def read_header(path: Path | str) -> Header:

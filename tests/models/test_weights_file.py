@@ -54,7 +54,7 @@ def opened(monkeypatch) -> list[Path]:
         return real(path, *args, **kwargs)
 
     monkeypatch.setattr(io, "open", counting)
-    weights_file.forget_weights()
+    weights_file._remembered.cache_clear()
     return found
 
 
@@ -138,7 +138,7 @@ def test_an_opened_file_is_read_once_and_remembered(tmp_path, arrays, opened, mo
     opened.clear()
     assert weights_file.open_weights(str(path)) is weights_file.open_weights(link) is first
     assert opened == []
-    weights_file.forget_weights()
+    weights_file._remembered.cache_clear()
     assert weights_file.open_weights(path) is not first
     assert opened == [path]
 

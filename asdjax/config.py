@@ -19,7 +19,7 @@ from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.scoring.knn import Knn
 from asdjax.train.config import Train
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,11 @@ class SystemConfig:
     batch: int = 32
 
     def __post_init__(self):
-        if not self.encoders:
-            raise InputError("expected at least one encoder, got none")
-        if self.batch < 1:
-            raise InputError(f"expected batch >= 1, got {self.batch}")
+        check(
+            self,
+            ("encoders", "at least one", bool(self.encoders)),
+            ("batch", ">= 1", self.batch >= 1),
+        )
         baseline = [
             any(isinstance(encoder, Autoencoder) for encoder in self.encoders),
             isinstance(self.train, FitAutoencoders),

@@ -34,20 +34,27 @@ def preview(names: Iterable[object], most: int = 200) -> str:
     return ", ".join(names[:most]) + more
 
 
-def check_choices(config: object) -> None:
-    """Refuse words that a field of a configuration does not have.
+def check(config: object, *rules: tuple[str, str, bool]) -> None:
+    """Refuse a configuration with all that is wrong in it.
+
+    Args:
+      rules: the name of a field, what is expected of it, and whether that holds.
 
     Raises:
-      InputError: every field of a `Literal` type with another value.
+      InputError: rules that do not hold, and fields of a `Literal` type with another value.
     """
-    hints = get_type_hints(type(config))
+    words = [
+        (name, " or ".join(map(repr, get_args(kind))), getattr(config, name) in get_args(kind))
+        for name, kind in get_type_hints(type(config)).items()
+        if get_origin(kind) is Literal
+    ]
     wrong = [
-        f"{name} {' or '.join(map(repr, get_args(kind)))}, got {getattr(config, name)!r}"
-        for name, kind in hints.items()
-        if get_origin(kind) is Literal and getattr(config, name) not in get_args(kind)
+        f"{type(config).__name__}.{name}: expected {expected}, got {getattr(config, name)!r}"
+        for name, expected, holds in (*words, *rules)
+        if not holds
     ]
     if wrong:
-        raise InputError(f"{type(config).__name__}: expected " + "; expected ".join(wrong))
+        raise InputError("; ".join(wrong))
 
 
 @dataclass(frozen=True)

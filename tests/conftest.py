@@ -1,5 +1,6 @@
 """Shared fixtures. The real clips are not part of the project (non-commercial licence)."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -10,10 +11,16 @@ import pytest
 
 # LLVM's optimizations take longer than small tests run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
+if QUICK:  # XLA splits each program into up to 32 parts for as many cores
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}"
+    )
 OPTIMIZED = ("test_fbank", "test_knn", "test_beats")  # compared with references as users compute
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity on accelerators too
+
+gc.set_threshold(100_000, 20, 50)  # traced programs live on: to look through them took 5 % longer
 
 # Equal programs are compiled once in all workers; a worker inherits the environment.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"

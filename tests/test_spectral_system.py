@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from machines import tiny_backbone
+from machines import tiny_eat
 from trainings import small_system, two_machines
 
 from asdjax.config import SystemConfig, from_json, to_json
@@ -122,7 +122,7 @@ def test_a_network_for_one_length_needs_to_know_it():
 def ran(tmp_path_factory) -> Path:
     """A complete run, but for its figures, of a backbone beside two spectral networks."""
     root = tmp_path_factory.mktemp("spectral")
-    small = small_system(tiny_backbone(root / "tiny.safetensors"))
+    small = small_system(tiny_eat(root / "tiny.safetensors"))
     heads = (HeadConfig(AdaCos(2), "machine"), HeadConfig(Contrastive(), "machine"))
     augment = Augment(mask=20, mixup=1.0, mixup_alpha=0.5, mixup_on="wave", warp=0.5)
     system = replace(
@@ -167,7 +167,7 @@ def test_widths_may_differ_and_backbones_keep_their_names(tmp_path):
     mixed = replace(system, encoders=encoders)
     assert mixed.backbones == ("a", "b")
     assert mixed.with_backbones({"b": "c"}).backbones == ("a", "c")
-    tiny = tiny_backbone(tmp_path / "tiny.safetensors")
+    tiny = tiny_eat(tmp_path / "tiny.safetensors")
     own = mixed.with_backbones({"a": str(tiny), "b": str(tiny)})
     part = Architecture(tuple(encoder.network(SAMPLES) for encoder in own.encoders)).part
     assert [part(i) for i in range(3)] == [slice(0, 3), slice(3, 9), slice(9, 14)]

@@ -25,7 +25,7 @@ import numpy as np
 from asdjax.frontend.fbank import RATE_HZ, to_float
 from asdjax.models.system import Embedder
 from asdjax.models.weights_file import Params
-from asdjax.types import Embeddings, check_choices
+from asdjax.types import Embeddings, check
 
 FFT_SAMPLES, HOP_SAMPLES, BANDS = 1024, 512, 128
 FLOOR = 2.220446049250313e-16  # of the mel power: float64 epsilon, -156.5 dB
@@ -64,7 +64,7 @@ class Reconstruction:
     kind: Literal["mse", "mahalanobis"] = "mse"
 
     def __post_init__(self):
-        check_choices(self)
+        check(self)
 
     def score(
         self,

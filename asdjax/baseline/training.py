@@ -38,7 +38,7 @@ from asdjax.train import interrupt
 from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job
 from asdjax.train.log import Log
-from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError
+from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError, check
 
 HELD_OUT = 0.1  # of a machine's vectors, drawn at random; they only measure
 LEAST_VECTORS = 3  # one is held out, and a batch of one is not trained on
@@ -69,11 +69,11 @@ class FitAutoencoders:
 
     def __post_init__(self):
         least = {"epochs": 1, "save_every": 1, "batch": 2, "seed": 0}
-        wrong = [f"{n} >= {low}" for n, low in least.items() if getattr(self, n) < low]
-        if not 0 < self.learning_rate < math.inf:
-            wrong.append("learning_rate above 0")
-        if wrong:
-            raise InputError(f"autoencoders: expected {', '.join(wrong)}; got {self}")
+        check(
+            self,
+            *((n, f">= {low}", getattr(self, n) >= low) for n, low in least.items()),
+            ("learning_rate", "> 0", 0 < self.learning_rate < math.inf),
+        )
 
     def fit(self, job: Job) -> None:
         """Train and write the model file; resumes a training that was stopped."""

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from asdjax.data.audio import AudioInfo, read_batch
-from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError
+from asdjax.types import SAMPLE_RATE_HZ, Clip, check
 
 BUCKET_SAMPLES = SAMPLE_RATE_HZ  # clips are padded to whole seconds: one compiled step per length
 
@@ -38,8 +38,8 @@ class Audio:
     channel: int | Literal["mean"] | None = None
 
     def __post_init__(self):
-        if self.seconds is not None and not 0.025 <= self.seconds <= 3600:
-            raise InputError(f"expected audio.seconds of 0.025 to 3600, got {self.seconds}")
+        seconds = 0.025 if self.seconds is None else self.seconds
+        check(self, ("seconds", "in [0.025, 3600] or none", 0.025 <= seconds <= 3600))
 
     @property
     def samples(self) -> int | None:

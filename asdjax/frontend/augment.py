@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from asdjax.frontend.fbank import to_float
-from asdjax.types import InputError, check_choices
+from asdjax.types import check
 
 
 @dataclass(frozen=True)
@@ -46,18 +46,16 @@ class Augment:
     warp_sigma: float = 0.2
 
     def __post_init__(self):
-        check_choices(self)
-        if self.mask < 0:
-            raise InputError(f"expected a mask of 0 (none) or more frames and bands: {self.mask}")
-        for name in ("mask_probability", "mixup", "warp"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    f"expected a probability {name} of 0 to 1, got {getattr(self, name)}"
-                )
-        if not 0.1 <= self.mixup_alpha <= 10:  # beyond, a mixed clip is one of the two, or the mean
-            raise InputError(f"expected a mixup_alpha of 0.1 to 10, got {self.mixup_alpha}")
-        if not 0 < self.warp_sigma <= 0.3:  # beyond: clips would turn back in time
-            raise InputError(f"expected a warp_sigma in (0, 0.3], got {self.warp_sigma}")
+        probabilities = "mask_probability", "mixup", "warp"
+        check(
+            self,
+            ("mask", ">= 0 frames and bands (0: none)", self.mask >= 0),
+            *((n, "a probability in [0, 1]", 0 <= getattr(self, n) <= 1) for n in probabilities),
+            # Beyond, a mixed clip is one of the two, or the mean.
+            ("mixup_alpha", "in [0.1, 10]", 0.1 <= self.mixup_alpha <= 10),
+            # Beyond, clips would turn back in time.
+            ("warp_sigma", "in (0, 0.3]", 0 < self.warp_sigma <= 0.3),
+        )
 
 
 def spec_augment(mel, key, width: int, probability: float):

@@ -26,7 +26,7 @@ from asdjax.losses.margin import (
     of_label,
     random_centers,
 )
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class AdaCos:
     has_classes = True
 
     def __post_init__(self):
-        if self.subclusters < 1:
-            raise InputError(f"expected at least 1 sub-cluster per class, got {self.subclusters}")
+        check(self, ("subclusters", ">= 1", self.subclusters >= 1))
 
     def center_counts(self, without_attributes: np.ndarray) -> np.ndarray:
         """Return how many centers each class has, `[C]` int, from `[C]` bool."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from asdjax.losses.margin import unit
-from asdjax.types import InputError
+from asdjax.types import check
 
 BASE_TEMPERATURE = 0.07  # the losses are scaled by temperature / this, as Khosla et al. train
 LOWEST = float(jnp.finfo(jnp.float32).min)  # of a clip to itself; minus infinity has no gradient
@@ -39,8 +39,7 @@ class Contrastive:
     has_classes = False
 
     def __post_init__(self):
-        if not 0 < self.temperature < math.inf:
-            raise InputError(f"expected a positive temperature, got {self.temperature}")
+        check(self, ("temperature", "> 0", 0 < self.temperature < math.inf))
 
     def head(
         self, width: int, counts: Sequence[int], *, train: bool, rngs: nnx.Rngs

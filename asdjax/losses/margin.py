@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from asdjax.types import InputError
+from asdjax.types import check
 
 SMALLEST_SQUARE = 1e-24  # squared length below which a vector counts as zero
 SMALLEST_SINE = 1e-3  # below 5e-4 rad all float32 cosines are 1, and the slope of the sine explodes
@@ -47,22 +47,15 @@ class Margin:
     has_classes = True
 
     def __post_init__(self):
-        if self.kind not in LARGEST_MARGIN:
-            raise InputError(f"expected a kind of {list(LARGEST_MARGIN)}, got {self.kind!r}")
-        largest = LARGEST_MARGIN[self.kind]
-        if not 0 <= self.margin < largest:
-            unit = " (radians, not degrees)" if self.kind == "arcface" else ""
-            raise InputError(
-                f"expected 0 <= margin < {largest:.4g} for {self.kind}{unit}, got {self.margin}"
-            )
-        if not 0 < self.scale < math.inf:
-            raise InputError(f"expected a positive scale, got {self.scale}")
-        other = self.subcenters_without_attributes
-        if self.subcenters < 1 or (other is not None and other < 1):
-            raise InputError(
-                f"expected at least 1 sub-center per class, got {self.subcenters} and {other} for "
-                "machines without attributes"
-            )
+        largest, other = LARGEST_MARGIN.get(self.kind, math.inf), self.subcenters_without_attributes
+        unit = " radians, not degrees" if self.kind == "arcface" else ""
+        check(
+            self,
+            ("margin", f"in [0, {largest:.4g}){unit}", 0 <= self.margin < largest),
+            ("scale", "> 0", 0 < self.scale < math.inf),
+            ("subcenters", ">= 1", self.subcenters >= 1),
+            ("subcenters_without_attributes", ">= 1 or none", other is None or other >= 1),
+        )
 
     def center_counts(self, without_attributes: np.ndarray) -> np.ndarray:
         """Return how many centers each class has, `[C]` int, from `[C]` bool."""

@@ -25,7 +25,7 @@ from asdjax.models import layers
 from asdjax.models.attention import Implementation, SelfAttention
 from asdjax.models.pooling import mean_token
 from asdjax.models.weights_file import Params
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 
 def _gated(x):
@@ -83,14 +83,14 @@ class BeatsConfig:
         }
         counts = [field.name for field in fields(self) if type(field.default) is int]
         one_norm = not (self.layer_norm_first and self.deep_norm)
-        rules = [
+        check(
+            self,
             *layers.divisor_rules(self, divisors),
             *((name, f"1 to {most}", 1 <= getattr(self, name) <= most) for name in counts),
             ("encoder_layers", "at most 256", self.encoder_layers <= 256),
             ("activation_fn", f"one of {names}", self.activation_fn in ACTIVATIONS),
             ("deep_norm", "False (layer_norm_first and deep_norm exclude each other)", one_norm),
-        ]
-        layers.check_config(self, "a BEATs", rules)
+        )
 
     @classmethod
     def base(cls, **changes: Any) -> BeatsConfig:

@@ -25,7 +25,7 @@ from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, eat_frames, eat_fr
 from asdjax.models import layers
 from asdjax.models.attention import Implementation, SelfAttention
 from asdjax.models.weights_file import Params
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class EatConfig:
 
     def __post_init__(self):
         width, most = self.embed_dim, layers.LARGEST
-        rules = [
+        check(
+            self,
             ("embed_dim", f"1 to {most}", 1 <= width <= most),
             ("embed_dim", "a multiple of 4", width % 4 == 0),
             ("depth", "1 to 256", 1 <= self.depth <= 256),
@@ -80,8 +81,7 @@ class EatConfig:
             ("head_norm_eps", "a number in (0, 1)", 0 < self.head_norm_eps < 1),
             ("num_classes", f"0 to {most}", 0 <= self.num_classes <= most),
             *((name, "a rate in [0, 1)", 0 <= getattr(self, name) < 1) for name in RATES),
-        ]
-        layers.check_config(self, "an EAT", rules)
+        )
 
     @classmethod
     def base(cls, **changes: Any) -> EatConfig:

@@ -7,7 +7,7 @@ no keys and draws nothing; the names of the weights are the same in both.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial, reduce
 
 import jax
@@ -16,36 +16,35 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from asdjax.types import InputError
-
 MEL_BANDS = 128
 LARGEST = 100_000  # of any count in a configuration: more is a damaged or hostile file
 
 
-def check_config(config: object, kind: str, rules: Iterable[tuple[str, str, bool]]) -> None:
-    """Raise one `InputError` with every rule that does not hold.
-
-    Args:
-        kind: of configuration, with its article: "a BEATs".
-        rules: the name of a field, what is expected of it, and whether that holds.
-    """
-    problems = [
-        f"{name}: expected {expected}, got {getattr(config, name)}"
-        for name, expected, holds in rules
-        if not holds
-    ]
-    if problems:
-        raise InputError(f"not {kind} configuration:\n  " + "\n  ".join(problems))
-
-
 def divisor_rules(config: object, wholes: dict[str, int]) -> Iterator[tuple[str, str, bool]]:
-    """Return the rules of fields that must divide a number, for `check_config`."""
+    """Return the rules of fields that must divide a number, for `check`."""
     for name, whole in wholes.items():
         part = getattr(config, name)
         yield name, f"a divisor of {whole}", part >= 1 and whole % part == 0
 
 
-# Dropout
+# Random keys, dropout
+
+
+class Starts(nnx.Rngs):
+    """The keys of initial weights: those of `nnx.Rngs`, but counted outside arrays.
+
+    Where a model is built for its shapes alone, each count of `nnx.Rngs` makes JAX list all that
+    was built before, for an error that Flax drops: the time grows with the square of the layers.
+    """
+
+    def __init__(self, seed: int | jax.Array):
+        self.seed = jax.random.key(seed) if isinstance(seed, int) else seed
+        self.drawn = 0
+
+    def params(self) -> jax.Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.seed, self.drawn - 1)
+
 
 RESOLUTION = 2**16  # rates are rounded to this part: 16 random bits a value, not 32
 

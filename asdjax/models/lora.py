@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asdjax.models.layers import Dropout, check_config
+from asdjax.models.layers import Dropout
 from asdjax.models.weights_file import Params, listing
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 ADAPTER = "lora_a", "lora_b"
 
@@ -45,13 +45,13 @@ class Lora:
     targets: tuple[str, ...] = ("q", "v", "out")
 
     def __post_init__(self):
-        rules = [
-            ("rank", "at least 1", self.rank >= 1),
-            ("alpha", "a positive number", 0 < self.alpha < math.inf),
+        check(
+            self,
+            ("rank", ">= 1", self.rank >= 1),
+            ("alpha", "> 0", 0 < self.alpha < math.inf),
             ("dropout", "a rate in [0, 1)", 0 <= self.dropout < 1),
             ("targets", "at least one pattern", bool(self.targets)),
-        ]
-        check_config(self, "a LoRA", rules)
+        )
 
 
 class LoraLinear(nnx.Linear):

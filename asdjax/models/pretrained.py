@@ -16,7 +16,7 @@ from asdjax.models.checkpoints import load_backbone
 from asdjax.models.lora import Lora, adapt
 from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.models.system import Input, Network
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,7 @@ class Pretrained:
     shortest_samples = FRAME_SAMPLES
 
     def __post_init__(self):
-        check_choices(self)
-        if self.embedding is not None and self.embedding < 2:
-            raise InputError(
-                f"expected an embedding of at least 2 dimensions, got {self.embedding}"
-            )
+        check(self, ("embedding", ">= 2 or none", self.embedding is None or self.embedding >= 2))
 
     @property
     def needs_training(self) -> bool:

@@ -24,7 +24,7 @@ from asdjax.frontend import fbank, spectral
 from asdjax.losses.margin import unit
 from asdjax.models import layers
 from asdjax.models.system import Network, spectral_network
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check
 
 Dtype = Literal["float32", "bfloat16"]
 
@@ -309,10 +309,11 @@ def _finished(embedding, normalize: bool):
 
 
 def _check(config: ConvNet1d | ResNet | Bands) -> None:
-    check_choices(config)
     given = [(name, value, *LIMITS[name]) for name, value in vars(config).items() if name in LIMITS]
-    rules = [(name, f"{least} to {most}", least <= n <= most) for name, n, least, most in given]
-    layers.check_config(config, f"a {type(config).__name__}", rules)
+    check(
+        config,
+        *((name, f"{least} to {most}", least <= n <= most) for name, n, least, most in given),
+    )
 
 
 def _input_shape(config: ConvNet1d | ResNet | Bands, samples: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from asdjax.scoring.folds import (
 )
 from asdjax.scoring.kmeans import kmeans
 from asdjax.scoring.knn import cosine, search
-from asdjax.types import InputError
+from asdjax.types import check
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class Centers:
     seed: int = 0
 
     def __post_init__(self):
-        if min(self.count, self.starts) < 1:
-            raise InputError(
-                f"expected 1 or more centers and starts, got {self.count} and {self.starts}"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"expected a seed of 0 to 2**32 - 1, got {self.seed}")
+        check(
+            self,
+            ("count", ">= 1", self.count >= 1),
+            ("starts", ">= 1", self.starts >= 1),
+            ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
+        )
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says.

@@ -5,14 +5,13 @@ Clips near each other by cosine probably have the same unknown operating conditi
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from asdjax.scoring.folds import unit
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check
 
 K_MEANS_STARTS = 10  # the best of as many random starts (k-means++) is kept
 ALIKE = 1e-5  # height of merges of rows that differ by rounding alone: 1e-7 times sqrt(clips)
@@ -43,16 +42,14 @@ class Pseudo:
     seed: int = 0
 
     def __post_init__(self):
-        check_choices(self)
-        problems = [f"1 cluster or more of {m}, got {n}" for m, n in self.counts if n < 1]
-        listed = Counter(machine for machine, _ in self.counts)
-        problems += [f"{m} once in counts, got it {n} times" for m, n in listed.items() if n > 1]
-        if self.most < 2:
-            problems.append(f"most >= 2 clusters, got {self.most}")
-        if not 0 <= self.seed < 2**32:
-            problems.append(f"a seed of 0 to 2**32 - 1, got {self.seed}")
-        if problems:
-            raise InputError("Pseudo: expected " + "; expected ".join(problems))
+        once = len(dict(self.counts)) == len(self.counts)
+        check(
+            self,
+            ("counts", "each machine once", once),
+            ("counts", "1 cluster or more of a machine", all(n >= 1 for _, n in self.counts)),
+            ("most", ">= 2", self.most >= 2),
+            ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
+        )
 
 
 class Clusters(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check
 
 MOST_VECTORS = 250_000  # tried by a search; seven systems in steps of 0.05 are 230,230
 BLOCK_VECTORS = 1000  # tried at once: a few MB for a machine's 200 test clips
@@ -50,18 +50,16 @@ class Ensemble:
     step: float = 0.1
 
     def __post_init__(self):
-        check_choices(self)
-        wrong = [w for w in self.weights if not (math.isfinite(w) and w >= 0)]
-        if wrong or (self.weights and not sum(self.weights)):
-            raise InputError(f"expected weights >= 0, not all 0, got {self.weights}")
-        if self.weights and self.search:
-            raise InputError("expected weights or a search for them, got both")
-        if self.combine == "minimum" and (self.weights or self.search):
-            raise InputError(
-                "a minimum has no weights: leave out weights and search, or combine=sum"
-            )
-        if not 0 < self.step <= 1 or abs(1 / self.step - round(1 / self.step)) > 1e-6:
-            raise InputError(f"expected a step that divides 1, such as 0.1, got {self.step}")
+        positive = all(math.isfinite(w) and w >= 0 for w in self.weights) and any(self.weights)
+        whole = 0 < self.step <= 1 and abs(1 / self.step - round(1 / self.step)) < 1e-6
+        weighted = self.weights or self.search
+        check(
+            self,
+            ("weights", ">= 0, not all 0", positive or not self.weights),
+            ("weights", "none with search", not (self.weights and self.search)),
+            ("combine", "'sum' with weights or search", self.combine == "sum" or not weighted),
+            ("step", "a number that divides 1, such as 0.1", whole),
+        )
 
     def shares(self, count: int) -> np.ndarray:
         """Return the weights `[m]` of `count` systems, which sum to one.

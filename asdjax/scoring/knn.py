@@ -28,7 +28,7 @@ from asdjax.scoring.folds import (
     unit,
 )
 from asdjax.scoring.smote import Smote, oversample
-from asdjax.types import Embeddings, InputError, check_choices
+from asdjax.types import Embeddings, check
 
 BLOCK_VALUES = 2**22  # similarities held at once: 16 MiB, so that a CPU keeps them in its cache
 QUERY_BLOCK = 2048
@@ -56,9 +56,7 @@ class Knn:
     smote: Smote | None = None
 
     def __post_init__(self):
-        check_choices(self)
-        if self.k < 1:
-            raise InputError(f"expected k >= 1 neighbors, got {self.k}")
+        check(self, ("k", ">= 1", self.k >= 1))
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says.

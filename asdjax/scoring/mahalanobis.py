@@ -18,7 +18,7 @@ from asdjax.scoring.folds import (
     reference_sets,
     smallest,
 )
-from asdjax.types import check_choices
+from asdjax.types import check
 
 LEAST_SHRINKAGE = 1e-3  # a float32 factor of a matrix of condition 1,000 E keeps two digits or more
 SMALLEST_SPREAD = 1e-10  # of the mean square: float32 rounding of values that are equal
@@ -47,7 +47,7 @@ class Mahalanobis:
     references: Literal["pooled", "domain"] = "domain"
 
     def __post_init__(self):
-        check_choices(self)
+        check(self)
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.

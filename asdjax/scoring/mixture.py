@@ -19,7 +19,7 @@ from asdjax.scoring.folds import (
     unit_rows,
 )
 from asdjax.scoring.kmeans import kmeans
-from asdjax.types import InputError, check_choices
+from asdjax.types import check
 
 STARTS = 10  # of the k-means that expectation maximization starts from
 TOLERANCE = 1e-3  # of the mean log-likelihood, as in scikit-learn
@@ -54,13 +54,12 @@ class Mixture:
     seed: int = 0
 
     def __post_init__(self):
-        check_choices(self)
-        if self.components < 1:
-            raise InputError(f"expected 1 or more components, got {self.components}")
-        if not 0 < self.floor < math.inf:
-            raise InputError(f"expected a positive floor of the variances, got {self.floor}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"expected a seed of 0 to 2**32 - 1, got {self.seed}")
+        check(
+            self,
+            ("components", ">= 1", self.components >= 1),
+            ("floor", "> 0", 0 < self.floor < math.inf),
+            ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
+        )
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.

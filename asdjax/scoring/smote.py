@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asdjax.scoring.folds import unit
-from asdjax.types import InputError
+from asdjax.types import check
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Smote:
     seed: int = 0
 
     def __post_init__(self):
-        if not 0 < self.ratio <= 1:
-            raise InputError(f"expected a SMOTE ratio above 0 and up to 1, got {self.ratio}")
-        if self.neighbors < 1:
-            raise InputError(f"expected SMOTE neighbors >= 1, got {self.neighbors}")
-        if not 0 <= self.seed < 2**32:
-            raise InputError(f"expected a SMOTE seed of 0 to 2**32 - 1, got {self.seed}")
+        check(
+            self,
+            ("ratio", "in (0, 1]", 0 < self.ratio <= 1),
+            ("neighbors", ">= 1", self.neighbors >= 1),
+            ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
+        )
 
 
 def oversample(

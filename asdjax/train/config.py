@@ -20,7 +20,7 @@ from asdjax.losses.margin import Margin
 from asdjax.models.system import Architecture, Embedder, Network
 from asdjax.models.weights_file import Params
 from asdjax.train.optimizer import Optimizer
-from asdjax.types import Clip, InputError, check_choices, preview
+from asdjax.types import Clip, check, preview
 
 
 class Job(NamedTuple):
@@ -69,13 +69,12 @@ class Supplement:
     snr_db: tuple[float, float] = (0.0, 20.0)
 
     def __post_init__(self):
-        if not 0 <= self.noise <= 1:
-            raise InputError(f"expected a probability supplement.noise of 0 to 1, got {self.noise}")
-        if len(self.snr_db) != 2 or not -100 <= self.snr_db[0] <= self.snr_db[1] <= 100:
-            raise InputError(
-                "expected supplement.snr_db as two numbers of -100 to 100 dB, the smaller first, "
-                f"got {self.snr_db}"
-            )
+        decibel = len(self.snr_db) == 2 and -100 <= self.snr_db[0] <= self.snr_db[1] <= 100
+        check(
+            self,
+            ("noise", "a probability in [0, 1]", 0 <= self.noise <= 1),
+            ("snr_db", "two numbers in [-100, 100] dB, the smaller first", decibel),
+        )
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -105,24 +104,19 @@ class HeadConfig:
     subcenters: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self):
-        check_choices(self)
-        for weight in (self.weight, *self.branch_weights):
-            if not 0 < weight < math.inf:
-                raise InputError(f"expected positive weights of a head, got {weight}")
+        positive = [0 < weight < math.inf for weight in (self.weight, *self.branch_weights)]
         listed = Counter(name for name, _ in self.subcenters)
-        if several := [name for name, count in listed.items() if count > 1]:
-            raise InputError(
-                f"expected each machine or class once in subcenters, got {preview(several)} again"
-            )
-        if wrong := [
-            f"{count} of {name}" for name, count in self.subcenters if count < 1 or count % 1
-        ]:
-            raise InputError(f"expected whole numbers of sub-centers >= 1, got {preview(wrong)}")
-        if not self.loss.has_classes and (self.branch_weights or self.subcenters):
-            raise InputError(
-                f"expected no branch_weights and no subcenters with {type(self.loss).__name__}, "
-                "which has no classes and takes whole embeddings"
-            )
+        several = preview(name for name, count in listed.items() if count > 1)
+        wrong = preview(f"{n} of {name}" for name, n in self.subcenters if n < 1 or n % 1)
+        whole = self.loss.has_classes or not (self.branch_weights or self.subcenters)
+        check(
+            self,
+            ("weight", "> 0", positive[0]),
+            ("branch_weights", "> 0", all(positive[1:])),
+            ("subcenters", f"each machine or class once, not {several} again", not several),
+            ("subcenters", f"whole numbers >= 1, not {wrong}", not wrong),
+            ("loss", "one with classes for branch_weights and subcenters", whole),
+        )
 
 
 @dataclass(frozen=True)
@@ -172,27 +166,21 @@ class Train:
     seed: int = 0
 
     def __post_init__(self):
-        check_choices(self)
-        counts = ("steps", "batch", "accumulate", "log_every", "save_every")
-        wrong = [f"{n} >= 1, got {getattr(self, n)}" for n in counts if getattr(self, n) < 1]
-        if not 0 <= self.ema < 1:
-            wrong.append(f"ema in [0, 1), got {self.ema}")
-        if not 0 <= self.held_out <= 0.5:
-            wrong.append(f"held_out in [0, 0.5], got {self.held_out}")
-        if not 0 <= self.balance <= 1:
-            wrong.append(f"balance in [0, 1], got {self.balance}")
-        if self.perturbation < 0:
-            wrong.append(f"perturbation >= 0 (0: none), got {self.perturbation}")
-        if self.seed < 0:
-            wrong.append(f"seed >= 0, got {self.seed}")
-        if not any(head.loss.has_classes for head in self.heads):
-            wrong.append("at least one head that tells classes, got none")
-        if self.micro_batches < self.accumulate:
-            wrong.append(f"steps >= accumulate ({self.accumulate}), got {self.steps}: no update")
-        if self.select == "best" and not self.held_out:
-            wrong.append('held_out > 0 with select="best", got 0: nothing to choose by')
-        if wrong:
-            raise InputError("training: expected " + "; expected ".join(wrong))
+        counts = "steps", "batch", "accumulate", "log_every", "save_every"
+        update = self.micro_batches >= self.accumulate
+        by_classes = any(head.loss.has_classes for head in self.heads)
+        check(
+            self,
+            *((n, ">= 1", getattr(self, n) >= 1) for n in counts),
+            ("ema", "in [0, 1)", 0 <= self.ema < 1),
+            ("held_out", "in [0, 0.5]", 0 <= self.held_out <= 0.5),
+            ("held_out", "> 0 with select 'best'", self.select != "best" or self.held_out > 0),
+            ("balance", "in [0, 1]", 0 <= self.balance <= 1),
+            ("perturbation", ">= 0 (0: none)", self.perturbation >= 0),
+            ("seed", ">= 0", self.seed >= 0),
+            ("heads", "at least one that separates classes", by_classes),
+            ("steps", f">= accumulate ({self.accumulate}), for one update", update),
+        )
 
     @property
     def micro_batches(self) -> int:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from asdjax.types import InputError, check_choices
+from asdjax.types import InputError, check
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,21 @@ class Schedule:
     cycle: int | None = None
 
     def __post_init__(self):
-        check_choices(self)
-        wrong = []
-        if not 0 < self.peak < np.inf:
-            wrong.append(f"peak > 0, got {self.peak}")
-        if self.warmup < 0:
-            wrong.append(f"warmup >= 0, got {self.warmup}")
-        for name in ("start", "end"):
-            if not 0 <= getattr(self, name) <= self.peak:
-                wrong.append(f"{name} from 0 to the peak, got {getattr(self, name)}")
-        if self.shape != "cosine" and (self.cycle is not None or self.end):
-            wrong.append(f"no cycle and no end with shape {self.shape}: they belong to the cosine")
-        if self.cycle is not None and self.cycle <= max(self.warmup, 1):
-            wrong.append(f"cycle > warm-up ({max(self.warmup, 1)}), got {self.cycle}")
-        if self.shape == "inverse-sqrt" and self.warmup < 1:
-            wrong.append(f"warmup >= 1 with shape inverse-sqrt, got {self.warmup}")
-        if wrong:
-            raise InputError("learning rate: expected " + "; expected ".join(wrong))
+        begun, cosine = max(self.warmup, 1), self.shape == "cosine"
+        rises = self.shape != "inverse-sqrt" or self.warmup >= 1
+        check(
+            self,
+            ("peak", "> 0", 0 < self.peak < np.inf),
+            ("warmup", ">= 0", self.warmup >= 0),
+            ("warmup", ">= 1 with shape inverse-sqrt", rises),
+            *(
+                (n, "from 0 to the peak", 0 <= getattr(self, n) <= self.peak)
+                for n in ("start", "end")
+            ),
+            ("end", "0 unless shape is cosine", cosine or not self.end),
+            ("cycle", "none unless shape is cosine", cosine or self.cycle is None),
+            ("cycle", f"> {begun}, the warm-up", self.cycle is None or self.cycle > begun),
+        )
 
 
 @dataclass(frozen=True)
@@ -90,19 +88,15 @@ class Optimizer:
     layer_decay: float = 1.0
 
     def __post_init__(self):
-        check_choices(self)
-        wrong = []
-        if not 0 <= self.weight_decay < np.inf:
-            wrong.append(f"weight_decay >= 0, got {self.weight_decay}")
-        if self.clip is not None and not 0 < self.clip < np.inf:
-            wrong.append(f"clip > 0 or none, got {self.clip}")
-        if not 0 < self.layer_decay <= 1:
-            wrong.append(f"layer_decay in (0, 1], got {self.layer_decay}")
-        if wrong:
-            raise InputError("optimizer: expected " + "; expected ".join(wrong))
+        check(
+            self,
+            ("weight_decay", ">= 0", 0 <= self.weight_decay < np.inf),
+            ("clip", "> 0 or none", self.clip is None or 0 < self.clip < np.inf),
+            ("layer_decay", "in (0, 1]", 0 < self.layer_decay <= 1),
+        )
 
 
-def check(config: Optimizer, steps: int) -> None:
+def check_length(config: Optimizer, steps: int) -> None:
     """Refuse a schedule that a run of `steps` cannot hold.
 
     Raises:
@@ -171,9 +165,9 @@ def make_optimizer(
       accumulate: gradients averaged for one update; all but the last of them change nothing.
 
     Raises:
-        InputError: as `check`.
+        InputError: as `check_length`.
     """
-    check(config, steps)
+    check_length(config, steps)
     factors = layer_factors(trainable, config.layer_decay)
     mask = {name: decays(name, len(value.shape)) for name, value in trainable.items()}
     parts = [

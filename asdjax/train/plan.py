@@ -45,7 +45,7 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         does not divide over the devices, a warm-up longer than the run, nothing held out to choose
         the best weights by.
     """
-    optimizer.check(config.optimizer, config.steps)
+    optimizer.check_length(config.optimizer, config.steps)
     classes, labels, tasks, notes = [], [], [], []
     for i, head in enumerate(config.heads):
         names = vocabulary(clips, head.labels)

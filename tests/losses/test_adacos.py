@@ -138,7 +138,7 @@ def test_initial_scale():
     assert initial_scale(160) == pytest.approx(math.sqrt(2) * math.log(159))
     with pytest.raises(InputError, match="at least 3 centers"):
         initial_scale(2)
-    with pytest.raises(InputError, match="at least 1 sub-cluster"):
+    with pytest.raises(InputError, match="subclusters: expected >= 1"):
         AdaCos(subclusters=0)
 
 

@@ -158,5 +158,5 @@ def test_wrong_shapes_and_settings_are_refused():
         with pytest.raises(ValueError, match=r"expected embedding \[B, E\] and label \[B\], got"):
             loss(*wrong, temperature=TEMPERATURE)
     for temperature in (0.0, -1.0, math.inf, math.nan):
-        with pytest.raises(InputError, match="positive temperature"):
+        with pytest.raises(InputError, match="temperature: expected > 0"):
             Contrastive(temperature=temperature)

@@ -216,12 +216,12 @@ def test_one_label_needs_no_array_of_classes_by_classes():
     [
         ({"kind": "sphereface"}, "sphereface"),
         ({"margin": 28.6}, "radians, not degrees"),
-        ({"margin": -0.1}, "0 <= margin"),
-        ({"margin": math.nan}, "0 <= margin"),
-        ({"kind": "am-softmax", "margin": 2.0}, "margin < 2 for am-softmax, got"),
-        ({"scale": 0.0}, "positive scale"),
-        ({"subcenters": 0}, "at least 1 sub-center"),
-        ({"subcenters_without_attributes": 0}, "at least 1 sub-center"),
+        ({"margin": -0.1}, r"margin: expected in \[0, 1.571\) radians, not degrees"),
+        ({"margin": math.nan}, r"margin: expected in \[0, 1.571\) radians, not degrees"),
+        ({"kind": "am-softmax", "margin": 2.0}, r"margin: expected in \[0, 2\), got 2.0"),
+        ({"scale": 0.0}, "scale: expected > 0"),
+        ({"subcenters": 0}, "subcenters: expected >= 1"),
+        ({"subcenters_without_attributes": 0}, "attributes: expected >= 1 or none"),
     ],
 )
 def test_a_wrong_configuration_is_refused(wrong, message):

@@ -11,7 +11,7 @@ from flax import nnx
 
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
-from asdjax.models.layers import Cbam, Conv1d, Dropout, Key, dropout, keys_for, max_pool
+from asdjax.models.layers import Cbam, Conv1d, Dropout, Key, Starts, dropout, keys_for, max_pool
 from asdjax.models.weights_file import merge, split
 
 KEY = jax.random.key(3)
@@ -37,6 +37,17 @@ def config(**rates):
 def with_key(module, key):
     module.key[...] = key
     return module
+
+
+# Initial weights
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_initial_weights_are_drawn_by_the_keys_of_flax(seed):
+    theirs, ours = nnx.Rngs(seed), Starts(seed)
+    for _ in range(3):
+        expected, found = (jax.random.key_data(keys.params()) for keys in (theirs, ours))
+        np.testing.assert_array_equal(found, expected)
 
 
 # One mask

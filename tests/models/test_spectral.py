@@ -240,11 +240,14 @@ def test_the_shortest_wave_fits_and_a_shorter_one_is_refused(config):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(ConvNet1d, view="mel"), "view 'spectrum' or 'wave', got 'mel'"),
-        (partial(ResNet, dtype="float16"), "dtype 'float32' or 'bfloat16', got 'float16'"),
+        (partial(ConvNet1d, view="mel"), "view: expected 'spectrum' or 'wave', got 'mel'"),
+        (
+            partial(ResNet, dtype="float16"),
+            "'float32' or 'bfloat16', got 'float16'",
+        ),
         (
             partial(ConvNet1d, embedding=1, channels=0),
-            r"embedding: expected 2 .*1\n.*channels: expected 1 to",
+            r"embedding: expected 2 .*1; .*channels: expected 1 to",
         ),
         (partial(ResNet, blocks=0), "blocks: expected 1 to 100000, got 0"),
         (partial(Bands, bands=501), "bands: expected 1 to 500, got 501"),

@@ -118,10 +118,13 @@ def test_embeddings_that_are_not_finite_are_refused():
     ("wrong", "message"),
     [
         ({"method": "spectral"}, "'agglomerative' or 'kmeans', got 'spectral'"),
-        ({"counts": (("fan", 0), ("valve", -1))}, "1 cluster or more of fan, got 0; .* valve"),
-        ({"counts": (("fan", 2), ("fan", 3))}, "fan once in counts, got it 2 times"),
-        ({"most": 1}, "most >= 2 clusters, got 1"),
-        ({"seed": -1}, "seed .* got -1"),
+        (
+            {"counts": (("fan", 0), ("valve", -1))},
+            "1 cluster or more of a machine, got .*valve",
+        ),
+        ({"counts": (("fan", 2), ("fan", 3))}, "each machine once, got .*fan"),
+        ({"most": 1}, "most: expected >= 2, got 1"),
+        ({"seed": -1}, "seed: expected .* got -1"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, message):

@@ -137,10 +137,10 @@ def test_lapack_has_one_thread_during_fits_and_as_many_as_before_after():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"components": 0}, "1 or more components, got 0"),
+        ({"components": 0}, "components: expected >= 1, got 0"),
         ({"covariance": "tied"}, "'full' or 'diagonal', got 'tied'"),
-        ({"floor": 0.0}, "positive floor of the variances, got 0.0"),
-        ({"seed": -1}, "seed of 0"),
+        ({"floor": 0.0}, "floor: expected > 0, got 0.0"),
+        ({"seed": -1}, r"seed: expected in \[0, 2"),
     ],
 )
 def test_impossible_settings_are_refused(wrong, message):

@@ -124,7 +124,7 @@ def test_threshold_of_few_or_equal_scores_is_their_percentile():
 
 
 def test_zero_neighbors_are_refused():
-    with pytest.raises(InputError, match="k >= 1"):
+    with pytest.raises(InputError, match="k: expected >= 1"):
         Knn(k=0)
 
 

@@ -22,10 +22,10 @@ def test_kinds_are_those_that_are_used(fields, kinds):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"noise": 1.5}, "probability supplement.noise of 0 to 1, got 1.5"),
+        ({"noise": 1.5}, r"noise: expected a probability in \[0, 1\], got 1.5"),
         ({"noise": float("nan")}, "got nan"),
         ({"snr_db": (20.0, 0.0)}, "the smaller first, got .20.0, 0.0."),
-        ({"snr_db": (0.0, float("inf"))}, "-100 to 100 dB"),
+        ({"snr_db": (0.0, float("inf"))}, r"\[-100, 100\] dB"),
         ({"snr_db": (1.0,)}, "two numbers"),
     ],
 )

@@ -56,7 +56,7 @@ SYSTEM = SystemConfig(  # everything that draws, and everything that looks at th
         save_every=4,
     ),
 )
-INHERITED = {n: v for n, v in os.environ.items() if not n.startswith(("JAX", "XLA"))}
+INHERITED = {n: v for n, v in os.environ.items() if not n.startswith("JAX")}
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
     "JAX_PLATFORMS": "cpu",

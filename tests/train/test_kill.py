@@ -26,7 +26,7 @@ SETTINGS = (
     *("--train.ema", 0.9, "--train.steps", PASSES),
     *("--train.batch", 4, "--train.log-every", 1, "--train.save-every", 2),
 )
-INHERITED = {n: v for n, v in os.environ.items() if not n.startswith(("JAX", "XLA"))}
+INHERITED = {n: v for n, v in os.environ.items() if not n.startswith("JAX")}
 ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
     "JAX_PLATFORMS": "cpu",

@@ -9,7 +9,7 @@ import pytest
 from asdjax.train.optimizer import (
     Optimizer,
     Schedule,
-    check,
+    check_length,
     decays,
     layer_factors,
     learning_rate,
@@ -248,15 +248,15 @@ def test_optimizer_accepts_shapes_alone():
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"peak": 0.0}, "peak > 0, got 0.0"),
-        ({"peak": float("nan")}, "peak > 0, got nan"),
-        ({"warmup": -1}, "warmup >= 0, got -1"),
-        ({"start": -1.0}, "start from 0 to the peak, got -1.0"),
-        ({"shape": "cosine", "end": 1.0}, "end from 0 to the peak, got 1.0"),
-        ({"end": 1e-5}, "no cycle and no end with shape constant"),
-        ({"cycle": 10}, "no cycle and no end with shape constant"),
-        ({"shape": "cosine", "warmup": 5, "cycle": 5}, r"cycle > warm-up \(5\), got 5"),
-        ({"shape": "inverse-sqrt"}, "warmup >= 1 with shape inverse-sqrt, got 0"),
+        ({"peak": 0.0}, "peak: expected > 0, got 0.0"),
+        ({"peak": float("nan")}, "peak: expected > 0, got nan"),
+        ({"warmup": -1}, "warmup: expected >= 0, got -1"),
+        ({"start": -1.0}, "start: expected from 0 to the peak, got -1.0"),
+        ({"shape": "cosine", "end": 1.0}, "end: expected from 0 to the peak, got 1.0"),
+        ({"end": 1e-5}, "end: expected 0 unless shape is cosine"),
+        ({"cycle": 10}, "cycle: expected none unless shape is cosine"),
+        ({"shape": "cosine", "warmup": 5, "cycle": 5}, r"cycle: expected > 5, the warm-up, got 5"),
+        ({"shape": "inverse-sqrt"}, "warmup: expected >= 1 with shape inverse-sqrt, got 0"),
     ],
 )
 def test_impossible_schedules_are_refused(fields, said):
@@ -267,10 +267,10 @@ def test_impossible_schedules_are_refused(fields, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"weight_decay": -0.1}, "weight_decay >= 0, got -0.1"),
-        ({"clip": 0.0}, "clip > 0 or none, got 0.0"),
-        ({"layer_decay": 0.0}, r"layer_decay in \(0, 1\], got 0.0"),
-        ({"layer_decay": 1.1}, r"layer_decay in \(0, 1\], got 1.1"),
+        ({"weight_decay": -0.1}, "weight_decay: expected >= 0, got -0.1"),
+        ({"clip": 0.0}, "clip: expected > 0 or none, got 0.0"),
+        ({"layer_decay": 0.0}, r"layer_decay: expected in \(0, 1\], got 0.0"),
+        ({"layer_decay": 1.1}, r"layer_decay: expected in \(0, 1\], got 1.1"),
     ],
 )
 def test_impossible_optimizers_are_refused(fields, said):
@@ -279,10 +279,10 @@ def test_impossible_optimizers_are_refused(fields, said):
 
 
 def test_a_schedule_must_fit_into_the_run():
-    check(Optimizer(schedule=Schedule(warmup=10)), 10)
+    check_length(Optimizer(schedule=Schedule(warmup=10)), 10)
     with pytest.raises(InputError, match="within the run's 9 steps, got 10"):
-        check(Optimizer(schedule=Schedule(warmup=10)), 9)
+        check_length(Optimizer(schedule=Schedule(warmup=10)), 9)
     with pytest.raises(InputError, match=r"after the warm-up \(10\)"):
-        check(Optimizer(schedule=Schedule("cosine", warmup=10)), 10)
+        check_length(Optimizer(schedule=Schedule("cosine", warmup=10)), 10)
     with pytest.raises(InputError, match="within the run's 9 steps"):
         make_optimizer(Optimizer(schedule=Schedule(warmup=10)), draw(), 9)

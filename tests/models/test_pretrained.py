@@ -130,7 +130,7 @@ def test_what_a_backbone_does_not_have_is_refused(beats, eat):
 def test_impossible_settings_are_refused():
     with pytest.raises(InputError, match="embedding: expected >= 2 or none, got 1"):
         Pretrained(embedding=1)
-    with pytest.raises(InputError, match="pooling: expected 'mean' or .*, got 'max'"):
+    with pytest.raises(InputError, match=r"pooling: expected 'mean' or .*, got 'max'"):
         Pretrained(pooling="max")
     with pytest.raises(InputError, match="dtype: expected 'float32' or 'bfloat16', got 'int8'"):
         Pretrained(dtype="int8")

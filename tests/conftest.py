@@ -1,6 +1,7 @@
 """Shared fixtures. The real clips are not part of the project (non-commercial licence)."""
 
 import gc
+import itertools
 import os
 import shutil
 import tempfile
@@ -11,10 +12,6 @@ import pytest
 
 # LLVM's optimizations take longer than small tests run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-if QUICK:  # XLA splits each program into up to 32 parts for as many cores
-    os.environ["XLA_FLAGS"] = (
-        f"--xla_cpu_parallel_codegen_split_count=1 {os.environ.get('XLA_FLAGS', '')}"
-    )
 OPTIMIZED = ("test_fbank", "test_knn", "test_beats")  # compared with references as users compute
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -24,6 +21,8 @@ gc.set_threshold(100_000, 20, 50)  # traced programs live on: to look through th
 
 # Equal programs are compiled once in all workers; a worker inherits the environment.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
+KEPT = 5  # files whose programs a worker keeps: those of all would take gigabytes
+FILES = itertools.count()
 DRAWING = ("test_figures", "test_main")
 LONGEST = ("test_devices", "test_kill", "test_parity", "test_spectral_system", "test_two_stage")
 
@@ -55,11 +54,14 @@ def _undrawn(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled(request):
-    """Programs of a file are of no use to the next one, and take gigabytes in all."""
+    """Set how the programs of a file are compiled; forget them before they fill the memory."""
     quick = QUICK and request.path.stem not in OPTIMIZED
     jax.config.update("jax_disable_most_optimizations", quick)
+    if next(FILES) % KEPT == 0 or not quick:
+        jax.clear_caches()
     yield
-    jax.clear_caches()
+    if not quick:
+        jax.clear_caches()
 
 
 REAL_MACHINES = Path(__file__).parents[2] / "shared" / "data" / "real_machines"

@@ -218,7 +218,7 @@ def test_parts_that_do_not_belong_together_are_refused(fields):
 
 
 def test_an_unknown_score_is_refused():
-    with pytest.raises(InputError, match="kind 'mse' or 'mahalanobis', got 'mean'"):
+    with pytest.raises(InputError, match="kind: expected 'mse' or 'mahalanobis', got 'mean'"):
         Reconstruction("mean")
 
 

@@ -118,7 +118,11 @@ def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
         ),
         (["run", "frozen/logmel", "--data", "no", "--out", "x"], 1, "no"),
         (["run", "frozen/logmel", "--data", ".", "--out", "x", "--weights", "y"], 2, "--weights"),
-        (["run", "frozen/logmel", "--data", ".", "--out", "x", "--scorer.k", "0"], 2, "k >= 1"),
+        (
+            ["run", "frozen/logmel", "--data", ".", "--out", "x", "--scorer.k", "0"],
+            2,
+            "k: expected >= 1",
+        ),
         (["data", "fetch", "--year", "1999", "--part", "dev", "--out", "x"], 1, "2020"),
         (["weights", "fetch", "beats-iter9"], 1, "beats-iter3"),
     ],

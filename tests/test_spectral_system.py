@@ -107,14 +107,14 @@ def test_a_network_for_one_length_needs_to_know_it():
     assert NETWORKS[0].params == {}
     with pytest.raises(InputError, match=r"expected audio.seconds, got none.*--audio.seconds"):
         SystemConfig(DUAL, train=Train())
-    with pytest.raises(InputError, match="expected perturbation >= 0"):
+    with pytest.raises(InputError, match="perturbation: expected >= 0"):
         Train(perturbation=-1)
     heads = (HeadConfig(AdaCos(2), branch_weights=(1.0, 1.0)),)
     with pytest.raises(InputError, match="no branch_weights with a perturbation"):
         SystemConfig(DUAL, audio=Audio(0.4), train=Train(heads=heads, perturbation=4))
-    with pytest.raises(InputError, match="at least one head that tells classes"):
+    with pytest.raises(InputError, match="at least one that separates classes"):
         Train(heads=(HeadConfig(Contrastive()),))
-    with pytest.raises(InputError, match="no branch_weights and no subcenters with Contrastive"):
+    with pytest.raises(InputError, match="classes for branch_weights and subcenters"):
         HeadConfig(Contrastive(), subcenters=(("fan", 2),))
 
 

@@ -86,5 +86,5 @@ def test_the_console_is_told_how_many_of_how_many_classes():
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.5, float("nan")])
 def test_impossible_ratios_are_refused(ratio):
-    with pytest.raises(InputError, match=f"balance in .0, 1., got {ratio}"):
+    with pytest.raises(InputError, match=f"balance: expected in .0, 1., got {ratio}"):
         Train(balance=ratio)

@@ -141,9 +141,9 @@ def test_a_smaller_batch_is_the_same_on_any_number_of_devices(monkeypatch):
             {"held_out": 0.2, "select": "best"},
             r"clips to hold out .* got none: .* set --train\.select last",
         ),
-        ({"held_out": 0.7}, r"held_out in \[0, 0\.5\], got 0\.7"),
-        ({"held_out": -0.1}, r"held_out in \[0, 0\.5\], got -0\.1"),
-        ({"held_out": float("nan")}, r"held_out in \[0, 0\.5\], got nan"),
+        ({"held_out": 0.7}, r"held_out: expected in \[0, 0\.5\], got 0\.7"),
+        ({"held_out": -0.1}, r"held_out: expected in \[0, 0\.5\], got -0\.1"),
+        ({"held_out": float("nan")}, r"held_out: expected in \[0, 0\.5\], got nan"),
     ],
 )
 def test_settings_that_do_not_fit_the_clips_are_refused(train, message):

@@ -22,11 +22,11 @@ def replicates(label: np.ndarray, score: np.ndarray, max_fpr: float | None) -> n
 
 
 @pytest.mark.parametrize("values", [1, 2, 5, 40, 10_000])
-@pytest.mark.parametrize("n", [6, 9, 31, 53])
+@pytest.mark.parametrize("n", [6, 9, 24])
 def test_delete_one_areas_equal_leaving_out_each_clip(n, values):
     for seed in range(3):
         label, score = draw(seed, n, values)
-        # float64 sums of at most 53 terms: 1e-12 leaves room for their order only
+        # float64 sums of at most 24 terms: 1e-12 leaves room for their order only
         np.testing.assert_allclose(
             delete_one_areas(label, score), replicates(label, score, None), atol=1e-12
         )

@@ -1,7 +1,4 @@
-"""One training is the same on any number of devices, in one process or two.
-
-Run as a script, this file is one process of a training: `test_devices.py NOTES STOP asdjax WORDS`.
-"""
+"""One training is the same on any number of devices, in one process or two."""
 
 from __future__ import annotations
 
@@ -11,13 +8,14 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import processes
 import pytest
 from jax.experimental import multihost_utils
 from machines import tiny_eat, tone_machine
@@ -31,7 +29,6 @@ from asdjax.losses.adacos import AdaCos
 from asdjax.models import weights_file
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
-from asdjax.models.spectral import Bands
 from asdjax.train import batches, interrupt
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
@@ -42,7 +39,7 @@ PASSES, BATCH = 12, 8
 STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
 ADAPTED = Pretrained("tiny", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16)
 SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
-    (ADAPTED, Bands(embedding=8, bands=16)),
+    (ADAPTED,),
     audio=Audio(seconds=0.3),
     train=Train(
         steps=PASSES,
@@ -56,16 +53,9 @@ SYSTEM = SystemConfig(  # everything that draws, and everything that looks at th
         save_every=4,
     ),
 )
-INHERITED = {n: v for n, v in os.environ.items() if not n.startswith("JAX")}
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, the same mathematics
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 
 
-def work(notes: str, stop: str, *words: str) -> None:
+def train(notes: Path, stop: int, words: list[str]) -> None:
     """Train; note which clips are read and what of OUT is written; send itself a SIGTERM."""
     from asdjax import __main__ as command_line
     from asdjax.recipes import RECIPES
@@ -82,7 +72,7 @@ def work(notes: str, stop: str, *words: str) -> None:
         return read_batch(paths, *rest)
 
     def asking(self, agree):
-        if next(passes) == int(stop):
+        if next(passes) == stop:
             os.kill(os.getpid(), signal.SIGTERM)
         return asked(self, agree)
 
@@ -94,27 +84,27 @@ def work(notes: str, stop: str, *words: str) -> None:
 
     batches.read_batch, interrupt.Stop.asked = reading, asking
     sys.addaudithook(opened)
-    sys.argv = list(words)
+    sys.argv = words
     try:
         command_line.main()
     finally:
-        Path(notes).write_text(json.dumps({"read": read, "written": sorted(written)}))
+        notes.write_text(json.dumps({"read": read, "written": sorted(written)}))
 
 
 class Training(NamedTuple):
     """A call, of one or two processes."""
 
     out: Path
-    processes: list[subprocess.Popen]
+    processes: list[BaseProcess]
 
     def wait(self) -> Training:
         for process in self.processes:
-            process.wait(timeout=600)
+            process.join(600)
         return self
 
     @property
     def codes(self) -> list[int]:
-        return [process.returncode for process in self.processes]
+        return [process.exitcode for process in self.processes]
 
     def told(self, number: int = 0) -> str:
         """Return what a process printed, without what Gloo says of connecting CPUs."""
@@ -150,39 +140,30 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    def start(name, source, devices=1, processes=1, stop=0, **environment):
+    def start(name, source, devices=1, count=1, stop=0, **environment):
         """Start a training.
 
         Args:
           name: of its run; one that is there is gone on with.
           devices: of each process.
+          count: of processes.
           stop: the pass in which the last process gets a SIGTERM.
         """
-        given = "--data", folder / "data", "--out", folder / name
-        given += (
-            "--weights",
-            folder / "tiny.safetensors",
-            "--train.source",
-            source,
-            "--keep-checkpoints",
-        )
-        port, started = free_port(), []
-        for number in range(processes):
-            own = {"JAX_COMPILATION_CACHE_DIR": folder / "cache", "JAX_NUM_CPU_DEVICES": devices}
-            own |= environment | (address(port, number) if processes > 1 else {})
-            words = [stop if number == processes - 1 else 0, "asdjax", "train", "test", *given]
-            words += ["--distributed"] if "JAX_PROCESS_ID" in own else []
-            started.append(call(folder / f"{name}.{number}", own, words))
+        words = ("asdjax", "train", "test", "--data", folder / "data", "--out", folder / name)
+        words += ("--weights", folder / "tiny.safetensors", "--train.source", source)
+        words = list(map(str, (*words, "--keep-checkpoints")))
+        if count > 1 or environment:
+            words.append("--distributed")
+        port, cache, started = free_port(), folder / "cache", []
+        for number in range(count):
+            own = environment | (address(port, number) if count > 1 else {})
+            given = folder / f"{name}.{number}.json", stop if number == count - 1 else 0, words
+            log = folder / f"{name}.{number}.log"
+            log.unlink(missing_ok=True)
+            started.append(processes.call(train, log, *given, cache=cache, devices=devices, **own))
         return Training(folder / name, started)
 
     return start
-
-
-def call(notes: Path, environment: dict, words: list) -> subprocess.Popen:
-    command = list(map(str, [sys.executable, __file__, f"{notes}.json", *words]))
-    given = INHERITED | ENVIRONMENT | {name: str(value) for name, value in environment.items()}
-    with Path(f"{notes}.log").open("w") as log:
-        return subprocess.Popen(command, env=given, stdout=log, stderr=log)
 
 
 def address(port: int, number: int) -> dict:
@@ -225,7 +206,7 @@ def stopped(start) -> tuple[list[Stopped], Training]:
     """
     found = []
     for path, told in (("resident", STOPS[0][0]), ("streaming", STOPS[1][0] - STOPS[0][1])):
-        call = start("stopped", path, processes=2, stop=told).wait()
+        call = start("stopped", path, count=2, stop=told).wait()
         found.append(
             Stopped(
                 call.codes,
@@ -247,11 +228,11 @@ def test_number_of_devices_does_not_matter(ran):
     # norm or a scale that sees one device's clips, or other random numbers, would change 1e-2.
     one, two = ran.values()
     assert [line["step"] for line in one.log()] == list(range(2, PASSES + 1, 2))
-    norms = "branches.0.pool.norm", "branches.1.network.norm"
-    statistics = {f"{norm}.{n}" for norm in norms for n in ("mean", "var")} | {"heads.0.scale"}
+    statistics = {f"branches.0.pool.norm.{n}" for n in ("mean", "var")} | {"heads.0.scale"}
     assert statistics <= one.arrays().keys()
     for ours, theirs in zip(one.log(), two.log(), strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
+        # The spread is 1 - a length near 1, whose rounding is 1e-7.
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
     for name in statistics:
         ours, theirs = one.arrays()[name], two.arrays()[name]
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-4 * np.abs(ours).max())
@@ -355,7 +336,3 @@ def test_copies_are_whole_on_every_device_and_keys_stay_keys():
     assert copy.dtype == key.dtype
     assert copy.is_fully_replicated
     np.testing.assert_array_equal(jax.random.key_data(copy), jax.random.key_data(key))
-
-
-if __name__ == "__main__":
-    work(*sys.argv[1:])

@@ -1,7 +1,4 @@
-"""A run that is killed again and again, wherever it is, ends as one that never was.
-
-Run as a script, this file is one call of a run: `test_kill.py COUNT PART asdjax WORDS`.
-"""
+"""A run that is killed again and again, wherever it is, ends as one that never was."""
 
 from __future__ import annotations
 
@@ -9,12 +6,12 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from machines import tone_machine
 
@@ -26,17 +23,10 @@ SETTINGS = (
     *("--train.ema", 0.9, "--train.steps", PASSES),
     *("--train.batch", 4, "--train.log-every", 1, "--train.save-every", 2),
 )
-INHERITED = {n: v for n, v in os.environ.items() if not n.startswith("JAX")}
-ENVIRONMENT = {
-    "PYTHONPATH": os.pathsep.join(map(str, (Path(__file__).parents[2], Path(__file__).parents[1]))),
-    "JAX_PLATFORMS": "cpu",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # half the time to compile, the same mathematics
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-}
 TOUCHES = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.link"}
 
 
-def work(count: str, part: str, *words: str) -> None:
+def run(count: int, part: str, words: list[str]) -> None:
     """Run; SIGKILL itself at the `count`th touch of a file of OUT whose name has `part`."""
     from asdjax import __main__ as command_line
     from asdjax.report import figures
@@ -48,11 +38,11 @@ def work(count: str, part: str, *words: str) -> None:
         nonlocal touched
         if event in TOUCHES and part in (path := str(arguments[0])) and path.startswith(out):
             touched += 1
-            if touched == int(count):
+            if touched == count:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(touch)
-    sys.argv = list(words)
+    sys.argv = words
     command_line.main()
 
 
@@ -66,15 +56,11 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    def start(name: str, count: int = 0, part: str = "") -> subprocess.Popen:
+    def start(name: str, count: int = 0, part: str = ""):
         where = "--data", folder / "data", "--out", folder / name
-        words = count, part, "asdjax", "run", "small/dual", *where, *SETTINGS
-        command = list(map(str, [sys.executable, __file__, *words]))
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "cache")}
-        with (folder / f"{name}.log").open("a") as log:
-            return subprocess.Popen(
-                command, env=INHERITED | ENVIRONMENT | cache, stdout=log, stderr=log
-            )
+        words = list(map(str, ("asdjax", "run", "small/dual", *where, *SETTINGS)))
+        log, cache = folder / f"{name}.log", folder / "cache"
+        return processes.call(run, log, int(count), part, words, cache=cache)
 
     return start
 
@@ -85,7 +71,9 @@ def killed(folder, start):
 
     Both draw when: one kills itself while it touches files, the other is killed from outside.
     """
-    assert start("whole").wait() == 0, (folder / "whole.log").read_text()  # fills the cache
+    whole = start("whole")  # fills the cache
+    whole.join()
+    assert whole.exitcode == 0, (folder / "whole.log").read_text()
     inside, outside = killing_itself(start), killing(folder / "outside", start)
     while any([next(inside, None), next(outside, None)]):
         time.sleep(0.001)
@@ -103,13 +91,13 @@ def killing_itself(start):
     )
     for moment in moments:
         call = start("inside", *moment)
-        while call.poll() is None:
+        while call.is_alive():
             yield call
-        assert call.returncode == -signal.SIGKILL, moment
+        assert call.exitcode == -signal.SIGKILL, moment
     call = start("inside")
-    while call.poll() is None:
+    while call.is_alive():
         yield call
-    assert call.returncode == 0
+    assert call.exitcode == 0
 
 
 def killing(out: Path, start):
@@ -121,14 +109,14 @@ def killing(out: Path, start):
     )
     for come in moments:
         call = start("outside")
-        while call.poll() is None and not come():
+        while call.is_alive() and not come():
             yield call
         call.kill()
-        call.wait()
+        call.join()
     call = start("outside")
-    while call.poll() is None:
+    while call.is_alive():
         yield call
-    assert call.returncode == 0
+    assert call.exitcode == 0
 
 
 def logged(out: Path) -> int:
@@ -173,7 +161,3 @@ def test_killed_runs_were_resumed(killed, folder):
     for out in killed:
         told = (folder / f"{out.name}.log").read_text()
         assert re.search(r"resuming after step [1-9]", told)
-
-
-if __name__ == "__main__":
-    work(*sys.argv[1:])

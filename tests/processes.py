@@ -1,0 +1,45 @@
+"""Calls of the command line in processes of their own, which have imported what it needs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["asdjax.__main__", "asdjax.train.loop", "asdjax.scoring.knn"])
+
+
+def call(work: Callable, log: Path, *given, cache: Path, devices: int = 1, **environment):
+    """Start `work(*given)`, a function of a module, in a process.
+
+    Args:
+      log: is continued by what it prints.
+      cache: of compiled programs.
+      environment: more variables.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(cache),
+        "jax_disable_most_optimizations": True,  # half the time to compile, the same mathematics
+        "jax_num_cpu_devices": devices,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_platforms": "cpu",
+    }
+    environment = {name: str(value) for name, value in environment.items()}
+    process = SERVER.Process(target=_run, args=(work, log, given, settings, environment))
+    process.start()
+    return process
+
+
+def _run(work: Callable, log: Path, given: tuple, settings: dict, environment: dict) -> None:
+    import jax
+
+    with log.open("a") as file:
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(file.fileno(), stream.fileno())
+    os.environ.update(environment)
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    work(*given)

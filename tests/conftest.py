@@ -21,7 +21,7 @@ gc.set_threshold(100_000, 20, 50)  # traced programs live on: to look through th
 
 # Equal programs are compiled once in all workers; a worker inherits the environment.
 COMPILED = "JAX_COMPILATION_CACHE_DIR"
-KEPT = 4  # files whose programs a worker keeps: those of all would take gigabytes
+KEPT = 2  # files whose programs a worker keeps: those of all would take gigabytes
 FILES = itertools.count()
 DRAWING = ("test_figures", "test_main")
 LONGEST = ("test_devices", "test_kill", "test_parity", "test_spectral_system", "test_two_stage")

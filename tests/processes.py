@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import sys
@@ -42,4 +43,7 @@ def _run(work: Callable, log: Path, given: tuple, settings: dict, environment: d
     os.environ.update(environment)
     for name, value in settings.items():
         jax.config.update(name, value)
-    work(*given)
+    try:
+        work(*given)
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out: processes wait for each other

@@ -7,13 +7,16 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["asdjax.__main__", "asdjax.train.loop", "asdjax.scoring.knn"])
 
 
-def call(work: Callable, log: Path, *given, cache: Path, devices: int = 1, **environment):
+def call(
+    work: Callable, log: Path, *given, cache: Path, devices: int = 1, **environment
+) -> BaseProcess:
     """Start `work(*given)`, a function of a module, in a process.
 
     Args:
@@ -29,7 +32,8 @@ def call(work: Callable, log: Path, *given, cache: Path, devices: int = 1, **env
         "jax_platforms": "cpu",
     }
     environment = {name: str(value) for name, value in environment.items()}
-    process = SERVER.Process(target=_run, args=(work, log, given, settings, environment))
+    given = work, log, given, settings, environment
+    process = SERVER.Process(target=_run, args=given, daemon=True)  # ends with the tests
     process.start()
     return process
 

@@ -87,10 +87,7 @@ def test_a_trained_system_says_how_and_the_others_do_not():
         ({"ema": 1.0}, r"ema: expected in \[0, 1\), got 1.0"),
         ({"held_out": -0.1}, r"held_out: expected in \[0, 0.5\], got -0.1"),
         ({"heads": ()}, "at least one that separates classes"),
-        (
-            {"steps": 3, "accumulate": 4},
-            r"steps: expected >= accumulate \(4\), for one update",
-        ),
+        ({"steps": 3, "accumulate": 4}, r"steps: expected >= accumulate \(4\), for one update"),
         ({"select": "best"}, "held_out: expected > 0 with select 'best'"),
         ({"seed": -1}, "seed: expected >= 0, got -1"),
         ({"source": "disk"}, "source: expected 'auto' or 'resident' or 'streaming', got 'disk'"),

@@ -12,7 +12,7 @@ from flax import nnx
 
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
-from asdjax.models.layers import Starts, patch_grid
+from asdjax.models.layers import InitialKeys, patch_grid
 from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
 
@@ -155,9 +155,9 @@ def _array(lengths) -> jax.Array | None:
 
 def abstract(config: Structure, dtype: str = "float32") -> tuple[nnx.GraphDef, dict]:
     """Return the model's graph and the shape of each parameter, without making any."""
-    return split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=Starts(0))))
+    return split(nnx.eval_shape(lambda: config.build(dtype=dtype, rngs=InitialKeys(0))))
 
 
 def initialize(config: Structure, seed: int = 0) -> Params:
     """Return random weights, for training from scratch and for benchmarks without a checkpoint."""
-    return split(config.build(rngs=Starts(seed)))[1]
+    return split(config.build(rngs=InitialKeys(seed)))[1]

@@ -27,10 +27,10 @@ def divisor_rules(config: object, wholes: dict[str, int]) -> Iterator[tuple[str,
         yield name, f"a divisor of {whole}", part >= 1 and whole % part == 0
 
 
-# Random keys, dropout
+# Keys of initial weights
 
 
-class Starts(nnx.Rngs):
+class InitialKeys(nnx.Rngs):
     """The keys of initial weights: those of `nnx.Rngs`, but counted outside arrays.
 
     Where a model is built for its shapes alone, each count of `nnx.Rngs` makes JAX list all that
@@ -45,6 +45,8 @@ class Starts(nnx.Rngs):
         self.drawn += 1
         return jax.random.fold_in(self.seed, self.drawn - 1)
 
+
+# Dropout
 
 RESOLUTION = 2**16  # rates are rounded to this part: 16 random bits a value, not 32
 

@@ -18,7 +18,7 @@ from flax import nnx
 
 from asdjax.losses import Loss
 from asdjax.losses.margin import unit
-from asdjax.models.layers import Key, Starts, batch_norm
+from asdjax.models.layers import InitialKeys, Key, batch_norm
 from asdjax.models.lora import Lora, fold
 from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
@@ -124,7 +124,7 @@ class Architecture(NamedTuple):
     def parts(self, *, train: bool, adapted: bool = True) -> Parts:
         """Return the parts of the system as shapes; refuses an adapter that does not fit."""
         build = partial(System, self, train=train, adapted=adapted)
-        return self._split(nnx.eval_shape(lambda: build(rngs=Starts(0))))
+        return self._split(nnx.eval_shape(lambda: build(rngs=InitialKeys(0))))
 
     def initialize(self, seed: int) -> tuple[Params, Params, Params]:
         """Return statistics, trainable and frozen weights before the first step.
@@ -136,7 +136,7 @@ class Architecture(NamedTuple):
 
         @jax.jit
         def start(key):
-            parts = self._split(System(self, train=False, rngs=Starts(key)))
+            parts = self._split(System(self, train=False, rngs=InitialKeys(key)))
             # Pretrained weights are left out here, so that their random start is never computed.
             added = {n: v for n, v in parts.trainable.items() if n not in given}
             return parts.statistics, added

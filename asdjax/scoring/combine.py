@@ -51,14 +51,14 @@ class Ensemble:
 
     def __post_init__(self):
         positive = all(math.isfinite(w) and w >= 0 for w in self.weights) and any(self.weights)
-        whole = 0 < self.step <= 1 and abs(1 / self.step - round(1 / self.step)) < 1e-6
+        divides = 0 < self.step <= 1 and abs(1 / self.step - round(1 / self.step)) < 1e-6
         weighted = self.weights or self.search
         check(
             self,
             ("weights", ">= 0, not all 0", positive or not self.weights),
             ("weights", "none with search", not (self.weights and self.search)),
             ("combine", "'sum' with weights or search", self.combine == "sum" or not weighted),
-            ("step", "a number that divides 1, such as 0.1", whole),
+            ("step", "a number that divides 1, such as 0.1", divides),
         )
 
     def shares(self, count: int) -> np.ndarray:

@@ -108,14 +108,14 @@ class HeadConfig:
         listed = Counter(name for name, _ in self.subcenters)
         several = preview(name for name, count in listed.items() if count > 1)
         wrong = preview(f"{n} of {name}" for name, n in self.subcenters if n < 1 or n % 1)
-        whole = self.loss.has_classes or not (self.branch_weights or self.subcenters)
+        fits = self.loss.has_classes or not (self.branch_weights or self.subcenters)
         check(
             self,
             ("weight", "> 0", positive[0]),
             ("branch_weights", "> 0", all(positive[1:])),
             ("subcenters", f"each machine or class once, not {several} again", not several),
             ("subcenters", f"whole numbers >= 1, not {wrong}", not wrong),
-            ("loss", "one with classes for branch_weights and subcenters", whole),
+            ("loss", "one with classes for branch_weights and subcenters", fits),
         )
 
 

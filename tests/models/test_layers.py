@@ -11,7 +11,16 @@ from flax import nnx
 
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
-from asdjax.models.layers import Cbam, Conv1d, Dropout, Key, Starts, dropout, keys_for, max_pool
+from asdjax.models.layers import (
+    Cbam,
+    Conv1d,
+    Dropout,
+    InitialKeys,
+    Key,
+    dropout,
+    keys_for,
+    max_pool,
+)
 from asdjax.models.weights_file import merge, split
 
 KEY = jax.random.key(3)
@@ -44,7 +53,7 @@ def with_key(module, key):
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_initial_weights_are_drawn_by_the_keys_of_flax(seed):
-    theirs, ours = nnx.Rngs(seed), Starts(seed)
+    theirs, ours = nnx.Rngs(seed), InitialKeys(seed)
     for _ in range(3):
         expected, found = (jax.random.key_data(keys.params()) for keys in (theirs, ours))
         np.testing.assert_array_equal(found, expected)

@@ -241,10 +241,7 @@ def test_the_shortest_wave_fits_and_a_shorter_one_is_refused(config):
     ("make", "message"),
     [
         (partial(ConvNet1d, view="mel"), "view: expected 'spectrum' or 'wave', got 'mel'"),
-        (
-            partial(ResNet, dtype="float16"),
-            "'float32' or 'bfloat16', got 'float16'",
-        ),
+        (partial(ResNet, dtype="float16"), "'float32' or 'bfloat16', got 'float16'"),
         (
             partial(ConvNet1d, embedding=1, channels=0),
             r"embedding: expected 2 .*1; .*channels: expected 1 to",

@@ -28,6 +28,7 @@ from asdjax.types import InputError, preview
 
 STEP = re.compile(r"step_(\d+)")
 LEFTOVER = re.compile(r"step_\d+\.(orbax-checkpoint-tmp.*|removed)")  # half written, half removed
+SHARED_BYTES = 2**20  # of a part: devices share the saving of larger arrays, at a compilation each
 REMEDY = "run the same command as before, choose another --out, or train anew with --force"
 
 
@@ -210,6 +211,7 @@ def _orbax() -> tuple[Any, Any]:
     context, registry = ocp.Context(), ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
     context.checkpointables.registry = registry
+    context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
     return ocp, context
 
 

@@ -165,9 +165,10 @@ def test_weights_audio_settings_and_version_are_part_of_an_embedding(finished, m
 def test_decisions_depend_on_training_clips_alone(finished, tmp_path, monkeypatch):
     out, fitted = shutil.copytree(finished, tmp_path / "run"), []
 
-    def limit(train_scores):
+    def limit(train_scores, challenge):
+        assert challenge
         fitted.append(train_scores)
-        return np.median(train_scores)
+        return np.median(train_scores), ""
 
     monkeypatch.setattr(stages, "threshold", limit)
     stages.score(out)

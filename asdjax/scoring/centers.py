@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.scoring.folds import (
+    SMALLEST,
     Machines,
     Note,
     ReferenceSet,
@@ -18,7 +19,7 @@ from asdjax.scoring.folds import (
     unit_rows,
 )
 from asdjax.scoring.kmeans import kmeans
-from asdjax.scoring.knn import cosine, search
+from asdjax.scoring.knn import search
 from asdjax.types import check
 
 
@@ -82,4 +83,9 @@ class Centers:
 def distance(values, weight, query, config: Centers):
     """Return the cosine distances `[q]` to the centers of rows `[n, E]`, and their inertia."""
     centers, _, inertia = kmeans(values, weight, config.seed, config.count, config.starts)
-    return jnp.maximum(1 - cosine(query[None], centers[None])[0].max(1), 0.0), inertia
+    length = jnp.sqrt(jnp.square(centers).sum(1))
+    unit = centers / jnp.maximum(length, SMALLEST)[:, None]
+    # Half the squared chord of unit rows is 1 - cos, but keeps the digits of small distances.
+    chord = jnp.square(query[:, None] - unit[None]).sum(-1) / 2
+    zero = (query == 0).all(1)[:, None] | (length < SMALLEST)[None]
+    return jnp.where(zero, 1.0, chord).min(1), inertia

@@ -31,11 +31,14 @@ def kmeans(values, weight, seed: int, count: int, starts: int):
 
     Source: Arthur and Vassilvitskii, "k-means++: the advantages of careful seeding", SODA 2007.
     """
+    # Distances do not depend on the origin; near the rows they are not rounded away.
+    midst = (weight @ values / jnp.maximum(weight.sum(), 1e-12))[None]
+    values = values - midst
     keys = jax.random.split(jax.random.key(seed), starts)
     first = jax.vmap(lambda key: _plus_plus(values, weight, key, count))(keys)
     centers, label, inertia = jax.vmap(partial(lloyd, values, weight))(first)
     best = jnp.argmin(inertia)
-    return centers[best], label[best], inertia[best]
+    return centers[best] + midst, label[best], inertia[best]
 
 
 def lloyd(values, weight, centers):

@@ -1,7 +1,7 @@
 """Cosine distance to the nearest normal clips: one blocked kernel for all machines at once.
 
-Memory is bounded by `BLOCK_VALUES` similarities whatever the number of queries and references.
-Distances are float32 and exact (full-precision products also where TF32 would be the default).
+Products have full precision also where TF32 would be the default; small distances, which `1 - cos`
+would round, are computed again (`chords.py`): all are right to 1e-5 of their value.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdjax.scoring.blocks import PADDING, largest
+from asdjax.scoring.chords import SMALLEST, chord_distances
 from asdjax.scoring.folds import (
     Machines,
     Note,
@@ -30,10 +32,8 @@ from asdjax.scoring.folds import (
 from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Embeddings, check
 
-BLOCK_VALUES = 2**22  # similarities held at once: 16 MiB, so that a CPU keeps them in its cache
-QUERY_BLOCK = 2048
-SMALLEST = 1e-24  # squared length below which a row counts as zero
-PADDING = -1  # identity of a row that does not exist
+# Cosines of rows of E values err by 6e-8 sqrt(E), 3e-6 at E = 2304: 1e-5 of a larger distance.
+NEAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,12 @@ def knn_scores(
         query_id = np.full(query.shape[:2], PADDING, np.int32)
         if own is not None:
             query_id = stack([own[g].astype(np.int32) for g in groups], PADDING)
-        distance = knn_distance(query, reference, query_id, stack(identity, PADDING), k)
-        for group, row in zip(groups, np.asarray(distance), strict=True):
+        rows = query, reference, query_id, stack(identity, PADDING)
+        distance = np.array(knn_distance(*rows, k))
+        near = distance < NEAR
+        if near.any():
+            distance[near] = chord_distances(*rows, k, near)
+        for group, row in zip(groups, distance, strict=True):
             scores[group] = row[: len(queries[group])]
     return scores
 
@@ -165,36 +169,15 @@ def knn_distance(query, reference, query_id, reference_id, k: int = 1):
     Args:
       query, reference: `[G, Q, E]` and `[G, R, E]`; normalized here, a zero row has distance 1 to
         all.
-      query_id, reference_id: `[G, Q]` and `[G, R]` int32; the reference of a query's own identity
-        is not its neighbor, and references of identity `PADDING` are nobody's.
+      query_id, reference_id: as of `asdjax.scoring.blocks.largest`.
     """
-    groups, count, _ = query.shape
-    references = reference.shape[1]
-    rows = min(count, QUERY_BLOCK)
-    columns = min(references, max(BLOCK_VALUES // (groups * rows), 1))
 
-    def nearest(start):
-        block = _cut(query, start, rows)
+    def similarity(block):
         length = jnp.square(block).sum(-1, keepdims=True)
         block = block * jax.lax.rsqrt(jnp.maximum(length, SMALLEST))
-        own = _cut(query_id, start, rows)
+        return partial(cosine, block)
 
-        def closer(best, begin):
-            # The last block is moved back to full size; what earlier blocks had is hidden.
-            first = jnp.minimum(begin, references - columns)
-            identity = _cut(reference_id, first, columns)
-            old = (first + jnp.arange(columns) < begin)[None]
-            hidden = (own[:, :, None] == identity[:, None]) | (old | (identity == PADDING))[:, None]
-            near = cosine(block, _cut(reference, first, columns))
-            found = _largest(jnp.where(hidden, -jnp.inf, near), k)
-            return _largest(jnp.concatenate([best, found], -1), k), None
-
-        best = jnp.full((groups, rows, k), -jnp.inf)
-        return jax.lax.scan(closer, best, jnp.arange(0, references, columns))[0]
-
-    starts = jnp.minimum(jnp.arange(0, count, rows), count - rows)
-    blocks = jax.lax.map(nearest, starts)  # [n, G, rows, k]
-    best = jnp.concatenate([*blocks[:-1], blocks[-1][:, -((count - 1) % rows + 1) :]], 1)
+    best, _ = largest(similarity, query, reference, query_id, reference_id, k)
     found = jnp.isfinite(best)
     total = jnp.where(found, jnp.maximum(1.0 - best, 0.0), 0.0).sum(-1)
     return jnp.where(found.any(-1), total / jnp.maximum(found.sum(-1), 1), jnp.inf)
@@ -208,15 +191,3 @@ def cosine(query, reference):
     length = jax.lax.rsqrt(jnp.maximum(jnp.square(reference).sum(-1), SMALLEST))
     product = jnp.einsum("gqe,gre->gqr", query, reference, precision=jax.lax.Precision.HIGHEST)
     return product * length[:, None]
-
-
-def _cut(x, start, size: int):
-    """Return `[G, size, ...]` from `[G, R, ...]`."""
-    return jax.lax.dynamic_slice_in_dim(x, start, size, 1)
-
-
-def _largest(values, k: int):
-    """Return the k largest of the last axis (all, where there are fewer)."""
-    if k == 1:
-        return values.max(-1, keepdims=True)  # a plain reduction is far cheaper than a partial sort
-    return jax.lax.top_k(values, min(k, values.shape[-1]))[0]

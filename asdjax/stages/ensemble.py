@@ -185,7 +185,9 @@ def _combine(members: Sequence[Member], config: Ensemble, weights: np.ndarray, o
     folder.clear(out, RECORD, "results.csv", ENSEMBLE)
     for machine in machines.values():
         values, left_out = combine(machine.test, used), combine(machine.left_out, used)
-        limit = threshold(left_out)
+        limit, line = threshold(left_out, run.challenge)
+        if line:
+            console.note(f"{'/'.join(machine.clips[0].group)}: {line}")
         stages.write_scores(out / ENSEMBLE, machine.clips, values, limit, run.year)
     described = {
         "asdjax": __version__,

@@ -34,6 +34,7 @@ import numpy as np
 
 from asdjax.artifact import Product, is_finished, recorded
 from asdjax.config import SystemConfig, from_json, to_json
+from asdjax.data import layout
 from asdjax.data.audio import AudioInfo
 from asdjax.files import atomic, content_of, content_of_file, read_csv, write_csv, write_json
 from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split
@@ -88,6 +89,12 @@ class Run:
     def training_clips(self) -> tuple[Clip, ...]:
         """Return the normal training clips and, behind them, the supplemental ones."""
         return (*(clip for clip in self.clips if clip.split == "train"), *self.supplement)
+
+    @cached_property
+    def challenge(self) -> bool:
+        """Return whether the challenge's rules apply: by file names, or a year that is given."""
+        names = (layout.parse(clip.path.stem) for clip in self.clips)
+        return self.year is not None or any(names)
 
     # What the products depend on.
 

@@ -133,15 +133,19 @@ def _write_scores(made: Run, out: Path) -> None:
         how, of_normal = made.system, normal
         if how.train is not None:
             of_normal = how.train.normal_scores(out / MODEL, group, how.scorer, made.year, normal)
-        limits[group] = threshold(of_normal)
-        write_scores(out / SCORES, test[i].clips, values, limits[group], made.year)
+        limit, line = threshold(of_normal, made.challenge)
+        if line:
+            console.note(f"{'/'.join(group)}: {line}")
+        if limit is not None:
+            limits[group] = limit
+        write_scores(out / SCORES, test[i].clips, values, limit, made.year)
         folder.save_left_out(out / SCORES, train[i].clips, normal)
     folder.save_thresholds(out / SCORES, limits)
     console.note(f"scores: {out / SCORES}")
 
 
 def write_scores(
-    to: Path, clips: Sequence[Clip], values: np.ndarray, limit: float, year: int | None
+    to: Path, clips: Sequence[Clip], values: np.ndarray, limit: float | None, year: int | None
 ) -> None:
     """Write the challenge's files of one machine and section.
 
@@ -149,12 +153,13 @@ def write_scores(
       to: the folder of the files.
       clips: its test clips.
       values: `[n]`, their scores.
-      limit: above it the decision is "anomaly".
+      limit: above it the decision is "anomaly"; None writes no decisions.
       year: the edition whose files are written; 2021 has one per domain, 2020 has no decisions.
     """
     for domain in sorted({clip.domain for clip in clips}, key=str) if year == 2021 else [None]:
         rows = [i for i, clip in enumerate(clips) if domain in (None, clip.domain)]
-        decisions = None if year == 2020 else (values[rows] > limit).astype(int)
+        decided = year != 2020 and limit is not None
+        decisions = (values[rows] > limit).astype(int) if decided else None
         names = tuple(clips[i].name for i in rows)
         score_files.save(to, Scores(*clips[0].group, names, values[rows], decisions, domain))
 

@@ -88,3 +88,23 @@ def test_impossible_settings_are_refused():
             Centers(**{name: 0})
     with pytest.raises(InputError, match=r"seed: expected in \[0, 2"):
         Centers(seed=-1)
+
+
+def test_small_distances_keep_their_digits():
+    """Distances of 1e-7 to the centers of four tight groups, 1e-5 apart; float32 of 1 ends at 6e-8.
+
+    2e-3: rows of length 1 are rounded by 3e-8 in each value, a hundredth of a percent of a chord of
+    4e-4; centers are means of such.
+    """
+    rng = np.random.default_rng(0)
+    middle = rng.standard_normal(64) + 4e-3 * rng.standard_normal((4, 64))
+    train = middle[np.arange(40) % 4] + 4e-4 * rng.standard_normal((40, 64))
+    test = middle[np.arange(12) % 4] + 4e-4 * rng.standard_normal((12, 64))
+    found = score([machine(train)], [machine(test, split="test")], Centers(4))[0][0]
+    unit = [x / np.linalg.norm(x, axis=1)[:, None] for x in map(np.float32, (train, test))]
+    train, test = map(np.float64, unit)
+    rows = np.stack([train[i::4].mean(0) for i in range(4)])
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    expected = np.square(test[:, None] - rows).sum(-1).min(1) / 2
+    assert expected.max() < 3e-7
+    np.testing.assert_allclose(found, expected, rtol=2e-3)

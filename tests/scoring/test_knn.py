@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from asdjax.scoring import knn
+from asdjax.scoring import blocks, knn
 from asdjax.scoring.knn import knn_scores
 
 # float32 cosines of rows of length 16: a few units in the last place of 1.0.
@@ -24,8 +24,8 @@ def oracle(query, reference, k):
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("block_values", [2**22, 7 * 40])  # one block, and many ragged ones
 def test_equals_scikit_learn_for_all_machines_at_once(monkeypatch, k, block_values):
-    monkeypatch.setattr(knn, "BLOCK_VALUES", block_values)
-    monkeypatch.setattr(knn, "QUERY_BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", block_values)
+    monkeypatch.setattr(blocks, "QUERY_BLOCK", 40)
     knn.knn_distance.clear_cache()
     queries, references = groups([50, 3, 1, 20]), groups([90, 60, 4, 70], seed=1)
     for got, query, reference in zip(
@@ -36,8 +36,8 @@ def test_equals_scikit_learn_for_all_machines_at_once(monkeypatch, k, block_valu
 
 
 def test_a_last_block_that_overlaps_counts_no_row_twice(monkeypatch):
-    monkeypatch.setattr(knn, "BLOCK_VALUES", 7 * 5)  # 7 columns at a time of a reference of 31
-    monkeypatch.setattr(knn, "QUERY_BLOCK", 5)
+    monkeypatch.setattr(blocks, "BLOCK_VALUES", 7 * 5)  # 7 columns at a time of a reference of 31
+    monkeypatch.setattr(blocks, "QUERY_BLOCK", 5)
     knn.knn_distance.clear_cache()
     query, reference = groups([13])[0], groups([31], seed=1)[0]
     np.testing.assert_allclose(

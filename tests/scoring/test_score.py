@@ -98,29 +98,70 @@ def test_a_dimension_that_is_constant_does_not_dominate():
     np.testing.assert_allclose(with_constant, without, rtol=0, atol=1e-4)  # 0.001 of a deviation
 
 
-def test_threshold_is_the_90th_percentile_of_a_fitted_gamma():
+def by_gamma(scores) -> float:
+    limit, note = threshold(scores, challenge=True)
+    assert note == ""
+    return limit
+
+
+def test_the_challenge_takes_the_90th_percentile_of_a_fitted_gamma():
     normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=4000, random_state=0)
     # 0.01: standard error of a 90 % quantile of 4,000 draws at density 0.5 is 0.009.
-    assert threshold(normal) == pytest.approx(gamma.ppf(0.9, 2.0, loc=0.3, scale=0.1), abs=0.01)
-    assert threshold(np.append(normal, np.inf)) == threshold(normal)
+    assert by_gamma(normal) == pytest.approx(gamma.ppf(0.9, 2.0, loc=0.3, scale=0.1), abs=0.01)
+    assert by_gamma(np.append(normal, np.inf)) == by_gamma(normal)
 
 
-def test_threshold_follows_the_scale_of_the_scores():
+@pytest.mark.parametrize("factor", [1e-6, 1e5])
+def test_threshold_follows_the_scale_of_the_scores(factor):
+    """The fit of scipy does not: its optimizer's tolerances are absolute."""
     normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=300, random_state=1)
     # 1e-6: the optimizer starts at equal ratios, rounding aside.
-    assert threshold(normal * 1e-5) == pytest.approx(1e-5 * threshold(normal), rel=1e-6)
+    assert by_gamma(normal * factor) == pytest.approx(factor * by_gamma(normal), rel=1e-6)
 
 
-def test_a_fit_that_does_not_describe_the_scores_gives_way_to_their_percentile():
-    outliers = np.concatenate([np.linspace(1, 1.1, 95), [50, 60, 70, 80, 90.0]])
-    found = threshold(outliers)
-    assert 0.02 <= (outliers > found).mean() <= 0.3
+@pytest.mark.parametrize(
+    "scores",
+    [
+        np.concatenate([np.linspace(1, 1.1, 95), [50, 60, 70, 80, 90.0]]),
+        np.append(np.linspace(1, 1.1, 12), 9.0),  # a clip of thirteen in which something knocks
+    ],
+)
+def test_a_fit_that_the_scores_contradict_is_told_and_not_used(scores):
+    found, note = threshold(scores, challenge=True)
+    assert "gamma distribution does not fit" in note
+    assert found == threshold(scores, challenge=False)[0]
+    assert 1.1 < found < 1.3
 
 
-def test_threshold_of_few_or_equal_scores_is_their_percentile():
-    assert threshold(np.full(5, 0.25)) == 0.25
-    assert threshold(np.array([0.0, 1.0])) == pytest.approx(0.9)
-    assert threshold(np.array([np.inf])) == np.inf
+@pytest.mark.parametrize("odd", [1e2, 1e9])
+@pytest.mark.parametrize("count", [13, 1000])
+def test_odd_training_clips_do_not_move_the_threshold_of_own_recordings(count, odd):
+    """Up to a fifth of them; it stays within the scores that are near it."""
+    normal = np.random.default_rng(0).gamma(2.0, 0.1, count)
+    limit, _ = threshold(normal, challenge=False)
+    moved, _ = threshold(np.append(normal, np.full(count // 5, odd)), challenge=False)
+    assert limit <= moved < 3 * limit
+
+
+@pytest.mark.parametrize("count", [3, 13, 300])
+@pytest.mark.parametrize(("draw", "share"), [("standard_normal", 0.08), ("exponential", 0.12)])
+def test_false_alarms_of_own_recordings_are_as_documented(count, draw, share):
+    draw = getattr(np.random.default_rng(1), draw)
+    limits = [threshold(draw(size=count), challenge=False)[0] for _ in range(2000)]
+    alarms = np.mean(draw(size=(2000, 100)) > np.array(limits)[:, None])
+    assert alarms == pytest.approx(share, abs=0.025)  # 0.01 by number of clips, 0.01 by chance
+
+
+def test_few_or_equal_scores_give_a_usable_threshold_and_a_note():
+    assert threshold(np.full(5, 0.25), False)[0] == 0.25
+    assert threshold(np.full(5, 0.25), True)[0] == 0.25
+    assert "5 scores of training clips are equal" in threshold(np.full(5, 0.25), False)[1]
+    limit, note = threshold(np.array([0.2, 0.3]), False)
+    assert 0.3 < limit < 1
+    assert "rough guess" in note
+    for challenge in (False, True):
+        assert threshold(np.array([np.inf]), challenge)[0] is None
+        assert "no decisions" in threshold(np.array([np.inf]), challenge)[1]
 
 
 def test_zero_neighbors_are_refused():
@@ -198,4 +239,4 @@ def test_threshold_takes_scores_below_zero():
     """Log-likelihoods have any sign; a gamma distribution has a location."""
     normal = gamma.rvs(2.0, loc=0.3, scale=0.1, size=300, random_state=1)
     # 1e-3: the fitted location moves with the scores, up to the optimizer's tolerance.
-    assert threshold(normal - 5) == pytest.approx(threshold(normal) - 5, abs=1e-3)
+    assert by_gamma(normal - 5) == pytest.approx(by_gamma(normal) - 5, abs=1e-3)

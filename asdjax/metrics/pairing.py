@@ -36,7 +36,8 @@ def pair(
     allowed and do not count.
 
     Args:
-      full_names: whether rows may use `Clip.full_name` (with or without .wav) as well.
+      full_names: whether rows may use `Clip.full_name` as well. A row may also lack .wav or .flac
+        or have the other one of them.
     Raises:
       InputError: missing, unknown or doubled names, scores that are not finite, a machine or
         section on one side only; all at once.
@@ -70,11 +71,13 @@ def _match(
 ) -> tuple[dict[Clip, int], list[str]]:
     """Return the row of each clip, counted over all files in order, and the problems."""
     clip_of, shared = _names(test, full_names)
+    of_stem = _stems(clip_of)
     position: dict[Clip, int] = {}
     unknown, twice = [], []
     rows = [row for file in files for row in file.names]
     for i, row in enumerate(rows):
-        clip = clip_of.get(row.removesuffix(".wav"))
+        # A name may begin with a blank, or have one only in the csv.
+        clip = clip_of.get(row) or clip_of.get(row.strip()) or of_stem.get(_stem(row.strip()))
         if clip is None:
             unknown.append(row)
         elif position.setdefault(clip, i) != i:
@@ -93,15 +96,25 @@ def _match(
 
 
 def _names(clips: list[Clip], full_names: bool) -> tuple[dict[str, Clip], list[str]]:
-    """Return clip by name without .wav, and the names that two clips share."""
+    """Return clip by name, and the names that two clips share."""
     clip_of: dict[str, Clip] = {}
     shared = []
     for clip in clips:
         names = {clip.name, clip.full_name or clip.name} if full_names else {clip.name}
-        for name in sorted({name.removesuffix(".wav") for name in names}):
-            if clip_of.setdefault(name, clip) is not clip:
-                shared.append(name)
+        shared += [name for name in sorted(names) if clip_of.setdefault(name, clip) is not clip]
     return clip_of, shared
+
+
+def _stems(clip_of: dict[str, Clip]) -> dict[str, Clip]:
+    """Return clip by name without .wav or .flac, where that is the name of one clip alone."""
+    found: dict[str, set[Clip]] = defaultdict(set)
+    for name, clip in clip_of.items():
+        found[_stem(name)].add(clip)
+    return {name: clips.pop() for name, clips in found.items() if len(clips) == 1}
+
+
+def _stem(name: str) -> str:
+    return name.removesuffix(".wav").removesuffix(".flac")
 
 
 def _table(files: list[Scores], clips: list[Clip], position: dict[Clip, int]) -> Table:

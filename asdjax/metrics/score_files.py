@@ -117,7 +117,7 @@ def _read(
             reader = csv.reader(file)
             for row in filter(None, reader):
                 name, value = _parse(row)
-                if not name or not valid(value):
+                if not name.strip() or not valid(value):
                     bad.append(f"line {reader.line_num} {','.join(row)!r}")
                 elif name in values:
                     twice.append(name)
@@ -136,6 +136,6 @@ def _parse(row: list[str]) -> tuple[str, float]:
     """Return name and value of a csv row, nan where it is malformed."""
     try:
         name, text = row
-        return name.strip(), float(text)
+        return name, float(text)
     except ValueError:
         return "", math.nan

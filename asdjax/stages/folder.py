@@ -291,8 +291,8 @@ def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
     Args:
       run: of `load_scored`, which says that the file is complete.
     """
-    rows = dict(read_csv(_left_out(out / SCORES, group)))
-    return np.array([float(rows[clip.name]) for clip in run.select(group, "train")])
+    rows = read_csv(_left_out(out / SCORES, group))  # in the order of the clips
+    return np.array([float(score) for _, score in rows])
 
 
 def save_thresholds(folder: Path, thresholds: Mapping[Group, float]) -> None:

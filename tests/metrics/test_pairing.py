@@ -62,6 +62,31 @@ def test_full_and_released_names_may_be_mixed():
     assert "unknown: section_00_source_test_normal_0001_a_1," in "\n".join(lines)
 
 
+def test_other_endings_and_blanks_around_a_name_are_the_same_clip():
+    files = scores()
+    names = ("section_00_0000.flac", "section_00_0001", " section_00_0002.wav", "section_00_0003 ")
+    files[0] = replace(files[0], names=names)
+    np.testing.assert_array_equal(pair(files, clips())[GROUPS[0]].score, [0, 1, 2, 3])
+
+
+def test_two_clips_that_differ_only_in_the_ending_need_it():
+    twins = [*clips(), clip("fan", 2, path=Path("fan/test/section_00_0002.flac"), full_name="")]
+    files = scores()
+    names = (*files[0].names, "section_00_0002.flac")
+    files[0] = replace(files[0], names=names, values=np.arange(5.0))
+    np.testing.assert_array_equal(pair(files, twins)[GROUPS[0]].score, [0, 1, 2, 3, 4])
+    files[0] = replace(files[0], names=(*names[:4], "section_00_0002"))
+    assert "unknown: section_00_0002" in "\n".join(error_lines(files, twins))
+
+
+def test_a_name_that_begins_with_a_blank_is_another_one():
+    twins = [*clips(), clip("fan", 2, path=Path("fan/test/ section_00_0002.wav"), full_name="")]
+    files = scores()
+    names = (" section_00_0002.wav", *files[0].names)
+    files[0] = replace(files[0], names=names, values=np.arange(5.0))
+    np.testing.assert_array_equal(pair(files, twins)[GROUPS[0]].score, [1, 2, 3, 4, 0])
+
+
 def test_every_difference_of_every_machine_is_listed():
     lines = error_lines(scores(fan=[0, 1, 7, 2], pump=[0, 1, 1, 2, 3]), clips())[1:]
     assert lines == [
@@ -98,7 +123,7 @@ def test_names_shared_by_two_clips_are_refused():
     twins += [clip("pump", 9, full_name=clip("pump", 1).full_name)]
     text = "\n".join(error_lines(scores(pump=[0, 1, 2, 3, 9]), twins))
     assert (
-        "fan/section_00: in the ground truth more than once: section_00_0002, section_00_source_"
+        "fan/section_00: in the ground truth more than once: section_00_0002.wav, section_00_"
         in text
     )
     assert "pump/section_00: in the ground truth more than once: section_00_source_test" in text

@@ -49,16 +49,11 @@ def tiny_eat(path: Path) -> Path:
     return path
 
 
-def tiny_backbone(path: Path) -> Path:
-    """Write random weights of the smallest BEATs that has every part, quick to compile."""
-    from dataclasses import asdict
-
-    from asdjax.models import weights_file
-    from asdjax.models.backbone import initialize
+def tiny_beats():
+    """Return the smallest BEATs that has every part, quick to compile."""
     from asdjax.models.beats import BeatsConfig
-    from asdjax.models.weights_file import Header
 
-    config = BeatsConfig(
+    return BeatsConfig(
         input_patch_size=16,
         embed_dim=16,
         encoder_layers=1,
@@ -75,5 +70,16 @@ def tiny_backbone(path: Path) -> Path:
         dropout_input=0.1,
         encoder_layerdrop=0.05,
     )
+
+
+def tiny_backbone(path: Path) -> Path:
+    """Write random weights of the smallest BEATs that has every part."""
+    from dataclasses import asdict
+
+    from asdjax.models import weights_file
+    from asdjax.models.backbone import initialize
+    from asdjax.models.weights_file import Header
+
+    config = tiny_beats()
     weights_file.save(path, initialize(config), Header("beats", asdict(config)))
     return path

@@ -39,9 +39,9 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
       `[wanted.sum()]` float64.
     """
     count = min(k + SPARE, reference.shape[1])
-    found = find(query, reference, query_id, reference_id, count)
-    row, farthest, error = map(np.asarray, found)
-    found = []
+    candidates = find(query, reference, query_id, reference_id, count)
+    row, farthest, error = map(np.asarray, candidates)
+    means = []
     for g in np.flatnonzero(wanted.any(1)):
         there = reference_id[g] != PADDING
         own = np.flatnonzero(wanted[g])
@@ -54,8 +54,8 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
             every = _of_rows(query[g], own[i : i + 1], reference[g], others[None])
             nearest[i] = np.sort(every[0])[:k]
         finite = np.isfinite(nearest)
-        found.append(np.where(finite, nearest, 0).sum(1) / finite.sum(1))
-    return np.concatenate(found)
+        means.append(np.where(finite, nearest, 0).sum(1) / finite.sum(1))
+    return np.concatenate(means)
 
 
 @partial(jax.jit, static_argnames="count")
@@ -75,11 +75,11 @@ def find(query, reference, query_id, reference_id, count: int):
     (S^2 + X^2).
     """
     exists = (reference_id != PADDING)[:, :MIDST, None]
-    some = jnp.where(exists, _unit(reference[:, :MIDST]), 0)
+    some = jnp.where(exists, normalized(reference[:, :MIDST]), 0)
     midst = some.sum(1, keepdims=True) / jnp.maximum(exists.sum(1, keepdims=True), 1)
 
     def moved(rows):
-        rows = _unit(rows) - midst
+        rows = normalized(rows) - midst
         return rows, jnp.square(rows).sum(-1)
 
     def similarity(block):
@@ -100,7 +100,8 @@ def find(query, reference, query_id, reference_id, count: int):
     return row, farthest, by_sums + by_rows
 
 
-def _unit(rows):
+def normalized(rows):
+    """Return rows `[..., E]` of length 1, float32; zeros stay zeros."""
     length = jnp.square(rows).sum(-1, keepdims=True)
     return rows * jax.lax.rsqrt(jnp.maximum(length, SMALLEST))
 

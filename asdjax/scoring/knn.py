@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.scoring.blocks import PADDING, largest
-from asdjax.scoring.chords import SMALLEST, chord_distances
+from asdjax.scoring.chords import SMALLEST, chord_distances, normalized
 from asdjax.scoring.folds import (
     Machines,
     Note,
@@ -173,9 +173,7 @@ def knn_distance(query, reference, query_id, reference_id, k: int = 1):
     """
 
     def similarity(block):
-        length = jnp.square(block).sum(-1, keepdims=True)
-        block = block * jax.lax.rsqrt(jnp.maximum(length, SMALLEST))
-        return partial(cosine, block)
+        return partial(cosine, normalized(block))
 
     best, _ = largest(similarity, query, reference, query_id, reference_id, k)
     found = jnp.isfinite(best)

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from machines import one_encoder
+from machines import one_encoder, tiny_beats
 from trainings import architecture
 
 from asdjax.devices import copied, data_mesh, split
@@ -22,7 +22,6 @@ from asdjax.frontend.augment import Augment
 from asdjax.losses.adacos import AdaCos, adacos_loss, next_scale
 from asdjax.losses.margin import Margin, cosines, margin_loss
 from asdjax.models.backbone import Backbone, abstract
-from asdjax.models.beats import BeatsConfig
 from asdjax.models.lora import Lora
 from asdjax.models.system import Architecture, Network, Parts, Task
 from asdjax.models.weights_file import merge
@@ -38,23 +37,7 @@ from asdjax.train.step import (
     make_validate,
 )
 
-STRUCTURE = BeatsConfig(
-    input_patch_size=16,
-    embed_dim=16,
-    encoder_layers=1,
-    encoder_embed_dim=32,
-    encoder_ffn_embed_dim=48,
-    encoder_attention_heads=2,
-    deep_norm=True,
-    relative_position_embedding=True,
-    num_buckets=32,
-    max_distance=80,
-    gru_rel_pos=True,
-    conv_pos=8,
-    conv_pos_groups=2,
-    dropout_input=0.1,
-    encoder_layerdrop=0.1,
-)
+STRUCTURE = replace(tiny_beats(), encoder_layerdrop=0.1)
 LONG, SAMPLES = 8000, 5600  # of a row and of a training clip: 33 frames, two patches of time
 EVERYWHERE = Lora(rank=2, alpha=2.0, targets=("q", "k", "v", "out", "fc1", "fc2"))
 PLAIN = one_encoder("", EVERYWHERE, "mean", embedding=8, dropout=False)

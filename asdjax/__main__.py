@@ -7,7 +7,6 @@ import signal
 import sys
 import typing
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,15 +15,15 @@ from tyro.conf import Positional
 
 from asdjax import arguments, devices
 from asdjax.config import EnsembleConfig, SystemConfig
-from asdjax.data import archives, audio, dcase, download, synthetic
+from asdjax.data import archives, audio, dcase, download, remarks, synthetic
+from asdjax.data.batches import Audio
 from asdjax.models import checkpoints
 from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
 from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.stages import ensemble as combining
-from asdjax.stages import folder, pseudo_labels, stages
-from asdjax.stages.recordings import refuse_broken
+from asdjax.stages import folder, pseudo_labels, recordings, stages
 from asdjax.types import InputError
 from asdjax.version import __version__
 
@@ -173,7 +172,7 @@ def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> 
       directory: the recordings.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
     """
-    _inspect(directory, ground_truth, audio.probe_all)
+    _inspect(directory, ground_truth, decode=False)
 
 
 def data_verify(directory: Positional[Path], ground_truth: Path | None = None) -> None:
@@ -183,17 +182,25 @@ def data_verify(directory: Positional[Path], ground_truth: Path | None = None) -
       directory: the recordings.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
     """
-    _inspect(directory, ground_truth, partial(audio.verify, channel=0))
+    _inspect(directory, ground_truth, decode=True)
 
 
-def _inspect(directory: Path, ground_truth: Path | None, read: Callable) -> None:
+def _inspect(directory: Path, ground_truth: Path | None, decode: bool) -> None:
     dataset = dcase.scan(directory, ground_truth)
-    with console.progress("reading", len(dataset.clips), "files") as advance:
-        infos, problems = read([clip.path for clip in dataset.clips], advance=advance)
+    clips, channel = dataset.clips, recordings.channel(Audio(), dataset)
+    paths = [clip.path for clip in clips]
+    with console.progress("reading", len(clips), "files") as advance:
+        if decode:
+            infos, problems = audio.verify(paths, channel, advance=advance)
+        else:
+            infos, problems = audio.probe_all(paths, advance)
     console.data_table(dcase.summarize(dataset, infos), str(directory))
-    for line in audio.notes(dataset.clips, infos, channel=0):
+    for line in remarks.formats(clips, infos, channel):
         console.note(line)
-    refuse_broken(problems, len(dataset.clips))
+    recordings.refuse_broken(problems, len(clips))
+    if decode:
+        for line in remarks.once(recordings.with_content(clips, infos))[1]:
+            console.note(line)
 
 
 def data_fetch(

@@ -30,7 +30,7 @@ def make_clips(groups=MACHINES, domains=("source", "target"), count=8) -> list[C
 def make_run(out: Path, clips: list[Clip], seed: int, year: int | None = 2024) -> Path:
     """Write what a scored run leaves: noisy scores in quarters, so that there are ties."""
     rng = np.random.default_rng(seed)
-    made = folder.Run(SYSTEM, out, tuple(clips), year, ("",), {})
+    made = folder.Run(SYSTEM, out, tuple(clips), year, ("",), {}, {})
     folder.save(out, made)
     for group, own in made.groups.items():
         train, test = ([c for c in own if c.split == split] for split in ("train", "test"))

@@ -44,7 +44,7 @@ def decided(root: Path, normal, tested, **settings) -> np.ndarray:
     members = []
     for i, (left_out, values) in enumerate(zip(normal, tested, strict=True)):
         out = root / str(i)
-        made = folder.Run(SYSTEM, out, CLIPS, 2024, ("",), {})
+        made = folder.Run(SYSTEM, out, CLIPS, 2024, ("",), {}, {})
         folder.save(out, made)
         train, test = (made.select(GROUP, split) for split in ("train", "test"))
         names = tuple(clip.name for clip in test)

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import struct
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError
+from asdjax.data import containers
+from asdjax.data.content import Content
+from asdjax.types import SAMPLE_RATE_HZ, InputError
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -26,12 +28,12 @@ if TYPE_CHECKING:
 Channel = int | Literal["mean"]
 Fit = Literal["pad", "tile", "crop"]
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz: the shortest clip of which a front end makes a frame
-_STREAMED = 0x7FFFF000  # sox and ffmpeg write this size or more when they cannot seek back
+_BLOCK = 2**22  # samples decoded at a time: 16 MiB of float32, however long a file is
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What is known of a file: its header, and a digest of its samples where they were decoded.
+    """What is known of a file: its header and, where it was decoded, its content.
 
     The digest depends on samples, rate, channels and sample type, and on nothing else: a 16-bit wav
     and a flac of the same samples have the same one, whatever their names and times.
@@ -42,6 +44,8 @@ class AudioInfo:
     channels: int
     subtype: str  # libsndfile's word, e.g. "PCM_16"
     digest: str = ""  # e.g. "i2-16000-1-<32 hexadecimal digits>"; "": only the header was read
+    bandwidth_hz: int = 0  # up to where there is sound; 0: only the header was read
+    remarks: tuple[str, ...] = ()  # on the channels, e.g. "channel 1 carries no sound"
 
     @property
     def seconds(self) -> float:
@@ -73,7 +77,7 @@ def verify(
     Returns:
         path -> header and digest of the files that can be used; path -> what was expected, what
         came, and the remedy for the others. Another rate or more channels are no problem: see
-        `notes`.
+        `remarks.formats`.
     """
     return _in_threads(lambda path: _check(path, channel, min_samples), paths, advance)
 
@@ -92,7 +96,7 @@ def read_batch(
     """
 
     def load(path: Path) -> tuple[np.ndarray, int]:
-        wave = _read(path, channel)
+        wave = _read(path, channel, samples)
         return fit_length(wave, samples, how), samples if how == "tile" else min(len(wave), samples)
 
     loaded, problems = _in_threads(load, paths)
@@ -104,27 +108,6 @@ def read_batch(
     return np.stack(waves), np.array(lengths, np.int32)
 
 
-def notes(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Channel) -> list[str]:
-    """Return one line per machine and file format that reading changes.
-
-    Example: "3 of 120 clips of fan: 44100 Hz, 2 channels; resampled to 16000 Hz, mean of channels".
-    """
-    totals = Counter(clip.machine for clip in clips)
-    known = [(clip.machine, infos[clip.path]) for clip in clips if clip.path in infos]
-    formats = Counter((machine, info.rate_hz, info.channels) for machine, info in known)
-    lines = []
-    for (machine, rate_hz, channels), count in sorted(formats.items()):
-        changes = [f"resampled to {SAMPLE_RATE_HZ} Hz"] if rate_hz != SAMPLE_RATE_HZ else []
-        if channels > 1:
-            changes.append("mean of channels" if channel == "mean" else f"channel {channel} taken")
-        if changes:
-            lines.append(
-                f"{count} of {totals[machine]} clips of {machine}: {rate_hz} Hz, "
-                f"{_channels(channels)}; {', '.join(changes)}"
-            )
-    return lines
-
-
 def _in_threads(
     function: Callable, paths: Sequence[Path], advance: Callable[[], object] | None = None
 ) -> tuple[dict, dict[Path, str]]:
@@ -132,17 +115,24 @@ def _in_threads(
 
     After an interruption (Ctrl-C) no further file is started.
     """
+    interrupted = threading.Event()
 
     def outcome(path: Path) -> tuple[object, str]:
         try:
-            return function(path), ""
+            return (None, "") if interrupted.is_set() else (function(path), "")
         except InputError as error:
             return None, str(error)
 
+    # Threads that take one file at a time, or more threads than cores, mostly wait for each other:
+    # decoding is short, and Python runs between.
+    threads = max(os.cpu_count() or 2, 2)
+    most = max(1, min(len(paths) // (4 * threads), 8))
+    parts = [paths[start : start + most] for start in range(0, len(paths), most)]
     results, problems = {}, {}
-    pool = ThreadPoolExecutor()
+    pool = ThreadPoolExecutor(threads)
     try:
-        for path, (result, problem) in zip(paths, pool.map(outcome, paths), strict=True):
+        outcomes = chain.from_iterable(pool.map(lambda part: list(map(outcome, part)), parts))
+        for path, (result, problem) in zip(paths, outcomes, strict=True):
             if problem:
                 problems[path] = problem
             else:
@@ -150,11 +140,12 @@ def _in_threads(
             if advance is not None:
                 advance()
     finally:
+        interrupted.set()
         pool.shutdown(wait=False, cancel_futures=True)
     return results, problems
 
 
-# --- one file; an InputError of `probe` and `decode` does not name it, because callers know it
+# --- one file; an InputError of `probe` does not name it, because callers know it
 
 
 def read(path: Path, channel: Channel) -> np.ndarray:
@@ -195,110 +186,103 @@ def probe(path: Path) -> AudioInfo:
         return _header(file)
 
 
-def decode(path: Path) -> tuple[AudioInfo, np.ndarray]:
-    """Return the header and the samples `[N, channels]`, int16 for 16-bit files, else float32.
-
-    Raises:
-        InputError: the file is empty, no recording, or cut off.
-    """
-    return _decode(path) if _kept is None else _kept.decode(path)
-
-
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[SoundFile]:
     """Open a recording; errors of libsndfile and the system become an InputError."""
     import soundfile
 
     try:
-        if path.stat().st_size == 0:
-            raise InputError("expected a recording, got 0 bytes; copy or download the file again")
-        with soundfile.SoundFile(path) as file:
-            yield file
-    except UnicodeEncodeError as error:
-        raise InputError("expected a file name in UTF-8, got other bytes; rename it") from error
+        with path.open("rb") as file:
+            containers.check(file)
+            os.lseek(file.fileno(), 0, os.SEEK_SET)  # `seek` may move in Python's buffer alone
+            with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+                yield sound
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise InputError(
-            f"expected a wav or flac recording, got what cannot be decoded ({reason}); "
+            f"expected a wav or FLAC recording, got what cannot be decoded ({reason}); "
             "remove the file, or copy or download it again"
         ) from error
-
-
-def _decode(path: Path) -> tuple[AudioInfo, np.ndarray]:
-    with opened(path) as file:
-        _check_size(path)
-        info = _header(file)
-        data = file.read(dtype="int16" if info.subtype == "PCM_16" else "float32", always_2d=True)
-    return info, data
 
 
 def _header(file: SoundFile) -> AudioInfo:
     return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype)
 
 
-def _check_size(path: Path) -> None:
-    """Refuse a wav whose data chunk is shorter than its size; libsndfile reads what is there."""
-    with path.open("rb") as file:
-        if file.read(4) != b"RIFF":  # libsndfile notices it in flac; RF64 (above 4 GB) is unchecked
-            return
-        file.seek(12)
-        while len(head := file.read(8)) == 8:
-            chunk, size = struct.unpack("<4sI", head)
-            if chunk == b"data":
-                break
-            file.seek(size + size % 2, 1)  # chunks are padded to even sizes
-        else:
-            return
-        present = path.stat().st_size - file.tell()
-    if size == 0 and present > 0:  # a stream too, but libsndfile takes 0 at its word
-        raise InputError(
-            f"expected the size of the samples in the header, got 0 before {present} bytes: the "
-            "recorder did not finish the file; rewrite it, e.g. with ffmpeg"
-        )
-    if present < size < _STREAMED:
-        raise InputError(
-            f"expected {size} bytes of samples as the header says, got {present}: the file is "
-            "cut off; copy or download it again"
-        )
+def _blocks(file: SoundFile, samples: int) -> Iterator[np.ndarray]:
+    """Yield the first samples of a file, `[n, channels]` int16 for 16-bit files, else float32."""
+    dtype = "int16" if file.subtype == "PCM_16" else "float32"
+    for start in range(0, samples, _BLOCK // file.channels):
+        count = min(_BLOCK // file.channels, samples - start)
+        block = file.read(count, dtype=dtype, always_2d=True)
+        yield block
+        if len(block) < count:
+            raise InputError(
+                f"expected {file.frames} samples as the header says, got {start + len(block)}: the "
+                "file is cut off; copy or download it again"
+            )
 
 
 def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
-    """Return header and digest of a file; an InputError says why its content cannot be used."""
-    info, data = decode(path)
-    wave = _take(data, channel)
-    samples = info.samples * SAMPLE_RATE_HZ // info.rate_hz
-    if samples < min_samples:
-        raise InputError(
-            f"expected at least {min_samples} samples at {SAMPLE_RATE_HZ} Hz "
-            f"({min_samples / SAMPLE_RATE_HZ:g} s), got {samples}; remove the file or record longer"
-        )
-    if wave.dtype != np.int16 and (wrong := np.count_nonzero(~np.isfinite(wave))):
-        raise InputError(
-            f"expected numbers, got {wrong} NaN or infinite samples; export the file again"
-        )
-    if not wave.any():
-        raise InputError(
-            "expected sound, got zeros only; remove the file, or check channel and microphone"
-        )
-    return replace(info, digest=_digest(info, data))
+    """Return header and content of a file; an InputError says why it cannot be used."""
+    key, parts = _kept_under(path, channel), []
+    with opened(path) as file:
+        info = _header(file)
+        samples = info.samples * SAMPLE_RATE_HZ // info.rate_hz
+        if samples < min_samples:
+            raise InputError(
+                f"expected at least {min_samples} samples at {SAMPLE_RATE_HZ} Hz "
+                f"({min_samples / SAMPLE_RATE_HZ:g} s), got {samples}; remove the file or record "
+                "longer"
+            )
+        content = Content(info.rate_hz, info.channels, info.subtype, channel)
+        for block in _blocks(file, info.samples):
+            wave = _take(block, channel)
+            content.add(block, wave)
+            if _kept is not None:
+                parts.append(wave)
+    content.refuse()
+    info = replace(
+        info,
+        digest=content.digest,
+        bandwidth_hz=content.bandwidth_hz,
+        remarks=content.remarks(),
+    )
+    if _kept is not None:
+        _kept.put(key, info, np.concatenate(parts))
+    return info
 
 
-def _digest(info: AudioInfo, data: np.ndarray) -> str:
-    """Return the `AudioInfo.digest` of decoded samples `[N, channels]`."""
-    import xxhash
-
-    content = xxhash.xxh3_128_hexdigest(data)  # not cryptographic, but 10 times as fast as SHA-256
-    return f"{data.dtype.str[1:]}-{info.rate_hz}-{info.channels}-{content}"
-
-
-def _read(path: Path, channel: Channel) -> np.ndarray:
-    info, data = decode(path)
-    wave = _take(data, channel)
+def _read(path: Path, channel: Channel, samples: int | None = None) -> np.ndarray:
+    """Return `[N]` at 16 kHz; `samples` allows to leave out what is behind them."""
+    key = _kept_under(path, channel)
+    if _kept is not None and key in _kept.waves:
+        info, wave = _kept.waves[key]
+    else:
+        info, wave = _decode(path, channel, samples, key)
     if info.rate_hz == SAMPLE_RATE_HZ:
         return wave
     import soxr
 
     return soxr.resample(_as_float(wave), info.rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+
+
+def _decode(
+    path: Path, channel: Channel, samples: int | None, key: tuple
+) -> tuple[AudioInfo, np.ndarray]:
+    """Return the header and one channel, of which no more than needed (see `_read`)."""
+    with opened(path) as file:
+        info = _header(file)
+        wanted = info.samples
+        if samples is not None and _kept is None:  # and a second more, which the resampler sees
+            wanted = min(wanted, (samples + SAMPLE_RATE_HZ) * info.rate_hz // SAMPLE_RATE_HZ)
+        parts = [_take(block, channel) for block in _blocks(file, wanted)]
+    if not parts:
+        raise InputError("expected samples, got none; remove the file or record longer")
+    wave = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if _kept is not None:
+        _kept.put(key, info, wave)
+    return info, wave
 
 
 def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
@@ -309,13 +293,14 @@ def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
     index = 0 if channel == "mean" else channel
     if not 0 <= index < channels:
         raise InputError(
-            f"expected a channel {index} (the first is 0), got a file of {_channels(channels)}; "
+            f"expected a channel {index} (the first is 0), got a file of {channels_of(channels)}; "
             'choose one it has, or "mean"'
         )
     return np.ascontiguousarray(data[:, index])
 
 
-def _channels(count: int) -> str:
+def channels_of(count: int) -> str:
+    """Return e.g. "2 channels"."""
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
@@ -346,26 +331,28 @@ def kept_in_memory(nbytes: int | None = None) -> Iterator[None]:
 
 
 class _Kept:
-    """Decoded files; one that has changed since counts as another file."""
+    """Decoded channels of files."""
 
     def __init__(self, nbytes: int):
-        self.free, self.files = nbytes, {}
+        self.free, self.waves = nbytes, {}
 
-    def decode(self, path: Path) -> tuple[AudioInfo, np.ndarray]:
-        try:
-            found = path.stat()
-        except OSError:
-            return _decode(path)  # which says what is wrong
-        # Version control and `cp -p` set the modification time back, but cannot set the change time
-        key = path, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-        if key in self.files:
-            return self.files[key]
-        info, data = _decode(path)
-        if data.nbytes <= self.free:
-            data.flags.writeable = False
-            self.free -= data.nbytes
-            self.files[key] = info, data
-        return info, data
+    def put(self, key: tuple, info: AudioInfo, wave: np.ndarray) -> None:
+        if key and wave.nbytes <= self.free and key not in self.waves:
+            wave.flags.writeable = False
+            self.free -= wave.nbytes
+            self.waves[key] = info, wave
+
+
+def _kept_under(path: Path, channel: Channel) -> tuple:
+    """Return under what a channel is kept: a file that has changed since is another one."""
+    if _kept is None:
+        return ()
+    try:
+        found = path.stat()
+    except OSError:
+        return ()  # to open it says what is wrong
+    # Version control and `cp -p` set the modification time back, but cannot set the change time
+    return path, channel, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 _kept: _Kept | None = None

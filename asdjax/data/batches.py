@@ -6,10 +6,9 @@ copying of float32.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -53,28 +52,6 @@ class BatchPlan:
 
     rows: np.ndarray  # [b] int, positions in the list of clips
     samples: int
-
-
-def length_notes(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], audio: Audio) -> list[str]:
-    """Return one line per machine of which clips are made longer or shorter to `audio.seconds`.
-
-    Example: "fan: of 120 clips, 3 repeated and 5 cut to 10 s".
-    """
-    if audio.seconds is None:
-        return []
-    longer = "repeated" if audio.fit == "tile" else "padded with zeros"
-    totals = Counter(clip.machine for clip in clips)
-    changed: dict[str, Counter] = defaultdict(Counter)
-    for clip in clips:
-        info = infos[clip.path]
-        samples = -(-info.samples * SAMPLE_RATE_HZ // info.rate_hz)
-        if samples != audio.samples:
-            changed[clip.machine][longer if samples < audio.samples else "cut"] += 1
-    lines = []
-    for machine, counts in sorted(changed.items()):
-        found = " and ".join(f"{counts[how]} {how}" for how in (longer, "cut") if counts[how])
-        lines.append(f"{machine}: of {totals[machine]} clips, {found} to {audio.seconds:g} s")
-    return lines
 
 
 def plan_batches(infos: Sequence[AudioInfo], audio: Audio, batch: int) -> list[BatchPlan]:

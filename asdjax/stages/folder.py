@@ -40,7 +40,7 @@ from asdjax.files import atomic, content_of, content_of_file, read_csv, write_cs
 from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split
 from asdjax.version import __version__
 
-FORMAT = 3  # of the folder
+FORMAT = 4  # of the folder
 MODEL = "model.safetensors"
 SCORES = "scores"
 LABELS = "pseudo/labels.csv"
@@ -60,6 +60,7 @@ class Run:
       year: the edition whose rules apply; None where neither data nor user say.
       weights: SHA-256 of the weights of each encoder, "" without.
       skipped: broken files and what is wrong with them.
+      unlike: test clips in another format than all training clips of their machine, and which.
       supplement: clips that only training uses.
       infos: what is known of each file while it is at hand; not stored.
     """
@@ -70,6 +71,7 @@ class Run:
     year: int | None
     weights: tuple[str, ...]
     skipped: dict[str, str]
+    unlike: dict[str, str]
     supplement: tuple[Clip, ...] = ()
     infos: Mapping[Path, AudioInfo] = field(default_factory=dict, compare=False, repr=False)
 
@@ -184,6 +186,7 @@ def save(out: Path, run: Run) -> None:
         "year": run.year,
         "weights": run.weights,
         "skipped": run.skipped,
+        "unlike": run.unlike,
         "transductive": False,  # no scorer uses statistics of test clips
     }
     write_json(out / "config.json", described)
@@ -212,6 +215,7 @@ def load(out: Path) -> Run:
         described["year"],
         tuple(described["weights"]),
         described["skipped"],
+        described["unlike"],
         tuple(clip for clip in clips if clip.split == "supplemental"),
     )
 

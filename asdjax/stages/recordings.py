@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from asdjax.config import SystemConfig
-from asdjax.data import audio, dcase
-from asdjax.data.batches import Audio, length_notes
+from asdjax.data import audio, dcase, remarks
+from asdjax.data.audio import AudioInfo
+from asdjax.data.batches import Audio
 from asdjax.data.dcase import supplemental
 from asdjax.metrics import official
 from asdjax.models.checkpoints import find
@@ -16,7 +17,7 @@ from asdjax.models.weights_file import open_weights
 from asdjax.report import console
 from asdjax.stages.folder import Run
 from asdjax.stages.options import Options
-from asdjax.types import DataSet, InputError
+from asdjax.types import Clip, DataSet, InputError
 
 
 def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
@@ -37,19 +38,20 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     extra, lines = (), []
     if kinds := system.train.supplemental if system.train else ():
         extra, lines = supplemental(dataset, kinds)
-    settings = replace(system.audio, channel=_channel(system.audio, dataset))
+    settings = replace(system.audio, channel=channel(system.audio, dataset))
     paths = [clip.path for clip in (*clips, *extra)]
     with console.progress("checking files", len(paths), "files") as advance:
         shortest = _shortest_samples(system)
         infos, problems = audio.verify(paths, settings.channel, shortest, advance)
     if not options.skip_bad:
         refuse_broken(problems, len(paths))
+    every, copies = remarks.once(with_content([*clips, *extra], infos))
     clips, extra = (
-        tuple(replace(c, content=infos[c.path].digest) for c in some if c.path in infos)
-        for some in (clips, extra)
+        tuple(clip for clip in every if (clip.split == "supplemental") == supplement)
+        for supplement in (False, True)
     )
-    formats = audio.notes(clips, infos, settings.channel)
-    for line in (*formats, *length_notes(clips, infos, settings), *lines):
+    formats = remarks.formats(clips, infos, settings.channel)
+    for line in (*formats, *remarks.lengths(clips, infos, settings), *copies, *lines):
         console.note(line)
     run = Run(
         replace(system, audio=settings),
@@ -58,6 +60,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         options.year or dataset.year,
         weights,
         {str(path): reason for path, reason in problems.items()},
+        remarks.unlike_training(clips, infos),
         extra,
         infos,
     )
@@ -73,6 +76,11 @@ def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
             f"{len(problems)} of {count} files cannot be used; repair or remove them, or leave "
             f"them out of a run with --skip-bad:\n  {listed}"
         )
+
+
+def with_content(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> list[Clip]:
+    """Return the clips that could be decoded, each with the digest of its content."""
+    return [replace(c, content=infos[c.path].digest) for c in clips if c.path in infos]
 
 
 def check_complete(run: Run) -> None:
@@ -98,7 +106,7 @@ def check_complete(run: Run) -> None:
         )
 
 
-def _channel(config: Audio, dataset: DataSet) -> int | str:
+def channel(config: Audio, dataset: DataSet) -> int | str:
     """Return the channel asked for, else 0 of the challenge's files and the mean of others."""
     if config.channel is not None:
         return config.channel

@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
@@ -208,6 +209,10 @@ def report_numbers(
     lacking = official.lacking(made.clips, made.year)
     for (machine, section), reason in lacking.items():
         console.note(f"no official numbers of {machine}/{section}: {reason}")
+    unlike = {clip: made.unlike.get(str(clip.path)) for clip in made.clips}
+    odd = Counter((clip.machine, how) for clip, how in unlike.items() if how)
+    for (machine, how), count in sorted(odd.items()):
+        console.note(f"{count} test clips of {machine}: {how}; no training clip is like that")
     clips = [clip for clip in made.clips if clip.group not in lacking]
     if not clips:
         folder.clear(out, "results.csv")
@@ -215,6 +220,8 @@ def report_numbers(
     usable = [file for file in scores if (file.machine, file.section) not in lacking]
     metrics = official.evaluate(usable, clips, made.year)
     marked = [Metric(official.TOTAL, name, 1.0) for name, true in (marks or {}).items() if true]
+    of_machine = Counter(machine for machine, _ in odd.elements())
+    marked += [Metric(machine, "unlike training", n) for machine, n in sorted(of_machine.items())]
     write_results(out / "results.csv", [*metrics, *marked])
     console.results_table(metrics, title)
     return metrics

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from asdjax.data.audio import AudioInfo, probe, read
-from asdjax.data.batches import Audio, length_notes, load_batches, plan_batches
+from asdjax.data.audio import probe, read
+from asdjax.data.batches import Audio, load_batches, plan_batches
 from asdjax.types import Clip, InputError
 
 
@@ -78,34 +78,3 @@ def test_a_file_that_vanished_is_named(clips):
 def test_a_length_below_one_frame_is_refused():
     with pytest.raises(InputError, match=r"seconds: expected in \[0\.025, 3600\]"):
         Audio(seconds=0.01)
-
-
-@pytest.mark.parametrize(
-    ("audio", "lines"),
-    [
-        (Audio(None), []),
-        (
-            Audio(2.0, "tile"),
-            [
-                "fan: of 5 clips, 2 repeated and 1 cut to 2 s",
-                "valve: of 1 clips, 1 repeated to 2 s",
-            ],
-        ),
-        (
-            Audio(2.0, "pad"),
-            [
-                "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s",
-                "valve: of 1 clips, 1 padded with zeros to 2 s",
-            ],
-        ),
-        (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s"]),
-    ],
-)
-def test_the_user_is_told_which_clips_are_made_longer_or_shorter(audio, lines):
-    """Lengths count at 16 kHz: 2 s of 44.1 kHz are 2 s."""
-    infos = [(32000, 16000), (88200, 44100), (16000, 16000), (16000, 16000), (40000, 16000)]
-    infos = {Path(f"{i}"): AudioInfo(*info, 1, "PCM_16") for i, info in enumerate(infos)}
-    clips = [Clip(path, "fan", "section_00", "train") for path in infos]
-    infos[Path("v")] = AudioInfo(16000, 16000, 1, "PCM_16")
-    clips.append(Clip(Path("v"), "valve", "section_00", "test"))
-    assert length_notes(clips, infos, audio) == lines

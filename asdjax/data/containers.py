@@ -1,0 +1,223 @@
+"""Whether the header of a wav or FLAC file fits what the file holds.
+
+libsndfile reads what is there when a header promises more, and what the header promises when more
+is there. Both are parts of a recording, so such a file is refused before it is opened.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+
+from asdjax.types import InputError
+
+_STREAMED = 0x7FFFF000  # sox and ffmpeg write this size or more when they cannot seek back
+_UNKNOWN = 0xFFFFFFFF  # RF64: the size stands in the chunk ds64
+_BEHIND = 2**20  # bytes behind the samples that may be zeros (files are filled up), or hold chunks
+_PCM, _FLOAT, _ALAW, _ULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
+_BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _ULAW: (8,)}
+_CODECS = {
+    0x0002: "Microsoft ADPCM",
+    0x0011: "IMA ADPCM",
+    0x0031: "GSM 6.10",
+    0x0038: "NMS ADPCM",
+    0x0055: "MP3",
+    0x0040: "G.721 ADPCM",
+    0x0064: "G.726 ADPCM",
+}
+_OTHERS = {
+    b"RIFX": "a big-endian wav file (RIFX)",
+    b"riff": "a Sony Wave64 file",
+    b"BW64": "a BW64 file",
+    b"FORM": "an AIFF or 8SVX file",
+    b".snd": "an AU file",
+    b"caff": "a CAF file",
+    b"OggS": "an Ogg file",
+    b"NIST": "a NIST Sphere file",
+}
+_FLAC_BITS = (8, 16, 24)  # those that libsndfile decodes
+_FLAC_BLOCK, _FLAC_FRAME = 65535, 11  # most samples and fewest bytes of a FLAC frame
+
+
+def check(file: BinaryIO) -> None:
+    """Refuse a file that is neither wav nor FLAC, or whose header contradicts its content.
+
+    Raises:
+        InputError: it does not name the file.
+    """
+    end = os.fstat(file.fileno()).st_size
+    if end == 0:
+        raise InputError("expected a recording, got 0 bytes; copy or download the file again")
+    _skip_id3(file)
+    kind, size, form = file.read(4), file.read(4), file.read(4)
+    if kind in (b"RIFF", b"RF64") and form == b"WAVE":
+        _check_wav(file, end, kind)
+    elif kind == b"fLaC":
+        file.seek(-8, 1)
+        _check_flac(file, end)
+    else:
+        _refuse_other(kind, size)
+
+
+def _refuse_other(kind: bytes, following: bytes) -> None:
+    found = "an MPEG-4 file" if following == b"ftyp" else _OTHERS.get(kind)
+    if found is None and kind[:1] == b"\xff" and len(kind) > 1 and kind[1] >= 0xE0:
+        found = "an MP3 file"
+    if found is not None:
+        raise InputError(f"expected a wav (RIFF, RF64) or FLAC file, got {found}; {_convert()}")
+    raise InputError(
+        "expected a wav or FLAC recording, got a file that begins with "
+        f"{kind!r}; remove it, or copy or download it again"
+    )
+
+
+def _convert() -> str:
+    return "convert it to 16-, 24- or 32-bit PCM, e.g. with ffmpeg or sox"
+
+
+def _skip_id3(file: BinaryIO) -> None:
+    """Set the file behind a tag at its begin, whose size has 7 bits in each byte."""
+    head = file.read(10)
+    size = 0
+    if head[:3] == b"ID3" and len(head) == 10:
+        size = 10 + sum((byte & 0x7F) << 7 * (3 - i) for i, byte in enumerate(head[6:]))
+    file.seek(size)
+
+
+# --- wav
+
+
+def _check_wav(file: BinaryIO, end: int, kind: bytes) -> None:
+    """Check format and sizes of a wav; the file stands behind its first 12 bytes."""
+    form, long_size = b"", 0
+    for name, size in _chunks(file):
+        if name == b"fmt ":
+            form = file.read(size)
+        elif name == b"ds64":
+            long_size = struct.unpack("<8xQ", file.read(size)[:16].ljust(16, b"\0"))[0]
+        elif name == b"data":
+            break
+    else:
+        raise InputError("expected samples, got a wav without any; copy or download it again")
+    _check_format(form)
+    if kind == b"RF64" and size == _UNKNOWN:
+        size = long_size
+    _check_size(file, size, end, may_stream=kind == b"RIFF")
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """Yield name and size of each chunk, the file standing on its content."""
+    while len(head := file.read(8)) == 8:
+        name, size = struct.unpack("<4sI", head)
+        following = file.tell() + size + size % 2  # chunks are padded to even sizes
+        yield name, size
+        file.seek(following)
+
+
+def _check_format(form: bytes) -> None:
+    if len(form) < 16:
+        raise InputError("expected a format before the samples, got none; copy the file again")
+    tag, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack("<HHIIHH", form[:16])
+    if tag == _EXTENSIBLE and len(form) >= 26:
+        tag = struct.unpack("<H", form[24:26])[0]
+    if tag not in _BITS:
+        codec = _CODECS.get(tag, f"encoding {tag:#06x}")
+        raise InputError(f"expected PCM or float samples, got {codec}; {_convert()}")
+    if bits not in _BITS[tag]:
+        raise InputError(f"expected samples of 8, 16, 24 or 32 bits, got {bits}; {_convert()}")
+    if frame_bytes != channels * bits // 8 or bytes_per_s not in (0, rate_hz * frame_bytes):
+        raise InputError(
+            f"expected a header that agrees with itself, got {rate_hz} Hz, {channels} channels, "
+            f"{bits} bits, but {frame_bytes} bytes in a frame and {bytes_per_s} in a second; find "
+            "out which is true and rewrite the file, e.g. with sox"
+        )
+
+
+def _check_size(file: BinaryIO, size: int, end: int, may_stream: bool) -> None:
+    """Check the size of the samples, which begin where the file stands."""
+    start = file.tell()
+    present = end - start
+    if size == 0 and present > 0:  # a stream too, but libsndfile takes 0 at its word
+        raise InputError(
+            f"expected the size of the samples in the header, got 0 before {present} bytes: the "
+            "recorder did not finish the file; rewrite it, e.g. with ffmpeg"
+        )
+    if present < size and not (may_stream and size >= _STREAMED):
+        raise InputError(
+            f"expected {size} bytes of samples as the header says, got {present}: the file is "
+            "cut off; copy or download it again"
+        )
+    if present < size:
+        if _ends_with_chunk(file, start, end):
+            raise InputError(
+                "expected samples to the end of the file, for its header says no size, got text "
+                "behind them; rewrite it, e.g. with ffmpeg"
+            )
+        return
+    behind = present - size
+    if not any(_is_no_sound(file, start + size + pad, end) for pad in {0, size % 2}):
+        raise InputError(
+            f"expected the size of the samples in the header, got {size} bytes before {behind} "
+            "others that are no chunk of text: the recorder did not finish the file, or it is "
+            "above 4 GiB; rewrite it, e.g. with ffmpeg -ignore_length 1"
+        )
+
+
+def _is_no_sound(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether chunks that are no samples, or zeros, fill the file from `start` on."""
+    if start >= end:
+        return True
+    file.seek(start)
+    for name, size in _chunks(file):
+        following = file.tell() + size + size % 2
+        if name == b"data" or not _is_name(name) or following > end + 1:
+            break
+        start = min(following, end)
+    file.seek(start)
+    return end - start <= _BEHIND and not any(file.read(end - start))
+
+
+def _ends_with_chunk(file: BinaryIO, start: int, end: int) -> bool:
+    """Return whether name and size of a chunk stand where the chunk ends with the file."""
+    start = max(start, end - _BEHIND)
+    file.seek(start)
+    found = file.read(end - start)
+    words = [np.frombuffer(found[skip:][: (len(found) - skip) // 4 * 4], "<u4") for skip in (0, 2)]
+    for skip, word in zip((0, 2), words, strict=True):
+        left = len(found) - skip - 4 * np.arange(2, len(word) + 1)  # behind name and size
+        for i in np.flatnonzero((word[1:] + word[1:] % 2 == left) | (word[1:] == left)):
+            if _is_name(found[skip + 4 * i :][:4]):
+                return True
+    return False
+
+
+def _is_name(name: bytes) -> bool:
+    return all(32 <= byte < 127 for byte in name)
+
+
+# --- FLAC
+
+
+def _check_flac(file: BinaryIO, end: int) -> None:
+    """Check the first block of a FLAC file, which stands behind its first 4 bytes."""
+    info = file.read(38)[4:]
+    if len(info) < 34:
+        raise InputError("expected a FLAC header, got a part of one; copy or download it again")
+    fields = int.from_bytes(info[10:18])  # 20 bits rate, 3 channels, 5 bits per sample, 36 samples
+    bits, samples = (fields >> 36 & 0x1F) + 1, fields & 0xFFFFFFFFF
+    if bits not in _FLAC_BITS:
+        raise InputError(f"expected FLAC of 8, 16 or 24 bits, got {bits}; {_convert()}")
+    if samples == 0:
+        raise InputError(
+            "expected the number of samples in the FLAC header, got none, so that a missing end "
+            "would go unnoticed; encode the file again with flac or ffmpeg"
+        )
+    if samples > (end // _FLAC_FRAME + 1) * _FLAC_BLOCK:
+        raise InputError(
+            f"expected a number of samples that {end} bytes can hold, got {samples}: the header is "
+            "damaged; copy or download the file again"
+        )

@@ -1,0 +1,146 @@
+"""What a recording holds, from its samples in blocks: a digest, whether it is sound, how wide."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from asdjax.types import SAMPLE_RATE_HZ, InputError
+
+LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
+CANCELED, WEAK = 0.01, 0.1  # of the power of a mean of unrelated channels: refused, told
+BAND_HZ = 250  # steps of a bandwidth
+_LOWEST_EDGE_HZ = 3000  # telephones have 3.4 kHz; further down, machines may fall as steeply
+_EDGE_DB = 25.0  # what a spectrum falls by inside one band where a filter has cut it
+_FRAMES, _FRAME_SAMPLES = 4, 1024  # of which the bandwidth is taken; at 16 kHz
+_STEP = {"PCM_U8": 2**-7, "PCM_S8": 2**-7, "ALAW": 2**-11, "ULAW": 2**-12, "PCM_16": 2**-15}
+_SMALLEST_STEP = 2**-23  # of 24 bits, and all that float32 has
+
+
+class Content:
+    """Statistics of the samples of one file.
+
+    Args:
+        rate_hz, channels, subtype: of the file.
+        channel: the index of the channel that is used, or "mean".
+    """
+
+    def __init__(self, rate_hz: int, channels: int, subtype: str, channel: int | str):
+        import xxhash
+
+        self.rate_hz, self.channels, self.channel = rate_hz, channels, channel
+        self.step = _STEP.get(subtype, _SMALLEST_STEP)
+        self._kind, self._frames = "", np.zeros((0, 0), np.float32)
+        self._hash = xxhash.xxh3_128()  # not cryptographic, but 10 times as fast as SHA-256
+        # Of what is used and, of a file of several, of each channel:
+        self._low, self._high, self._power = np.inf, -np.inf, 0.0
+
+    def add(self, block: np.ndarray, wave: np.ndarray) -> None:
+        """Look at the next samples `[n, C]`, int16 or float32, and what is used of them, `[n]`."""
+        self._hash.update(block)
+        if not self._kind:
+            self._kind = block.dtype.str[1:]
+            self._frames = _some_frames(wave, self.rate_hz)
+        every = [wave]
+        if self.channels > 1:
+            every += list(np.ascontiguousarray(block.T))
+            power = np.array([_float(x).var(dtype=np.float32) for x in every])
+            self._power = self._power + len(block) * power.astype(np.float64)
+        self._low = np.minimum(self._low, [_float(x.min()) for x in every])
+        self._high = np.maximum(self._high, [_float(x.max()) for x in every])
+
+    @property
+    def digest(self) -> str:
+        """Return e.g. "i2-16000-1-<32 hexadecimal digits>"; equal for equal samples."""
+        return f"{self._kind}-{self.rate_hz}-{self.channels}-{self._hash.hexdigest()}"
+
+    @property
+    def bandwidth_hz(self) -> int:
+        """Return up to where there is sound, as `bandwidth` of frames spread over the file."""
+        return bandwidth(self._frames, self.rate_hz)
+
+    def refuse(self) -> None:
+        """Raise an InputError if the samples are no sound that a score could mean something of."""
+        loudest = max(abs(self._low[0]), abs(self._high[0]))
+        if not np.isfinite(loudest):
+            raise InputError("expected numbers, got NaN or infinite samples; export the file again")
+        if loudest > LOUDEST:
+            raise InputError(
+                f"expected samples of full scale 1.0, got up to {loudest:.4g}: float samples in "
+                "other units; divide them by a constant, 32768 for those in the range of 16 bits"
+            )
+        sounding = [i for i in range(self.channels) if not self._is_dead(i)]
+        one = f"; choose a channel, e.g. --audio.channel {sounding[0]}" if sounding else ""
+        if self._high[0] - self._low[0] < self.step:
+            if self.channel == "mean" and len(sounding) > 1:
+                raise InputError(f"expected sound, got channels that cancel in their mean{one}")
+            raise InputError(
+                f"expected sound, got a constant {self._low[0]:.4g}"
+                f"{one or '; remove the file, or check the microphone'}"
+            )
+        if self.channel == "mean" and self._left() < CANCELED:
+            raise InputError(
+                f"expected sound, got channels that cancel in their mean (one is turned over){one}"
+            )
+
+    def remarks(self) -> tuple[str, ...]:
+        """Return what a user should know of the channels whose mean is used."""
+        if self.channel != "mean" or self.channels == 1:
+            return ()
+        dead = [i for i in range(self.channels) if self._is_dead(i)]
+        found = [f"channel {i} carries no sound" for i in dead]
+        if not dead and self._left() < WEAK:
+            found.append("channels cancel in part of their mean (one may be turned over)")
+        return tuple(found)
+
+    def _is_dead(self, channel: int) -> bool:
+        place = 1 + channel if self.channels > 1 else 0
+        return bool(self._high[place] - self._low[place] < self.step)
+
+    def _left(self) -> float:
+        """Return the power of the mean over what it has if the channels are unrelated."""
+        if self.channels == 1:
+            return 1.0
+        used, *each = self._power
+        return float(used * self.channels / max(np.mean(each), 1e-30))
+
+
+def _some_frames(wave: np.ndarray, rate_hz: int) -> np.ndarray:
+    """Return up to 4 frames of 64 ms, spread over a wave `[N]`: `[4, rate_hz * 0.064]` float32."""
+    size = _FRAME_SAMPLES * rate_hz // SAMPLE_RATE_HZ
+    count = min(_FRAMES, len(wave) // size)
+    return np.array([wave[i * len(wave) // count :][:size] for i in range(count)], np.float32)
+
+
+def bandwidth(frames: np.ndarray, rate_hz: int) -> int:
+    """Return up to where there is sound in frames `[T, S]` of 64 ms: multiples of 250, in Hz.
+
+    That is 8000, or half of a lower rate, unless 1 kHz of sound ends above 3 kHz in a fall of 25 dB
+    inside one band of 250 Hz, and nothing follows: by a codec or a filter, or because the file has
+    a higher rate than what its sound was recorded with.
+    """
+    highest = min(rate_hz, SAMPLE_RATE_HZ) // 2
+    if len(frames) == 0:
+        return highest
+    size, bands = frames.shape[1], highest // BAND_HZ
+    spectrum = np.fft.rfft(frames * _window(size))
+    power = (np.square(spectrum.real) + np.square(spectrum.imag)).sum(0)
+    edges = np.arange(bands + 1) * (BAND_HZ * size) // rate_hz
+    level = 10 * np.log10(np.add.reduceat(power[: edges[-1]], edges[:-1]) + 1e-30)
+    below = np.min([level[i : bands - 6 + i] for i in range(4)], 0)  # of 1 kHz
+    above = np.maximum.accumulate(level[::-1])[::-1]  # of a band and all behind it
+    fall = below - above[5 : bands - 1]  # a band between them may hold the edge
+    fall[: _LOWEST_EDGE_HZ // BAND_HZ - 4] = 0
+    at = int(fall.argmax())
+    return (at + 4) * BAND_HZ if fall[at] >= _EDGE_DB else highest
+
+
+@lru_cache
+def _window(size: int) -> np.ndarray:
+    return np.hanning(size).astype(np.float32)
+
+
+def _float(x):
+    """Return samples with full scale 1.0."""
+    return x / np.float32(32768) if x.dtype == np.int16 else x

@@ -1,0 +1,154 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from asdjax.data import remarks
+from asdjax.data.audio import AudioInfo
+from asdjax.data.batches import Audio
+from asdjax.types import ANOMALY, NORMAL, Clip, InputError
+
+
+def clip(name: str, split="train", machine="fan", **of) -> Clip:
+    of.setdefault("label", NORMAL if split == "train" else None)
+    return Clip(Path(machine) / split / name, machine, "section_00", split, **of)
+
+
+def test_notes_tell_what_reading_changes_per_machine():
+    formats = [(16_000, 1)] * 3 + [(44_100, 2)] * 2 + [(8_000, 1)]
+    clips = [clip(f"{number}.wav") for number in range(7)]  # the last is broken
+    infos = {
+        one.path: AudioInfo(1600, rate_hz, channels, "PCM_16")
+        for one, (rate_hz, channels) in zip(clips, formats, strict=False)
+    }
+    assert remarks.formats(clips, infos, "mean") == [
+        "1 of 7 clips of fan: 8000 Hz, 1 channel; resampled to 16000 Hz",
+        "2 of 7 clips of fan: 44100 Hz, 2 channels; resampled to 16000 Hz, mean of channels",
+    ]
+    assert remarks.formats(clips[3:5], infos, 0)[0].endswith(
+        "resampled to 16000 Hz, channel 0 taken"
+    )
+    assert remarks.formats(clips[:3], infos, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("audio", "lines"),
+    [
+        (Audio(None), []),
+        (
+            Audio(2.0, "tile"),
+            [
+                "fan: of 5 clips, 2 repeated and 1 cut to 2 s",
+                "valve: of 1 clips, 1 repeated to 2 s",
+            ],
+        ),
+        (
+            Audio(2.0, "pad"),
+            [
+                "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s",
+                "valve: of 1 clips, 1 padded with zeros to 2 s",
+            ],
+        ),
+        (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s"]),
+    ],
+)
+def test_the_user_is_told_which_clips_are_made_longer_or_shorter(audio, lines):
+    """Lengths count at 16 kHz: 2 s of 44.1 kHz are 2 s."""
+    infos = [(32000, 16000), (88200, 44100), (16000, 16000), (16000, 16000), (40000, 16000)]
+    infos = {Path(f"{i}"): AudioInfo(*info, 1, "PCM_16") for i, info in enumerate(infos)}
+    clips = [Clip(path, "fan", "section_00", "train") for path in infos]
+    infos[Path("v")] = AudioInfo(16000, 16000, 1, "PCM_16")
+    clips.append(Clip(Path("v"), "valve", "section_00", "test"))
+    assert remarks.lengths(clips, infos, audio) == lines
+
+
+def test_a_dead_channel_is_told_per_machine():
+    clips = [clip("a.wav"), clip("b.wav"), clip("c.wav", machine="pump")]
+    plain = AudioInfo(1600, 16_000, 1, "PCM_16")
+    odd = replace(plain, channels=2, remarks=("channel 1 carries no sound",))
+    infos = {clips[0].path: odd, clips[1].path: plain, clips[2].path: plain}
+    assert remarks.formats(clips, infos, "mean")[1:] == [
+        "1 of 2 clips of fan: channel 1 carries no sound; choose with --audio.channel"
+    ]
+
+
+# --- test clips in a format that no training clip has
+
+
+@pytest.mark.parametrize(
+    ("change", "how"),
+    [
+        ({}, None),
+        ({"rate_hz": 48_000}, "48000 Hz"),
+        ({"subtype": "PCM_24"}, "PCM_24"),
+        ({"bandwidth_hz": 4000}, "sound up to 4000 Hz"),
+        ({"bandwidth_hz": 7750}, None),  # the next band
+        ({"rate_hz": 44_100, "subtype": "FLOAT"}, "44100 Hz, FLOAT"),
+        ({"samples": 99_000}, None),
+    ],
+)
+def test_a_test_clip_is_unlike_when_no_training_clip_of_its_machine_is_like_it(change, how):
+    plain = AudioInfo(16_000, 16_000, 1, "PCM_16", bandwidth_hz=8000)
+    clips = [clip("a.wav"), clip("t.wav", "test"), clip("b.wav", machine="pump")]
+    infos = {clips[0].path: plain, clips[1].path: replace(plain, **change)}
+    infos[clips[2].path] = infos[clips[1].path]  # of another machine: no help
+    expected = {str(clips[1].path): how} if how else {}
+    assert remarks.unlike_training(clips, infos) == expected
+    like = replace(clips[1], path=Path("fan/train/like.wav"), split="train")
+    infos[like.path] = infos[clips[1].path]
+    assert remarks.unlike_training([*clips, like], infos) == {}
+
+
+# --- copies
+
+
+def test_copies_are_trained_on_once_and_told():
+    clips = [
+        clip("a (1).wav", content="A"),
+        clip("a.flac", content="A"),
+        clip("a.wav", content="A"),
+        clip("b.wav", content="B"),
+        clip("t.wav", "test", content="T"),
+        clip("w.wav", "test", content="A"),
+        clip("u.wav", "test", content="T"),
+        clip("v.wav", "test", content="B"),
+        clip("p.wav", machine="pump", content="B"),
+    ]
+    kept, lines = remarks.once(clips)
+    assert [one.name for one in kept] == ["a.wav", "b.wav", *"t.wav w.wav u.wav v.wav p.wav".split()]
+    assert lines == [
+        "fan: 2 copies of others that are trained on, counted once: a.flac = a.wav, "
+        "a (1).wav = a.wav",
+        "fan: 2 test clips that are training clips, too: v.wav = b.wav, w.wav = a.wav",
+        "fan: 1 copies of other test clips: u.wav = t.wav",
+        "pump: 1 copies of clips of another machine: p.wav = b.wav",
+    ]
+
+
+def test_the_copy_with_attributes_stays():
+    kept, _ = remarks.once(
+        [clip("a.wav", content="A"), clip("a (1).wav", content="A", attributes="x")]
+    )
+    assert [one.name for one in kept] == ["a (1).wav"]
+
+
+def test_equal_clips_of_other_kinds_are_no_copies():
+    clips = [
+        clip("a.wav", content="A"),
+        clip("a.wav", "supplemental", content="A", supplement="clean"),
+        clip("b.wav", "supplemental", content="A", supplement="noise"),
+        replace(clip("c.wav", content="A"), section="section_01"),
+    ]
+    kept, lines = remarks.once(clips)
+    assert kept == clips
+    assert lines == []
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_recording_may_not_be_normal_and_an_anomaly(split):
+    first = clip("a.wav", split, content="A", label=NORMAL)
+    other = clip("b.wav", "test", content="A")
+    for label in (None, NORMAL):
+        assert len(remarks.once([first, replace(other, label=label)])[0]) == 2
+    with pytest.raises(InputError, match=rf"fan/{split}/a\.wav and fan/test/b\.wav"):
+        remarks.once([first, replace(other, label=ANOMALY)])

@@ -18,6 +18,7 @@ Domain = Literal["source", "target"]
 Split = Literal["train", "test", "supplemental"]
 NORMAL, ANOMALY = 0, 1
 CONTENT = "content:"  # begins the digests that keys hold
+ORDER, NOISE, HELD_OUT, SYNTHETIC = range(4)  # streams of random numbers of one seed
 
 
 class InputError(ValueError):
@@ -32,6 +33,11 @@ def preview(names: Iterable[object], most: int = 200) -> str:
     names = list(map(str, names))
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def random_numbers(seed: int, stream: int, number: int = 0) -> np.random.Generator:
+    """Return the random numbers of a step or turn; two streams of one seed never coincide."""
+    return np.random.default_rng((seed, number, stream))
 
 
 def check(config: object, *rules: tuple[str, str, bool]) -> None:

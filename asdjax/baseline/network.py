@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax.frontend.fbank import RATE_HZ, to_float
+from asdjax.frontend.fbank import RATE_HZ, to_float, without_offset
 from asdjax.models.system import Embedder
 from asdjax.models.weights_file import Params
 from asdjax.types import Embeddings, check
@@ -119,6 +119,12 @@ def log_mel(wave, lengths=None):
         return mel
     inside = jnp.arange(mel.shape[1])[None] < frame_count(lengths)[:, None]
     return jnp.where(inside[..., None], mel, 0.0)
+
+
+@jax.jit
+def clip_log_mel(wave, lengths):
+    """Return `log_mel` of clips without their mean, which the official baseline leaves in."""
+    return log_mel(without_offset(wave, lengths), lengths)
 
 
 def _log_mel_of_one(wave):
@@ -295,7 +301,7 @@ def score_clips(weights: Params, wave, lengths):
       wave: `[B, N]` float32 in [-1, 1] or int16, 16 kHz.
       lengths: `[B]` valid samples, `SHORTEST_SAMPLES` or more.
     """
-    mel = log_mel(wave, lengths)
+    mel = clip_log_mel(wave, lengths)
     return jax.vmap(partial(score_frames, weights))(mel, frame_count(lengths))
 
 

@@ -38,9 +38,9 @@ from asdjax.train import interrupt
 from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job
 from asdjax.train.log import Log
-from asdjax.types import SAMPLE_RATE_HZ, Clip, InputError, check
+from asdjax.types import HELD_OUT, ORDER, SAMPLE_RATE_HZ, Clip, InputError, check, random_numbers
 
-HELD_OUT = 0.1  # of a machine's vectors, drawn at random; they only measure
+HELD_OUT_SHARE = 0.1  # of a machine's vectors, drawn at random; they only measure
 LEAST_VECTORS = 3  # one is held out, and a batch of one is not trained on
 CLIPS = 32  # whose log-mel is computed in one call
 ABSENT = -1  # fills a short batch, and batches after a machine's last
@@ -126,7 +126,8 @@ def read_vectors(
     plans = plan_batches([infos[clip.path] for clip in clips], audio, CLIPS)
     with console.progress("log-mel", len(clips)) as advance:
         for plan, wave, lengths in load_batches(clips, plans, audio, CLIPS):
-            mel, counts = np.asarray(network.log_mel(wave, lengths)), network.frame_count(lengths)
+            mel = np.asarray(network.clip_log_mel(wave, lengths))
+            counts = network.frame_count(lengths)
             for row, frames, count in zip(plan.rows, mel, counts, strict=False):
                 mels[row] = frames[:count].copy()
             advance(len(plan.rows))
@@ -162,8 +163,8 @@ def cut_vectors(
 
 def split(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the vectors to train on and those held out."""
-    vectors = np.random.default_rng(seed).permutation(vectors)
-    held = math.ceil(HELD_OUT * len(vectors))
+    vectors = random_numbers(seed, HELD_OUT).permutation(vectors)
+    held = math.ceil(HELD_OUT_SHARE * len(vectors))
     return vectors[held:], vectors[:held]
 
 
@@ -182,7 +183,8 @@ def make_batches(
     batches = {}
     for name, vectors in machines.items():
         if order is not None:
-            vectors = np.random.default_rng(order).permutation(vectors)
+            seed, turn = order
+            vectors = random_numbers(seed, ORDER, turn).permutation(vectors)
             vectors = vectors[: len(vectors) - (len(vectors) % size == 1)]
         missing = 0, most * size - len(vectors)
         batches[name] = np.pad(vectors, missing, constant_values=ABSENT).reshape(most, size)

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from asdjax.types import Clip, InputError, preview
+from asdjax.types import HELD_OUT, Clip, InputError, preview, random_numbers
 
 LabelKind = Literal["machine", "attributes"]
 MOST_IN_NOTE = 10  # class names in a line on the console
@@ -124,7 +124,7 @@ def hold_out(label: np.ndarray, fraction: float, seed: int, least: int = 10) -> 
     Returns:
       `[n]` bool, True = held out.
     """
-    rng, held = np.random.default_rng(seed), np.zeros(len(label), bool)
+    rng, held = random_numbers(seed, HELD_OUT), np.zeros(len(label), bool)
     for one in np.unique(label):
         rows = np.flatnonzero(label == one)
         if len(rows) >= least:

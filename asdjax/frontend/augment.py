@@ -12,7 +12,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from asdjax.frontend.fbank import to_float
+from asdjax.frontend.fbank import to_float, without_offset
 from asdjax.types import check
 
 
@@ -58,15 +58,16 @@ class Augment:
         )
 
 
-def spec_augment(mel, key, width: int, probability: float):
-    """Hide one stretch of frames and one of bands of each clip behind 0, the mean of the input.
+def spec_augment(mel, key, width: int, probability: float, mean=0.0):
+    """Hide one stretch of frames and one of bands of each clip behind the mean of the input.
 
     Args:
-      mel: `[B, T, F]`, normalized.
+      mel: `[B, T, F]`.
       key: of this batch.
       width: largest width of a mask; that of each is uniform in 0 ... min(width, size of the axis),
         its start uniform among those where it fits.
       probability: of each mask, per clip and axis.
+      mean: of the input, a number or `[B, 1, 1]`; 0 where the front end normalizes it.
 
     Returns:
       `[B, T, F]` of the same type.
@@ -78,7 +79,7 @@ def spec_augment(mel, key, width: int, probability: float):
     in_time, in_frequency = jax.random.split(key)
     hidden_frames = _stretches(in_time, batch, frames, width, probability)[:, :, None]
     hidden_bands = _stretches(in_frequency, batch, bands, width, probability)[:, None]
-    return jnp.where(hidden_frames | hidden_bands, jnp.zeros((), mel.dtype), mel)
+    return jnp.where(hidden_frames | hidden_bands, jnp.asarray(mean, mel.dtype), mel)
 
 
 def _stretches(key, batch: int, size: int, width: int, probability: float):
@@ -171,7 +172,8 @@ def add_noise(wave, noise, lengths, key, snr_db: tuple[float, float]):
     clip = to_float(wave)
     inside = jnp.arange(wave.shape[1])[None] < lengths[:, None]
     noise = jnp.where(inside, to_float(noise), 0.0)
-    loud, beside = (jnp.square(x).sum(1, keepdims=True) for x in (clip, noise))
+    both = (without_offset(x, lengths) for x in (clip, noise))  # an offset has no power
+    loud, beside = (jnp.square(x).sum(1, keepdims=True) for x in both)
     snr = jax.random.uniform(key, loud.shape, minval=snr_db[0], maxval=snr_db[1])
     silent = beside == 0
     power = jnp.where(silent, 0.0, loud / jnp.where(silent, 1.0, beside))

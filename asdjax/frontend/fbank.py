@@ -129,6 +129,21 @@ def to_float(wave):
     return wave.astype(jnp.float32)
 
 
+def without_offset(wave, lengths=None):
+    """Return `[B, N]` float32 with peak 1.0, each clip without its mean, which carries no sound.
+
+    Args:
+      wave: `[B, N]`, as of `to_float`.
+      lengths: `[B]` valid samples of each clip; what is behind them becomes 0.
+    """
+    wave = to_float(wave)
+    if lengths is None:
+        return wave - wave.mean(1, keepdims=True)
+    inside = jnp.arange(wave.shape[1])[None] < lengths[:, None]
+    total = jnp.where(inside, wave, 0.0).sum(1, keepdims=True)
+    return jnp.where(inside, wave - total / jnp.maximum(lengths, 1)[:, None], 0.0)
+
+
 def frame_mask(lengths, frames: int):
     """Return `[B, T, 1]` bool: True where the frame lies wholly inside its clip."""
     return (jnp.arange(frames)[None] < frame_count(lengths)[:, None])[..., None]

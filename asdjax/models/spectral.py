@@ -272,7 +272,7 @@ class Bands:
         return spectral.spectrogram_bands(wave, self.bands)
 
     def network(self, samples: int) -> Network:
-        return spectral_network(self, samples)
+        return spectral_network(self, samples, own_mean=self.view == "spectrogram")
 
     def build(self, samples: int, *, train: bool, rngs: nnx.Rngs) -> BandsModule:
         """Make the network for rows of `samples`."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from asdjax.frontend.fbank import without_offset
 from asdjax.losses import Loss
 from asdjax.losses.margin import unit
 from asdjax.models.layers import InitialKeys, Key, batch_norm
@@ -31,14 +32,16 @@ class Input(NamedTuple):
 
     x: jax.Array  # [B, ...]
     padding: jax.Array | None = None  # [B, L] bool, True = no token
+    mean: jax.Array | None = None  # [B, 1, 1] of x, which hides parts of it; None: 0
 
 
 class Network(NamedTuple):
     """An encoder, ready to be built.
 
-    `front_end(wave [B, N], lengths [B] or None) -> Input` is pure; without lengths nothing is
-    padding. `build(train=, adapted=, rngs=)` makes the module, `Input -> [B, width]` float32;
-    without `adapted` it has no adapters, for weights into which they are folded.
+    `front_end(wave [B, N], lengths [B] or None) -> Input` is pure, and sees clips without their
+    mean (`without_offset`); without lengths nothing is padding. `build(train=, adapted=, rngs=)`
+    makes the module, `Input -> [B, width]` float32; without `adapted` it has no adapters, for
+    weights into which they are folded.
     """
 
     front_end: Callable[[jax.Array, jax.Array | None], Input]
@@ -58,17 +61,22 @@ class Alone(nnx.Module):
         return self.network(given.x)
 
 
-def spectral_network(config: Any, samples: int) -> Network:
+def spectral_network(config: Any, samples: int, own_mean: bool = False) -> Network:
     """Return the network of an encoder that is trained from scratch, for rows of `samples`.
 
     Args:
       config: has `frontend(wave)`, `build(samples, train=, rngs=)` and the width `embedding`.
+      own_mean: the mean of the front end's output `[B, T, F]` is not about 0.
     """
+
+    def front_end(wave: jax.Array, lengths: jax.Array | None = None) -> Input:
+        x = config.frontend(wave)
+        return Input(x, mean=x.mean((1, 2), keepdims=True) if own_mean else None)
 
     def build(*, train: bool, adapted: bool, rngs: nnx.Rngs) -> Alone:
         return Alone(config.build(samples, train=train, rngs=rngs))
 
-    return Network(lambda wave, lengths=None: Input(config.frontend(wave)), build, config.embedding)
+    return Network(front_end, build, config.embedding)
 
 
 class Task(NamedTuple):
@@ -166,6 +174,7 @@ class Architecture(NamedTuple):
             raise InputError(f"the trained weights do not fit the system{problems}")
 
         def apply(params, wave, lengths):
+            wave = without_offset(wave, lengths)
             inputs = [network.front_end(wave, lengths) for network in self.networks]
             return merge(parts.graph, params)(inputs)
 

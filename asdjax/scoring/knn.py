@@ -19,6 +19,7 @@ import numpy as np
 from asdjax.scoring.blocks import PADDING, largest
 from asdjax.scoring.chords import SMALLEST, chord_distances, normalized
 from asdjax.scoring.folds import (
+    FOLDS,
     Machines,
     Note,
     ReferenceSet,
@@ -65,13 +66,16 @@ class Knn:
         made from. So with SMOTE they tend to be larger than the scores of normal test clips, and a
         threshold from them is high. `note` says which machines get no synthetic clips, and why.
         """
+        sets = reference_sets(train, self.references)
         if self.standardize:
+            left_out = _left_out_standardized(train, sets, self.k)
             test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
             train = [_standardize(t, t) for t in train]
-        sets = reference_sets(train, self.references)
         grown = self._with_synthetic(train, sets, note) if self.smote else None
-        found, left_out = search(train, test, sets, self.k, grown)
-        return smallest(found, sets), smallest(left_out, sets)
+        found, of_train = search(train, test, sets, self.k, grown)
+        if not self.standardize:
+            left_out = smallest(of_train, sets)
+        return smallest(found, sets), left_out
 
     def _with_synthetic(self, train, sets, note) -> list[np.ndarray]:
         """Return the rows of each set, with the synthetic rows where it has target clips."""
@@ -90,7 +94,27 @@ class Knn:
         return grown
 
 
+def _left_out_standardized(
+    train: Machines, sets: Sequence[ReferenceSet], k: int
+) -> list[np.ndarray]:
+    """Return the scores of training clips, each standardized by statistics without its fold."""
+    found = [np.zeros(len(machine.clips), np.float32) for machine in train]
+    folds = [np.arange(len(machine.clips)) % FOLDS for machine in train]
+    none = [machine.take([]) for machine in train]
+    for fold in range(FOLDS):
+        scaled = [
+            _standardize(machine, machine.take(np.flatnonzero(own != fold)))
+            for machine, own in zip(train, folds, strict=True)
+        ]
+        scores = smallest(search(scaled, none, sets, k)[1], sets)
+        for values, score, own in zip(found, scores, folds, strict=True):
+            values[own == fold] = score[own == fold]
+    return found
+
+
 def _standardize(embeddings: Embeddings, by: Embeddings) -> Embeddings:
+    if not len(by.values):  # the only clip, which is compared with nothing
+        return embeddings
     mean, deviation = by.values.mean(0), by.values.std(0)
     # A dimension that is constant up to rounding has no scale of its own.
     deviation = np.where(deviation > 1e-5 * np.abs(mean), deviation, 1.0)

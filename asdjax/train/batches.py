@@ -24,10 +24,9 @@ from asdjax.data.batches import Audio, padded_samples, stays_int16
 from asdjax.devices import copied, own_share, put_copies, split
 from asdjax.frontend.fbank import to_float
 from asdjax.train.config import Train
-from asdjax.types import SAMPLE_RATE_HZ, Clip
+from asdjax.types import NOISE, ORDER, SAMPLE_RATE_HZ, SYNTHETIC, Clip, random_numbers
 
 NO_CLIP = 2**31 - 1  # in place of a clip's number: zeros
-NOISE_STREAM = 1  # of the random numbers that choose noise, beside that of the order of clips
 SHARES = 256  # 16-bit samples times shares in such steps are exact in float32, in whatever order
 READ_AT_ONCE = 64  # clips decoded together while the resident set is read
 AHEAD = 2  # batches on their way to the device while it computes
@@ -105,7 +104,7 @@ def shuffled(count: int, batch: int, seed: int) -> Callable[[int], np.ndarray]:
 
     @lru_cache(maxsize=2)  # a batch may lie across the end of a turn
     def turn_of(turn: int) -> np.ndarray:
-        return np.random.default_rng((seed, turn)).permutation(count).astype(np.int32)
+        return random_numbers(seed, ORDER, turn).permutation(count).astype(np.int32)
 
     def numbers(step: int) -> np.ndarray:
         turn, position = np.divmod(step * batch + np.arange(batch), count)
@@ -155,7 +154,7 @@ def balance(label: np.ndarray, ratio: float, seed: int) -> Entries:
       more of their phases than of their sound, and most rare classes have few clips.
     """
     own = np.unique(label, axis=0, return_inverse=True)[1].reshape(-1)
-    counts, rng = np.bincount(own), np.random.default_rng(seed)
+    counts, rng = np.bincount(own), random_numbers(seed, SYNTHETIC)
     wanted = np.maximum((ratio * counts.max()).astype(int) - counts, 0)
     clips = np.arange(len(own), dtype=np.int32)
     drawn = [(clips, np.full_like(clips, NO_CLIP), np.ones(len(clips), np.float32))]
@@ -194,7 +193,7 @@ def choose_noise(
     own = np.array([groups.get(clip.group, len(groups)) for clip in clips])
 
     def choose(step: int, rows: np.ndarray) -> np.ndarray:
-        chance, which = np.random.default_rng((seed, step, NOISE_STREAM)).random((2, len(rows)))
+        chance, which = random_numbers(seed, NOISE, step).random((2, len(rows)))
         count = counts[own[rows]]
         place = first[own[rows]] + (which * count).astype(int)
         given = (chance < probability) & (count > 0)

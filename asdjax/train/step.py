@@ -13,6 +13,7 @@ from flax import nnx
 
 from asdjax.frontend import augment
 from asdjax.frontend.augment import Augment
+from asdjax.frontend.fbank import without_offset
 from asdjax.frontend.warp import time_warp
 from asdjax.models.layers import keys_for
 from asdjax.models.system import STATISTICS, Input, Network, Parts, System
@@ -46,7 +47,9 @@ def make_front_ends(
     """
 
     def front_ends(wave, lengths):
-        return tuple(one.front_end(wave, lengths if padded else None) for one in networks)
+        lengths = lengths if padded else None
+        wave = without_offset(wave, lengths)
+        return tuple(one.front_end(wave, lengths) for one in networks)
 
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
@@ -170,10 +173,10 @@ def _augmented(batch: Batch, front_ends: FrontEnds, how: Augment, samples: int, 
         wave, label, weight = blend(wave, label)
         lengths = jnp.where(weight[:, 1] == 0, lengths, jnp.maximum(lengths, lengths[::-1]))
     inputs = []
-    for i, (x, padding) in enumerate(front_ends(wave, lengths)):
+    for i, (x, padding, mean) in enumerate(front_ends(wave, lengths)):
         if how.mask and x.ndim == 3:
-            own = jax.random.fold_in(mask, i)
-            x = augment.spec_augment(x, own, how.mask, how.mask_probability)
+            own, hidden = jax.random.fold_in(mask, i), 0.0 if mean is None else mean
+            x = augment.spec_augment(x, own, how.mask, how.mask_probability, hidden)
         if how.mixup and how.mixup_on == "input":
             x, label, weight = blend(x, batch.label[..., None])
             if padding is not None:  # a mixed clip is as long as the longer of its two

@@ -10,6 +10,7 @@ from asdjax.baseline.network import (
     FLOOR,
     MOMENTUM,
     SINGULAR,
+    clip_log_mel,
     frame_count,
     initialize,
     log_mel,
@@ -95,6 +96,13 @@ def test_a_padded_row_equals_the_clip_alone(librosa, length):
     np.testing.assert_allclose(padded[0, : frame_count(length)], alone[0], rtol=0, atol=4e-6)
     assert not padded[0, frame_count(length) :].any()
     np.testing.assert_array_equal(padded[1], log_mel(wave)[1])
+
+
+def test_an_offset_of_a_clip_changes_nothing(librosa):
+    wave, lengths = librosa["6000_wave"][None] // 2, np.int32([6000])
+    moved, plain = clip_log_mel(wave + np.int16(500), lengths), clip_log_mel(wave, lengths)
+    np.testing.assert_allclose(moved, plain, rtol=0, atol=ATOL_DB)
+    assert np.abs(log_mel(wave + np.int16(500)) - log_mel(wave)).max() > 1  # dB
 
 
 def test_as_many_parameters_as_the_official_network(split_weights):

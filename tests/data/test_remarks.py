@@ -115,7 +115,11 @@ def test_copies_are_trained_on_once_and_told():
         clip("p.wav", machine="pump", content="B"),
     ]
     kept, lines = remarks.once(clips)
-    assert [one.name for one in kept] == ["a.wav", "b.wav", *"t.wav w.wav u.wav v.wav p.wav".split()]
+    assert [one.name for one in kept] == [
+        "a.wav",
+        "b.wav",
+        *["t.wav", "w.wav", "u.wav", "v.wav", "p.wav"],
+    ]
     assert lines == [
         "fan: 2 copies of others that are trained on, counted once: a.flac = a.wav, "
         "a (1).wav = a.wav",

@@ -14,6 +14,7 @@ from asdjax.frontend.fbank import (
     eat_frontend,
     fbank,
     frame_count,
+    without_offset,
 )
 
 CONFIGS = {"beats": BEATS, "eat": EAT}
@@ -185,3 +186,17 @@ def test_too_short_a_wave_is_refused():
 def test_gradient_is_finite_on_silence():
     gradient = jax.grad(lambda wave: beats_frontend(wave).sum())(jnp.zeros((1, 800)))
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_mean_of_each_clip_is_taken_off_and_its_padding_stays_silent(dtype):
+    lengths = np.array([300, 120, 1])
+    inside = np.arange(300)[None] < lengths[:, None]
+    sound = np.random.default_rng(0).integers(-900, 900, (3, 300)) * inside
+    expected = np.where(inside, sound - (sound.sum(1) / lengths)[:, None], 0) / 32768
+    for offset in (0, 7000):
+        wave = (sound + offset * inside).astype(np.int16)
+        wave = wave if dtype == np.int16 else wave / np.float32(32768)
+        # 1e-6: sums of 300 float32 values below 0.3.
+        np.testing.assert_allclose(without_offset(wave, lengths), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(without_offset(wave[:1]), expected[:1], rtol=0, atol=1e-6)

@@ -15,7 +15,7 @@ from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
-from asdjax.models.system import Input, System, Task
+from asdjax.models.system import Architecture, Input, Network, System, Task
 from asdjax.models.weights_file import merge
 from asdjax.types import InputError
 
@@ -43,6 +43,14 @@ SAMPLES = 5600  # 33 frames: two patches of time
 def made(shapes, seed):
     draw = np.random.default_rng(seed).standard_normal
     return {n: jnp.asarray(0.3 * draw(value.shape), jnp.float32) for n, value in shapes.items()}
+
+
+def padded_noise(lengths):
+    """Return clips `[B, SAMPLES]` of these lengths, without an offset."""
+    inside = np.arange(SAMPLES)[None] < np.asarray(lengths)[:, None]
+    wave = np.random.default_rng(0).standard_normal((len(lengths), SAMPLES))
+    mean = (wave * inside).sum(1, keepdims=True) / inside.sum(1, keepdims=True)
+    return jnp.asarray(0.1 * np.where(inside, wave - mean, 0), jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +186,8 @@ def test_folded_adapters_and_no_heads_give_the_embedding_of_the_system(
 ):
     weight, statistics = trained
     parts = system(LORA).parts(train=False)
-    rng = np.random.default_rng(0)
-    wave = jnp.asarray(0.1 * rng.standard_normal((2, SAMPLES)), jnp.float32)
     lengths = jnp.array([SAMPLES, 3000])
+    wave = padded_noise(lengths)
 
     @jax.jit
     def unfolded(wave, lengths):
@@ -270,8 +277,8 @@ def test_each_encoder_folds_its_own_adapters(backbone, eat):
     parts, weight = dual.parts(train=False), made(trainable, seed=2)
     assert not any(".lora_" in name for name in frozen)
     assert "branches.1.backbone.positions" in frozen
-    wave = jnp.asarray(0.1 * np.random.default_rng(0).standard_normal((2, SAMPLES)), jnp.float32)
     lengths = jnp.array([SAMPLES, 3000])
+    wave = padded_noise(lengths)
 
     @jax.jit
     def unfolded(wave, lengths):
@@ -370,3 +377,17 @@ def test_all_clips_have_the_same_weights(backbone):
         {}
     )
     assert embedder.select(embedder.params, ("fan", "section_00")) is embedder.params
+
+
+def test_an_embedder_sees_no_offset():
+    class First(nnx.Module):
+        def __call__(self, given):
+            return given.x[:, :5]
+
+    network = Network(lambda wave, lengths: Input(wave), lambda **_: First(), 5)
+    apply = jax.jit(Architecture((network,)).embedder({}).apply)
+    wave = np.random.default_rng(0).integers(-99, 99, (2, 64)).astype(np.int16)
+    found = [apply({}, wave + np.int16(c), np.int32([64, 64])) for c in (0, 3000)]
+    # 2e-6: sums of 64 float32 values below 0.1.
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=2e-6)
+    assert np.abs(found[0]).max() > 1e-3

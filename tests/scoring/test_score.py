@@ -86,6 +86,28 @@ def test_standardization_uses_training_clips_only():
     )
 
 
+def test_a_standardized_training_clip_is_unknown_to_the_statistics_of_its_score():
+    rng = np.random.default_rng(4)
+    values = rng.normal(5, [1, 10, 0.1, 3], (13, 4))
+    left = score([machine(values)], [machine(values[:2], split="test")], Knn(2, standardize=True))[
+        1
+    ]
+    for i in range(13):  # folds: every fifth clip
+        others = values[np.arange(13) % 5 != i % 5]
+        scaled = (values - others.mean(0)) / others.std(0)
+        scaled /= np.linalg.norm(scaled, axis=1, keepdims=True)
+        apart = np.sort(np.delete(1 - scaled @ scaled[i], i))
+        # 1e-5: float32 values of about 5 have a spacing of 5e-7 against a deviation of 0.1.
+        np.testing.assert_allclose(left[0][i], apart[:2].mean(), rtol=0, atol=1e-5)
+
+
+def test_one_standardized_training_clip_has_no_score():
+    one = machine([[1.0, 2.0]])
+    assert (
+        score([one], [machine([[2.0, 2.0]], split="test")], Knn(standardize=True))[1][0] == np.inf
+    )
+
+
 def test_a_dimension_that_is_constant_does_not_dominate():
     rng = np.random.default_rng(1)
     values = rng.normal(5, 1, (30, 4)).astype(np.float32)

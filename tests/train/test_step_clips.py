@@ -5,11 +5,13 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from asdjax.devices import data_mesh
 from asdjax.frontend.augment import Augment
-from asdjax.models.system import Input
+from asdjax.models.system import Input, Network
 from asdjax.train.batches import Batch
-from asdjax.train.step import _augmented
+from asdjax.train.step import _augmented, make_front_ends
 
 WAVE = np.random.default_rng(2).integers(1, 1000, (4, 64)).astype(np.int16)
 LENGTHS = np.array([64, 64, 40, 16], np.int32)
@@ -100,3 +102,33 @@ def test_clips_are_masked_before_they_are_mixed():
     assert all(part.any() for part in alone)
     nothing, whole = np.isclose(got.x, 0), np.isclose(got.x, 1)
     assert (alone[0] | alone[1] | nothing | whole).all()
+
+
+def test_masks_hide_behind_the_mean_of_an_input_that_is_not_centered():
+    def own_mean(wave, lengths):
+        x = wave.reshape(len(wave), -1, 4).astype(jnp.float32)
+        return (Input(x, mean=x.mean((1, 2), keepdims=True)),)
+
+    given = Batch(*map(jnp.asarray, (WAVE, LENGTHS, LABELS)))
+    how, plain = Augment(mask=4, mask_probability=1.0), WAVE.reshape(4, 16, 4)
+    got = np.asarray(_augmented(given, own_mean, how, 64, jax.random.key(0)).inputs[0].x)
+    mean = plain.mean((1, 2), keepdims=True, dtype=np.float32)
+    hidden = got != plain
+    assert 0 < hidden.mean() < 1
+    np.testing.assert_allclose(got, np.where(hidden, mean, plain), rtol=1e-6)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_front_ends_see_no_offset(padded):
+    seen = Network(lambda wave, lengths=None: Input(wave), lambda **_: None, 64)
+    rows = 8  # of all devices
+    sound = np.random.default_rng(0).integers(-99, 99, (rows, 64)).astype(np.int16)
+    lengths = np.full(rows, 40 if padded else 64, np.int32)
+    inside = np.arange(64)[None] < lengths[:, None]
+    with jax.set_mesh(data_mesh()):
+        compute = jax.jit(make_front_ends([seen], data_mesh(), padded))
+    found = [compute(np.int16(inside * (sound + c)), lengths)[0].x for c in (0, 3000)]
+    # 2e-6: sums of 64 float32 values below 0.1.
+    np.testing.assert_allclose(found[1], found[0], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(np.asarray(found[0]).sum(1), 0, atol=2e-6)
+    assert not np.asarray(found[1])[~inside].any()

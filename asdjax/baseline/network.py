@@ -51,6 +51,10 @@ class Autoencoder:
     needs_training, one_length = True, False
     shortest_samples = SHORTEST_SAMPLES
 
+    def clip_bytes(self, samples: int) -> int:
+        """Return how much memory a clip needs, at most."""
+        return 40 * samples
+
 
 @dataclass(frozen=True)
 class Reconstruction:

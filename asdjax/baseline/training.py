@@ -125,7 +125,7 @@ def read_vectors(
     mels: list[np.ndarray] = [np.zeros(0)] * len(clips)
     plans = plan_batches([infos[clip.path] for clip in clips], audio, CLIPS)
     with console.progress("log-mel", len(clips)) as advance:
-        for plan, wave, lengths in load_batches(clips, plans, audio, CLIPS):
+        for plan, wave, lengths in load_batches(clips, plans, audio):
             mel = np.asarray(network.clip_log_mel(wave, lengths))
             counts = network.frame_count(lengths)
             for row, frames, count in zip(plan.rows, mel, counts, strict=False):

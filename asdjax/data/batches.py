@@ -17,6 +17,7 @@ from asdjax.data.audio import AudioInfo, read_batch
 from asdjax.types import SAMPLE_RATE_HZ, Clip, check
 
 BUCKET_SAMPLES = SAMPLE_RATE_HZ  # clips are padded to whole seconds: one compiled step per length
+LONG_SAMPLES = 10 * SAMPLE_RATE_HZ  # of longer clips fewer go into a batch
 
 
 @dataclass(frozen=True)
@@ -52,24 +53,37 @@ class BatchPlan:
 
     rows: np.ndarray  # [b] int, positions in the list of clips
     samples: int
+    size: int  # rows of the batch; those behind the clips are silent
 
 
-def plan_batches(infos: Sequence[AudioInfo], audio: Audio, batch: int) -> list[BatchPlan]:
-    """Group clips of equal padded length and sample type into batches of at most `batch`."""
+def plan_batches(
+    infos: Sequence[AudioInfo], audio: Audio, batch: int, devices: int = 1
+) -> list[BatchPlan]:
+    """Group clips of equal padded length and sample type into batches.
+
+    Args:
+      batch: the most clips in one; of clips above 10 s as many as have no more samples together.
+      devices: over which a batch is split: sizes are multiples.
+    """
+
+    def size(samples: int) -> int:
+        clips = max(batch * LONG_SAMPLES // max(samples, LONG_SAMPLES), 1)
+        return -(-clips // devices) * devices
+
     buckets: dict[tuple[int, bool], list[int]] = defaultdict(list)
     for row, info in enumerate(infos):
         buckets[padded_samples(info, audio), stays_int16(info, audio)].append(row)
     return [
-        BatchPlan(np.array(rows[start : start + batch]), samples)
+        BatchPlan(np.array(rows[start : start + size(samples)]), samples, size(samples))
         for (samples, _), rows in sorted(buckets.items())
-        for start in range(0, len(rows), batch)
+        for start in range(0, len(rows), size(samples))
     ]
 
 
 def load_batches(
-    clips: Sequence[Clip], plans: Sequence[BatchPlan], audio: Audio, batch: int
+    clips: Sequence[Clip], plans: Sequence[BatchPlan], audio: Audio
 ) -> Iterator[tuple[BatchPlan, np.ndarray, np.ndarray]]:
-    """Yield `(plan, wave [batch, N], lengths [batch])` in order, decoded ahead by threads.
+    """Yield `(plan, wave [size, N], lengths [size])` in order, decoded ahead by threads.
 
     A last batch that is not full is filled with silent rows of full length; only the first
     `len(plan.rows)` rows mean anything.
@@ -79,11 +93,11 @@ def load_batches(
     def load(plan: BatchPlan):
         paths = [clips[row].path for row in plan.rows]
         wave, lengths = read_batch(paths, plan.samples, audio.fit, audio.channel)
-        missing = batch - len(paths)
+        missing = plan.size - len(paths)
         wave = np.pad(wave, ((0, missing), (0, 0)))
         return plan, wave, np.pad(lengths, (0, missing), constant_values=plan.samples)
 
-    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     yield from grain.MapDataset.source(list(plans)).map(load).to_iter_dataset(ahead)
 
 

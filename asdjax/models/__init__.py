@@ -6,6 +6,7 @@ An encoder is a configuration with
     needs_training      whether it has weights that only a training gives
     one_length          whether it is built for clips of one length
     shortest_samples    of a clip
+    clip_bytes(samples) of memory that a clip needs, if it is not built for one length
     of_training         fields that only a training uses, of an encoder that can be frozen
 """
 

@@ -105,6 +105,15 @@ def _library(qkv, bias, padding, heads, implementation):
     return y.reshape(batch, tokens, -1)
 
 
+def attention_bytes(tokens: int, heads: int, biased: bool) -> int:
+    """Return the memory of the scores of one clip, at most: what grows with the square of tokens.
+
+    A bias is kept twice, with what its positions are counted by.
+    """
+    at_once = 1 if jax.default_backend() == "cpu" else heads
+    return 4 * tokens**2 * (3 * at_once + (2 * heads + 4 if biased else 0))
+
+
 class How(NamedTuple):
     """How to compute all heads; fixed when a program is compiled."""
 

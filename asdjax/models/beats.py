@@ -22,7 +22,7 @@ from jax import lax
 
 from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
 from asdjax.models import layers
-from asdjax.models.attention import Implementation, SelfAttention
+from asdjax.models.attention import Implementation, SelfAttention, attention_bytes
 from asdjax.models.pooling import mean_token
 from asdjax.models.weights_file import Params
 from asdjax.types import InputError, check
@@ -151,6 +151,11 @@ class BeatsConfig:
 
     def token_count(self, samples: int) -> int:
         return frame_count(samples) // self.input_patch_size * self.bands
+
+    def clip_bytes(self, samples: int) -> float:
+        tokens, heads = self.token_count(samples), self.encoder_attention_heads
+        scores = attention_bytes(tokens, heads, self.relative_position_embedding)
+        return scores + layers.token_bytes(self.width, self.encoder_ffn_embed_dim) * tokens
 
     def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
         return token_padding(lengths, samples, frame_count(samples), self.token_count(samples))

@@ -66,14 +66,23 @@ def load_backbone(
         InputError: no such file or name, not converted, or weights that do not fit.
     """
     path = find(path_or_name)
+    config = structure_of(path)
     arrays, header, sha256 = open_weights(path)
-    known = structures()
+    try:
+        return Backbone(config, arrays, dtype=dtype, labels=header.labels, sha256=sha256)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def structure_of(path_or_name: Path | str) -> backbone.Structure:
+    """Return the structure that a weight file is of; arguments and errors as `load_backbone`."""
+    path = find(path_or_name)
+    header, known = open_weights(path).header, structures()
     if header.kind not in known:
         kinds = " or ".join(f"'{kind}'" for kind in known)
         raise InputError(f"{path}: expected weights of kind {kinds}, got '{header.kind}'")
     try:
-        config = known[header.kind](**header.config)
-        return Backbone(config, arrays, dtype=dtype, labels=header.labels, sha256=sha256)
+        return known[header.kind](**header.config)
     except (InputError, TypeError) as error:
         raise InputError(f"{path}: {error}") from error
 

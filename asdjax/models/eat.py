@@ -12,6 +12,7 @@ Source: Chen et al. 2024, "EAT: Self-Supervised Pre-Training with Efficient Audi
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -23,7 +24,7 @@ from flax import nnx
 
 from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, eat_frames, eat_frontend
 from asdjax.models import layers
-from asdjax.models.attention import Implementation, SelfAttention
+from asdjax.models.attention import Implementation, SelfAttention, attention_bytes
 from asdjax.models.weights_file import Params
 from asdjax.types import InputError, check
 
@@ -122,7 +123,7 @@ class EatConfig:
         Raises:
             InputError: more frames than the table of positions has rows for.
         """
-        frames, most = eat_frames(wave.shape[1]), self.patch_size * self.max_length
+        frames, most = eat_frames(wave.shape[1]), self._most_frames
         if frames > most:
             raise InputError(
                 f"expected at most {most} frames ({most // 100} s), the positions this model "
@@ -136,6 +137,17 @@ class EatConfig:
 
     def token_count(self, samples: int) -> int:
         return self.extra_tokens + self._patches(samples)
+
+    def clip_bytes(self, samples: int) -> float:
+        if eat_frames(samples) > self._most_frames:
+            return math.inf
+        tokens, hidden = self.token_count(samples), int(self.mlp_ratio * self.width)
+        scores = attention_bytes(tokens, self.num_heads, biased=False)
+        return scores + layers.token_bytes(self.width, hidden) * tokens
+
+    @property
+    def _most_frames(self) -> int:
+        return self.patch_size * self.max_length
 
     def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:
         """Return `[B, L]` bool, True where a patch lies behind the clip's own T (see `frontend`).

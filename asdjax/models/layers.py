@@ -265,3 +265,8 @@ class Cbam(nnx.Module):
         gate = jax.nn.sigmoid(sum(self.expand(jax.nn.relu(self.reduce(p))) for p in pooled))
         x = x * jnp.expand_dims(gate, self.axes)
         return x * jax.nn.sigmoid(self.place(jnp.stack([x.mean(-1), x.max(-1)], -1)))
+
+
+def token_bytes(width: int, hidden: int) -> int:
+    """Return the memory of one token in a layer's forward pass, at most; float32."""
+    return 4 * (3 * hidden + 8 * width)

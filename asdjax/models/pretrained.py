@@ -12,7 +12,7 @@ from flax import nnx
 from asdjax.frontend.fbank import FRAME_SAMPLES
 from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Backbone, Structure, check_samples
-from asdjax.models.checkpoints import load_backbone
+from asdjax.models.checkpoints import load_backbone, structure_of
 from asdjax.models.lora import Lora, adapt
 from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.models.system import Input, Network
@@ -62,6 +62,10 @@ class Pretrained:
     @property
     def needs_training(self) -> bool:
         return bool(self.adapter or self.embedding) or self.pooling == "statistics"
+
+    def clip_bytes(self, samples: int) -> float:
+        """Return how much memory a clip needs, at most; it grows with the square of its length."""
+        return 50 * samples + structure_of(self.weights).clip_bytes(samples)  # log-mel and tokens
 
     def network(self, samples: int | None = None) -> Network:
         """Return the network with the backbone's weights, for waves of any length.

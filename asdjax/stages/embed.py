@@ -77,7 +77,7 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
       most_clips: in one call; batches need not be larger.
     """
     mesh = data_mesh()
-    batch = -(-min(config.batch, most_clips) // mesh.size) * mesh.size
+    batch = min(config.batch, most_clips)
     params = jax.device_put(embedder.params, copied(mesh))
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
@@ -97,8 +97,8 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
             found.append((rows, _wait(vectors)[: len(rows)]))
             advance(len(rows))
 
-        plans = plan_batches(infos, config.audio, batch)
-        for plan, wave, lengths in load_batches(clips, plans, config.audio, batch):
+        plans = plan_batches(infos, config.audio, batch, mesh.size)
+        for plan, wave, lengths in load_batches(clips, plans, config.audio):
             vectors = step(own, *jax.device_put((wave, lengths), split(mesh)))
             computing.append((plan.rows, vectors))
             if len(computing) == IN_FLIGHT:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase, remarks
 from asdjax.data.audio import AudioInfo
-from asdjax.data.batches import Audio
+from asdjax.data.batches import Audio, padded_samples
 from asdjax.data.dcase import supplemental
 from asdjax.metrics import official
 from asdjax.models.checkpoints import find
@@ -17,7 +18,10 @@ from asdjax.models.weights_file import open_weights
 from asdjax.report import console
 from asdjax.stages.folder import Run
 from asdjax.stages.options import Options
-from asdjax.types import Clip, DataSet, InputError
+from asdjax.train.batches import device_memory
+from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
+
+FREE_SHARE = 0.8  # of the free memory of a device that a clip may take
 
 
 def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
@@ -64,6 +68,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         extra,
         infos,
     )
+    refuse_long(run)
     check_complete(run)
     return run
 
@@ -81,6 +86,33 @@ def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
 def with_content(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> list[Clip]:
     """Return the clips that could be decoded, each with the digest of its content."""
     return [replace(c, content=infos[c.path].digest) for c in clips if c.path in infos]
+
+
+def refuse_long(run: Run) -> None:
+    """Refuse clips that there is no memory for, or that a backbone has no positions for.
+
+    What is asked for is what a forward pass takes at most (`clip_bytes` of the encoders).
+    """
+    system = run.system
+    encoders = [encoder for encoder in system.encoders if not encoder.one_length]
+    together = system.train.batch if system.train and system.train.heads else 1
+
+    def needed(samples: int) -> float:
+        return together * sum(encoder.clip_bytes(samples) for encoder in encoders)
+
+    lengths = {path: padded_samples(info, system.audio) for path, info in run.infos.items()}
+    free = FREE_SHARE * device_memory()
+    long = {n for n in set(lengths.values()) if needed(n) > free}
+    if not long:
+        return
+    seconds = range(1, max(long) // SAMPLE_RATE_HZ + 1)
+    most = bisect_right(seconds, free, key=lambda n: needed(n * SAMPLE_RATE_HZ))
+    listed = [f"{path}: {n / SAMPLE_RATE_HZ:g} s" for path, n in lengths.items() if n in long]
+    raise InputError(
+        f"{len(listed)} recordings are too long: with {free / 2**30:.1f} GiB of memory this system "
+        f"can take {most} s of each; cut them, or take their first seconds with --audio.seconds"
+        "\n  " + "\n  ".join(listed)
+    )
 
 
 def check_complete(run: Run) -> None:

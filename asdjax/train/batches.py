@@ -349,16 +349,18 @@ def _to_devices(rows: np.ndarray, mesh: jax.sharding.Mesh) -> jax.Array:
     return jax.make_array_from_callback(rows.shape, split(mesh), lambda index: rows[index])
 
 
-def fits(nbytes: int) -> bool:
-    """Return whether a set of this size may stay on each device, here and in other processes."""
+def device_memory() -> int:
+    """Return the free bytes of each device; CPUs share those of the host."""
     device = jax.local_devices()[0]
     memory = device.memory_stats() if device.platform != "cpu" else None
     if memory and "bytes_limit" in memory:
-        free = memory["bytes_limit"] - memory["bytes_in_use"]
-    else:  # each of a host's devices keeps its own copy
-        free = free_memory()
-        nbytes = nbytes * len(jax.local_devices())
-    enough = nbytes <= FREE_SHARE * min(free, free_memory())  # it is read through the host
+        return memory["bytes_limit"] - memory["bytes_in_use"]
+    return free_memory() // len(jax.local_devices())
+
+
+def fits(nbytes: int) -> bool:
+    """Return whether a set of this size may stay on each device, here and in other processes."""
+    enough = nbytes <= FREE_SHARE * min(device_memory(), free_memory())  # the host reads it first
     if jax.process_count() > 1:  # one path for all, or they would wait for each other for ever
         from jax.experimental.multihost_utils import process_allgather
 

@@ -10,6 +10,7 @@ from asdjax.baseline.network import (
     FLOOR,
     MOMENTUM,
     SINGULAR,
+    Autoencoder,
     clip_log_mel,
     frame_count,
     initialize,
@@ -20,6 +21,7 @@ from asdjax.baseline.network import (
     reconstruct,
     reconstruct_training,
     scatter,
+    score_clips,
     score_frames,
     vectors,
 )
@@ -200,3 +202,14 @@ def test_a_singular_covariance_gets_the_smallest_ridge_that_float32_can_invert(r
     np.testing.assert_allclose(ridge, SINGULAR * largest if rank else 1.0, rtol=1e-3)
     scores = mahalanobis(normal(20, BANDS), jnp.asarray(precision))
     assert (scores > 0).all()
+
+
+def test_the_memory_of_a_clip_is_at_most_what_is_said(split_weights):
+    samples = 200 * 16_000
+    wave = jax.ShapeDtypeStruct((1, samples), jnp.int16)
+    length = jax.ShapeDtypeStruct((1,), jnp.int32)
+    weights = split_weights[0] | split_weights[1]
+    weights |= {f"precision.{domain}": jnp.eye(BANDS) for domain in ("source", "target")}
+    used = jax.jit(score_clips).lower(weights, wave, length).compile().memory_analysis()
+    total = used.temp_size_in_bytes + 2 * samples
+    assert total <= Autoencoder().clip_bytes(samples) <= 4 * total

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from asdjax.data.audio import probe, read
+from asdjax.data.audio import AudioInfo, probe, read
 from asdjax.data.batches import Audio, load_batches, plan_batches
 from asdjax.types import Clip, InputError
 
@@ -28,7 +28,7 @@ def clips(tmp_path) -> list[Clip]:
 
 def load(clips, audio, batch=2):
     plans = plan_batches([probe(clip.path) for clip in clips], audio, batch)
-    return list(load_batches(clips, plans, audio, batch))
+    return list(load_batches(clips, plans, audio))
 
 
 def test_every_clip_comes_once_in_batches_of_one_shape_and_type(clips):
@@ -72,9 +72,23 @@ def test_a_file_that_vanished_is_named(clips):
     plans = plan_batches([probe(clips[0].path)], Audio(channel=0), 1)
     gone = [Clip(Path("gone.wav"), "fan", "section_00", "train")]
     with pytest.raises(InputError, match=r"gone\.wav"):
-        list(load_batches(gone, plans, Audio(channel=0), 1))
+        list(load_batches(gone, plans, Audio(channel=0)))
 
 
 def test_a_length_below_one_frame_is_refused():
     with pytest.raises(InputError, match=r"seconds: expected in \[0\.025, 3600\]"):
         Audio(seconds=0.01)
+
+
+@pytest.mark.parametrize("devices", [1, 3])
+def test_batches_of_long_clips_have_no_more_samples_than_those_of_10_s(devices):
+    lengths = [5] * 40 + [10] * 33 + [25] * 9 + [90, 180, 3600]
+    infos = [AudioInfo(16_000 * n, 16_000, 1, "PCM_16") for n in lengths]
+    plans = plan_batches(infos, Audio(channel=0), 32, devices)
+    sizes = {}
+    for plan in plans:
+        assert len(plan.rows) <= plan.size
+        sizes.setdefault(plan.samples // 16_000, plan.size)
+    whole = {5: 32, 10: 32, 25: 12, 90: 3, 180: 1, 3600: 1}
+    assert sizes == {n: -(-size // devices) * devices for n, size in whole.items()}
+    assert sorted(np.concatenate([plan.rows for plan in plans])) == list(range(len(lengths)))

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from machines import tiny_beats
 
-from asdjax.models.backbone import Backbone, initialize
+from asdjax.models.backbone import Backbone, abstract, initialize
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.types import InputError
@@ -125,3 +126,16 @@ def test_pretrained_model_has_no_classes(backbone):
 def test_misfitting_weights_are_refused_with_the_names(backbone):
     with pytest.raises(InputError, match=r"norm\.scale: expected \(64,\), got \(63,\)"):
         Backbone(backbone.config, backbone.params | {"norm.scale": np.zeros(63)})
+
+
+@pytest.mark.parametrize(
+    "structure", [tiny_beats(), EatConfig(embed_dim=16, depth=1, num_heads=2)], ids=["beats", "eat"]
+)
+def test_the_memory_of_a_clip_is_at_most_what_is_said(structure):
+    """Of one that is so long that the scores of attention need most of it."""
+    samples, shapes = 60 * 16_000, abstract(structure)[1]
+    params = {name: np.zeros(value.shape, np.float32) for name, value in shapes.items()}
+    wave = jax.ShapeDtypeStruct((1, samples), jnp.int16)
+    lowered = jax.jit(Backbone(structure, params).apply).lower(params, wave)
+    used = lowered.compile().memory_analysis().temp_size_in_bytes
+    assert used <= 50 * samples + structure.clip_bytes(samples) <= 4 * used

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 
 from asdjax.frontend.fbank import BEATS, fbank
+from asdjax.models import logmel
 from asdjax.models.logmel import LogMel, front_end
 from asdjax.models.system import Architecture
 
@@ -47,3 +49,24 @@ def test_they_are_an_embedding_without_weights():
     assert found.shape == (1, LogMel().network().width)
     # 1e-5: float32, compiled in two ways
     np.testing.assert_allclose(found, statistics(wave, lengths), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("frames", [22, 23, 24, 45, 46, 47, 60])
+def test_long_clips_in_windows_have_the_statistics_of_the_whole(monkeypatch, frames):
+    samples = 400 + 160 * (frames - 1) + 37
+    wave = np.repeat(noise(samples, seed=2), 3, 0) * np.linspace(0.1, 3, samples, dtype=np.float32)
+    lengths = np.array([samples, samples - 2000, 500])
+    whole = statistics(wave, lengths)
+    monkeypatch.setattr(logmel, "WINDOW_FRAMES", 23)
+    # 2e-5: float32 sums of up to 60 log energies of about 10, in another order.
+    np.testing.assert_allclose(statistics(wave, lengths), whole, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("seconds", [10, 200, 3600])
+def test_the_memory_of_a_clip_is_at_most_what_is_said(seconds):
+    shapes = [((1, seconds * 16_000), np.int16), ((1,), np.int32)]
+    apply = Architecture((LogMel().network(),)).embedder({}).apply
+    lowered = jax.jit(apply).lower({}, *(jax.ShapeDtypeStruct(*of) for of in shapes))
+    used = lowered.compile().memory_analysis()
+    total = used.temp_size_in_bytes + used.argument_size_in_bytes
+    assert total <= LogMel().clip_bytes(seconds * 16_000) <= 8 * total

@@ -191,7 +191,7 @@ def _inspect(directory: Path, ground_truth: Path | None, read: Callable) -> None
     with console.progress("reading", len(dataset.clips), "files") as advance:
         infos, problems = read([clip.path for clip in dataset.clips], advance=advance)
     console.data_table(dcase.summarize(dataset, infos), str(directory))
-    for line in audio.notes(dataset.clips, infos, channel=0):
+    for line in (*dataset.notes, *audio.notes(dataset.clips, infos, channel=0)):
         console.note(line)
     refuse_broken(problems, len(dataset.clips))
 

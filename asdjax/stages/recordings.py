@@ -32,7 +32,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     official.check_year(options.year)
     paths = [encoder.weights for encoder in system.encoders]
     weights = tuple(open_weights(find(path)).sha256 if path else "" for path in paths)
-    dataset = dcase.scan(Path(data).resolve(), options.ground_truth)
+    dataset = dcase.scan(Path(data).absolute(), options.ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     extra, lines = (), []
     if kinds := system.train.supplemental if system.train else ():
@@ -49,7 +49,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         for some in (clips, extra)
     )
     formats = audio.notes(clips, infos, settings.channel)
-    for line in (*formats, *length_notes(clips, infos, settings), *lines):
+    for line in (*dataset.notes, *formats, *length_notes(clips, infos, settings), *lines):
         console.note(line)
     run = Run(
         replace(system, audio=settings),

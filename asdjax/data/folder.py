@@ -42,7 +42,8 @@ def describe(root: Path, machines: Sequence[Path], found: Sequence[Clip]) -> Dat
     folders = {folder for clip in found for folder in clip.path.parents[:3]}
     files = sorted(path for path in (f / "labels.csv" for f in folders) if path.is_file())
     problems = layout.find_problems(machines, found) + layout.find_untrained(found)
-    problems += tables.find_unread(machines, files, "rename it to labels.csv, or remove it")
+    remedy = "your own recordings are described in labels.csv, so rename or remove it"
+    problems += tables.find_unread(machines, files, remedy)
     said: _Said = {}
     known = _by_stem(clip.path for clip in found)
     for file in files:
@@ -56,7 +57,7 @@ def describe(root: Path, machines: Sequence[Path], found: Sequence[Clip]) -> Dat
             f"{preview(strange)}; move them to test/ or correct the label"
         )
     layout.refuse(root, problems)
-    return DataSet(root, tuple(clips), notes=_notes(root, clips, by_name, said))
+    return DataSet(root, tuple(clips), notes=_notes(clips, by_name, said))
 
 
 def _describe(clip: Clip, by_name: int | None, said: _Said) -> Clip:
@@ -68,12 +69,12 @@ def _describe(clip: Clip, by_name: int | None, said: _Said) -> Clip:
 
 
 def _notes(
-    root: Path, clips: Sequence[Clip], by_name: Mapping[str, int | None], said: _Said
+    clips: Sequence[Clip], by_name: Mapping[str, int | None], said: _Said
 ) -> tuple[str, ...]:
     """Return where labels came from, names that a csv overrules, and columns that nobody reads."""
     tests = [clip for clip in clips if clip.split == "test"]
     by_csv = {path for path, column in said if column == "label"}
-    remedy = "label them in labels.csv if their names say neither normal nor anomaly for certain"
+    remedy = "their names do not say normal or anomaly for certain, so label them in labels.csv"
     lines = layout.label_notes(tests, dict.fromkeys(by_csv, "labels.csv"), remedy)
     overruled = [
         clip.name

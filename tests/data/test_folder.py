@@ -100,10 +100,9 @@ def test_labels_csv_of_the_folder_and_of_the_machine_win_over_names(make_tree, w
 def test_a_wrong_row_is_refused_with_its_line(make_tree, write, rows, problem):
     root = make_tree("fan/train/a.wav fan/test/x.wav pump/train/a.wav pump/test/x.wav")
     write("labels.csv", "file_name,label\n" + rows)
-    with pytest.raises(
-        InputError, match=f"{root}/labels.csv.*{problem}|{problem}.*{root}/fan/train"
-    ):
+    with pytest.raises(InputError, match=problem) as caught:
         dcase.scan(root)
+    assert len(str(caught.value).splitlines()) == 2
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ recording NAME, where that is in the same folder.
 
 from __future__ import annotations
 
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -118,11 +117,8 @@ def _strange_names(clips: Sequence[Clip]) -> list[str]:
 
 def _years(machines: Sequence[Path], clips: Sequence[Clip]) -> set[int]:
     """Return the editions that the organisers' folders say; empty when none does."""
-    folders = [
-        *map(os.path.abspath, machines),
-        *map(os.path.realpath, machines),
-    ]  # links say it too
-    years = {year for folder in folders if (year := _year_of(Path(folder).parent))}
+    folders = {folder.parent for machine in machines for folder in (machine, machine.resolve())}
+    years = {year for folder in folders if (year := _year_of(folder))}
     if any(clip.section.startswith("id_") for clip in clips):
         years.add(2020)
     if any(clip.path.parent.name in ("source_test", "target_test") for clip in clips):

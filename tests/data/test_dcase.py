@@ -105,7 +105,12 @@ STEM = "section_00_source_train_normal_000"
 
 @pytest.mark.parametrize("names", [f"{STEM}0.wav", f"fan/train/{STEM}0.WAV", f"{STEM}0.flac"])
 @pytest.mark.parametrize(
-    "text", ["file_name,d1p,d1v\nNAME,v,1.5\n", "File_Name;d1p;d1v\nNAME;v;1.5"]
+    "text",
+    [
+        "file_name,d1p,d1v\nNAME,v,1.5\n",
+        "File_Name;d1p;d1v\nNAME;v;1.5",
+        ",file_name,d1p,d1v\n0,NAME,v,1.5\n",
+    ],
 )
 def test_attributes_are_read_as_people_save_them(make_tree, write, names, text):
     root = make_tree([f"fan/train/{STEM}0.wav"])
@@ -278,7 +283,7 @@ def test_two_editions_and_doubled_clips_are_refused(make_tree):
     ("below", "year"),
     [
         ("dcase2024t2/dev_data/raw", 2024),
-        ("DCASE2024T2/eval_data/raw", 2024),
+        ("DCASE2024T2/Eval_Data/RAW", 2024),
         ("dcase2024t2/raw", 2024),
         ("dcase2024t2", 2024),
         ("dcase2024t2/dcase2025t2/raw", 2025),

@@ -148,6 +148,13 @@ def test_labels_csv_is_read_as_people_save_it(make_tree, write, text):
     assert list(labels.values()) == ["anomaly", "normal", "unknown"]
 
 
+def test_folders_in_a_name_choose_between_machines(make_tree, write, monkeypatch):
+    root = make_tree("fan/train/t.wav fan/test/x.wav pump/train/t.wav pump/test/x.wav")
+    write("labels.csv", f"file_name,label\nfan\\test\\x.wav,1\n{root}/pump/test/x.wav,0\n")
+    monkeypatch.chdir(root)
+    assert [clip.label for clip in dcase.scan(".").select("test")] == [ANOMALY, NORMAL]
+
+
 def test_the_suffix_chooses_between_two_recordings_of_one_name(make_tree, write):
     root = make_tree("fan/train/t.wav fan/test/a.wav fan/test/a.flac")
     write("labels.csv", "file_name,label\na.flac,1\na.wav,0\n")
@@ -176,7 +183,7 @@ def test_several_csvs_complete_each_other_and_an_empty_cell_changes_nothing(make
     write("labels.csv", "file_name,label,domain,attributes\nfan/test/x,1,,speed 1\na,,source,\n")
     write("fan/labels.csv", "file_name,label\nx,anomaly\na,0\n")
     write("fan/train/labels.csv", "file_name,label,attributes\na,,speed 2\n")
-    write("fan/test/labels.csv", "file_name,label,domain,attributes\ny,0,,\ntest/x,,target,\n")
+    write("fan/test/labels.csv", "file_name,label,domain,attributes\ny,0,,\ntest/x,,Target,\n")
     told = [(c.name, c.label, c.domain, c.attributes) for c in dcase.scan(root).clips]
     assert told == [
         ("x.wav", ANOMALY, "target", "speed 1"),

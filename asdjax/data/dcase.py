@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asdjax.data import attributes as tables
+from asdjax.data import attributes as csv_attributes
 from asdjax.data import folder, layout
 from asdjax.data import ground_truth as truths
 from asdjax.data.audio import AudioInfo
@@ -53,7 +53,7 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
             )
         return folder.describe(root, machines, found)
 
-    attributes, problems, notes = tables.read(machines, found)
+    attributes, problems, notes = csv_attributes.read(machines, found)
     described = [
         _describe(clip, stems[clip.path], attributes[clip.path.parent.parent]) for clip in found
     ]
@@ -64,13 +64,10 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
     if len(years) > 1:
         problems.append(f"expected one edition, got {preview(sorted(years))}; pass one folder")
     layout.refuse(root, problems)
-    unlabelled = [clip for clip in clips if clip.label is None]
+    origins = {clip.path: str(ground_truth) for clip in clips if clip.label is None}
     if ground_truth is not None:
         clips = _join(clips, stems, truths.read(Path(ground_truth)), Path(ground_truth))
-    tests = [clip for clip in clips if clip.split == "test"]
-    origins = {clip.path: str(ground_truth) for clip in unlabelled}
-    notes += layout.label_notes(tests, origins, "--ground-truth labels an evaluation set")
-    notes += _copy_note(stems)
+    notes += _notes(clips, stems, origins)
     return DataSet(root, tuple(clips), next(iter(years), None), tuple(notes))
 
 
@@ -134,11 +131,16 @@ def _year_of(directory: Path) -> int | None:
     return int(match[1]) if match else None
 
 
-def _copy_note(stems: Mapping[Path, str]) -> list[str]:
-    if not (copies := [path.name for path, stem in stems.items() if stem != path.stem]):
-        return []
-    shown = preview(copies, layout.MOST_IN_NOTE)
-    return [f"{len(copies)} files are copies by name, described as what they copy: {shown}"]
+def _notes(
+    clips: Sequence[Clip], stems: Mapping[Path, str], origins: Mapping[Path, str]
+) -> list[str]:
+    """Return where labels came from, and which files are copies by name."""
+    tests = [clip for clip in clips if clip.split == "test"]
+    lines = layout.label_notes(tests, origins, "--ground-truth labels an evaluation set")
+    if copies := [path.name for path, stem in stems.items() if stem != path.stem]:
+        shown = preview(copies, layout.MOST_IN_NOTE)
+        lines.append(f"{len(copies)} copies by name, described as what they copy: {shown}")
+    return lines
 
 
 def _join(

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Sequence
 from asdjax.types import ANOMALY, NORMAL
 
 WORDS = {"normal": NORMAL, "anomaly": ANOMALY, "anomalous": ANOMALY, "abnormal": ANOMALY}
-_TURNS = {
+_TURNS = {  # the label round, or speak of a time around an anomaly
     *("no", "not", "non", "un", "none", "nor", "never", "zero", "false", "without", "free"),
     *("pre", "before", "until", "post", "after", "repair", "repaired", "fixed", "removed"),
 }

@@ -196,7 +196,7 @@ def test_a_copy_by_name_is_described_as_what_it_copies(make_tree, write, mark, a
         f"{STEM}1_copy.wav": ("section_00", "copy"),
     }
     assert dataset.notes == (
-        f"1 files are copies by name, described as what they copy: {STEM}0{attributes}{mark}.wav",
+        f"1 copies by name, described as what they copy: {STEM}0{attributes}{mark}.wav",
     )
 
 

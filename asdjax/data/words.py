@@ -10,8 +10,10 @@ label where that is not certain:
                                     when it is the only number of the name, or when a name that
                                     is alike has 2 there
     fault_at_normal_load_3          a fault beside `normal`
-    normal_speed_rubbing_3          two words in a row behind `normal`, which may describe them;
-                                    `normal_idle_3` and `normal_volt_1.5_wt_200` say normal
+    normal_speed_rubbing_3          two words in a row behind `normal`, which may describe them,
+                                    unless a name that is alike has an anomaly's word there
+
+Names are alike when they differ in numbers and in the words above alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from collections.abc import Iterable, Sequence
 from asdjax.types import ANOMALY, NORMAL
 
 WORDS = {"normal": NORMAL, "anomaly": ANOMALY, "anomalous": ANOMALY, "abnormal": ANOMALY}
+_ANOMALIES = {word for word, label in WORDS.items() if label == ANOMALY}
 _TURNS = {  # the label round, or speak of a time around an anomaly
     *("no", "not", "non", "un", "none", "nor", "never", "zero", "false", "without", "free"),
     *("pre", "before", "until", "post", "after", "repair", "repaired", "fixed", "removed"),
@@ -38,13 +41,10 @@ _FAULTS = (  # beginnings of words
 def labels(stems: Iterable[str]) -> dict[str, int | None]:
     """Return the label of each name without suffix, None where it gives none."""
     tokens = {stem: _tokens(stem) for stem in stems}
-    numbers = defaultdict(set)
+    seen = defaultdict(set)  # pattern -> words, and numbers right behind them, of names alike
     for some in tokens.values():
-        numbers[_pattern(some)].add(_number(some))
-    return {
-        stem: None if _flag(some, numbers[_pattern(some)]) else _label(some)
-        for stem, some in tokens.items()
-    }
+        seen[_pattern(some)].update(WORDS.keys() & some, [_number(some)])
+    return {stem: _label(some, seen[_pattern(some)]) for stem, some in tokens.items()}
 
 
 def _tokens(stem: str) -> list[str]:
@@ -52,26 +52,22 @@ def _tokens(stem: str) -> list[str]:
     return re.findall(r"[^\W\d_]+|\d+", unicodedata.normalize("NFC", stem).lower())
 
 
-def _label(tokens: Sequence[str]) -> int | None:
+def _label(tokens: Sequence[str], seen: set[str]) -> int | None:
     found = {WORDS[token] for token in tokens if token in WORDS}
-    if len(found) != 1 or not _TURNS.isdisjoint(tokens):
+    many = sum(map(str.isdigit, tokens)) > 1
+    flag = many and _number(tokens) in ("0", "1") and "2" not in seen
+    if len(found) != 1 or flag or not _TURNS.isdisjoint(tokens):
         return None
     (label,) = found
-    return None if label == NORMAL and _describes(tokens) else label
+    return None if label == NORMAL and _describes(tokens, seen) else label
 
 
-def _describes(tokens: Sequence[str]) -> bool:
+def _describes(tokens: Sequence[str], seen: set[str]) -> bool:
     """Return whether `normal` may describe another word of the name."""
     behind = tokens[tokens.index("normal") + 1 :]
     words = [len(token) > 1 and token.isalpha() for token in behind]  # no letter that counts
-    phrase = (True, True) in itertools.pairwise(words)
+    phrase = (True, True) in itertools.pairwise(words) and seen.isdisjoint(_ANOMALIES)
     return phrase or any(token.startswith(_FAULTS) for token in tokens)
-
-
-def _flag(tokens: Sequence[str], numbers: set[str]) -> bool:
-    """Return whether the number behind the word may be a flag; `numbers`: those of names alike."""
-    many = sum(map(str.isdigit, tokens)) > 1
-    return many and _number(tokens) in ("0", "1") and "2" not in numbers
 
 
 def _number(tokens: Sequence[str]) -> str:

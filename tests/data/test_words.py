@@ -46,3 +46,11 @@ def test_0_and_1_behind_the_word_count_clips_where_names_alike_go_on_to_2():
     found = labels([*counters, "2024-03-02_normal_2", *flags])
     assert [found[name] for name in counters] == [NORMAL, NORMAL, ANOMALY, ANOMALY]
     assert [found[name] for name in flags] == [None, None, ANOMALY]
+
+
+def test_words_behind_normal_may_follow_where_a_name_alike_has_an_anomaly():
+    names = ["normal_test_source3", "fan_normal_load_high_3", "normal_speed_rubbing_3"]
+    alike = ["anomaly_test_source0", "fan_abnormal_load_high_12", "anomaly_speed_knocking_3"]
+    found = labels([*names, *alike])
+    assert [found[name] for name in names] == [NORMAL, NORMAL, None]
+    assert [found[name] for name in alike] == [ANOMALY] * 3

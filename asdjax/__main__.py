@@ -195,7 +195,7 @@ def _inspect(directory: Path, ground_truth: Path | None, decode: bool) -> None:
         else:
             infos, problems = audio.probe_all(paths, advance)
     console.data_table(dcase.summarize(dataset, infos), str(directory))
-    for line in remarks.formats(clips, infos, channel):
+    for line in (*dataset.notes, *remarks.formats(clips, infos, channel)):
         console.note(line)
     recordings.refuse_broken(problems, len(clips))
     if decode:

@@ -84,14 +84,30 @@ def read_csv(path: Path | str) -> list[list[str]]:
     Raises:
         InputError: the file is not there, or is not text.
     """
+    return [row for _, row in read_rows(path)]
+
+
+def read_rows(path: Path | str, separators: str = ",") -> list[tuple[int, list[str]]]:
+    """Return the rows as `read_csv` does, each behind the number of its (last) line.
+
+    Args:
+        separators: of the cells; that which the first line has most counts.
+
+    Raises:
+        InputError: the file is not there, or is not text.
+    """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(file)]
+            separator = max(separators, key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
-            f"expected a csv file (UTF-8 text) at {path}, got: {error}; correct one of them"
+            f"expected a csv file (UTF-8 text) at {path}, got: {error}; correct the path, the "
+            "quotes, or save it as csv in UTF-8"
         ) from error
-    return [row for row in rows if any(row)]
+    return [(line, row) for line, row in rows if any(row)]
 
 
 def write_json(path: Path | str, value: object) -> None:

@@ -95,6 +95,7 @@ class DataSet:
     root: Path
     clips: tuple[Clip, ...]
     year: int | None = None  # 2020..2026 when the layout or the path tells, else None
+    notes: tuple[str, ...] = ()  # lines for the console: where labels came from, what was not used
 
     def select(self, split: Split) -> tuple[Clip, ...]:
         return tuple(clip for clip in self.clips if clip.split == split)

@@ -4,24 +4,29 @@ Every file is found by listing directories; no name is built from counts. `asdja
 the organisers' folders and file names.
 
 Attributes: the string in the file name wins, because the csv names only the parameters that shift
-between the domains. Where the name has none (or `noAttribute`), the csv's row is joined with `_`.
+between the domains. Where the name has none (or `noAttribute`), the csv's row counts.
+
+A copy that a desktop or browser made ("NAME (1).wav", "NAME - Copy.wav") is described as the
+recording NAME, where that is in the same folder.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from asdjax.data import attributes as csv_attributes
 from asdjax.data import folder, layout
 from asdjax.data import ground_truth as truths
 from asdjax.data.audio import AudioInfo
-from asdjax.files import read_csv
 from asdjax.types import Clip, DataSet, Domain, InputError, preview
 
 _YEAR = re.compile(r"dcase(20\d\d)t2", re.IGNORECASE)
+_NESTING = ("raw", "dev_data", "eval_data")  # between an edition's folder and the machines
+_COPY = re.compile(r"(?:[ _-]*(?:\(\d+\)|copy|kopie|copie)(?: \d+)?)+$", re.IGNORECASE)
 
 
 def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
@@ -39,7 +44,8 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
     root = Path(root)
     machines = layout.machine_folders(root)
     found = layout.recordings(machines)
-    if not any(layout.parse(clip.path.stem) for clip in found):
+    stems = _stems(clip.path for clip in found)
+    if not any(layout.parse(stem) for stem in stems.values()):
         if ground_truth is not None:
             raise InputError(
                 f"expected the challenge's file names in {root} to join with {ground_truth}, got "
@@ -47,24 +53,39 @@ def scan(root: Path | str, ground_truth: Path | str | None = None) -> DataSet:
             )
         return folder.describe(root, machines, found)
 
-    attributes = {machine: _read_attributes(machine) for machine in machines}
-    described = [_describe(clip, attributes[clip.path.parent.parent]) for clip in found]
+    attributes, problems, notes = csv_attributes.read(machines, found)
+    described = [
+        _describe(clip, stems[clip.path], attributes[clip.path.parent.parent]) for clip in found
+    ]
     clips = [clip for clip in described if clip is not None]
     years = _years(machines, clips)
-    problems = layout.find_problems(machines, found) + layout.find_untrained(clips)
+    problems += layout.find_problems(machines, found) + layout.find_untrained(clips)
     problems += _strange_names([c for c, d in zip(found, described, strict=True) if d is None])
     if len(years) > 1:
         problems.append(f"expected one edition, got {preview(sorted(years))}; pass one folder")
     layout.refuse(root, problems)
+    origins = {clip.path: str(ground_truth) for clip in clips if clip.label is None}
     if ground_truth is not None:
-        clips = _join(clips, truths.read(Path(ground_truth)), Path(ground_truth))
-    return DataSet(root, tuple(clips), next(iter(years), None))
+        clips = _join(clips, stems, truths.read(Path(ground_truth)), Path(ground_truth))
+    notes += _notes(clips, stems, origins)
+    return DataSet(root, tuple(clips), next(iter(years), None), tuple(notes))
 
 
-def _describe(clip: Clip, attributes: dict[str, str]) -> Clip | None:
+def _stems(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the stem of each path, without the mark of a copy if what was copied is beside it."""
+    paths = list(paths)
+    there = {path.with_suffix("") for path in paths}
+    stems = {}
+    for path in paths:
+        original = _COPY.sub("", path.stem)
+        stems[path] = original if path.with_name(original) in there else path.stem
+    return stems
+
+
+def _describe(clip: Clip, stem: str, attributes: Mapping[str, str]) -> Clip | None:
     """Add what the name and the csv say; None when the name does not belong into its folder."""
     parse = layout.parse_supplemental if clip.split == "supplemental" else layout.parse
-    name = parse(clip.path.stem)
+    name = parse(stem)
     if name is None:
         return None
     pairs = [(name.split, clip.split), (name.domain, clip.domain), (name.label, clip.label)]
@@ -75,15 +96,9 @@ def _describe(clip: Clip, attributes: dict[str, str]) -> Clip | None:
         section=name.section,
         domain=name.domain or clip.domain,
         label=name.label if clip.label is None else clip.label,
-        attributes=name.attributes or attributes.get(clip.path.stem, ""),
+        attributes=name.attributes or attributes.get(stem, ""),
         supplement=name.supplement,
     )
-
-
-def _read_attributes(machine: Path) -> dict[str, str]:
-    """Return stem -> attributes of `attributes_<SS>.csv`, whose `file_name` has three spellings."""
-    rows = [row for path in machine.glob("attributes_[0-9][0-9].csv") for row in read_csv(path)]
-    return {layout.stem(name): layout.visible("_".join(filter(None, row))) for name, *row in rows}
 
 
 def _strange_names(clips: Sequence[Clip]) -> list[str]:
@@ -98,9 +113,9 @@ def _strange_names(clips: Sequence[Clip]) -> list[str]:
 
 
 def _years(machines: Sequence[Path], clips: Sequence[Clip]) -> set[int]:
-    """Return the editions that the paths and the layout say; empty when neither does."""
-    in_paths = [_YEAR.findall(f"{path.resolve()} {path.absolute()}") for path in machines]
-    years = {int(found[-1]) for found in in_paths if found}
+    """Return the editions that the organisers' folders say; empty when none does."""
+    folders = {folder.parent for machine in machines for folder in (machine, machine.resolve())}
+    years = {year for folder in folders if (year := _year_of(folder))}
     if any(clip.section.startswith("id_") for clip in clips):
         years.add(2020)
     if any(clip.path.parent.name in ("source_test", "target_test") for clip in clips):
@@ -108,19 +123,45 @@ def _years(machines: Sequence[Path], clips: Sequence[Clip]) -> set[int]:
     return years
 
 
-def _join(clips: Sequence[Clip], labelled: Sequence[Clip], where: Path) -> list[Clip]:
+def _year_of(directory: Path) -> int | None:
+    """Return the edition of the folder that holds machines: `dcase20XXt2[/dev_data][/raw]`."""
+    while directory.name.lower() in _NESTING:
+        directory = directory.parent
+    match = _YEAR.fullmatch(directory.name)
+    return int(match[1]) if match else None
+
+
+def _notes(
+    clips: Sequence[Clip], stems: Mapping[Path, str], origins: Mapping[Path, str]
+) -> list[str]:
+    """Return where labels came from, and which files are copies by name."""
+    tests = [clip for clip in clips if clip.split == "test"]
+    lines = layout.label_notes(tests, origins, "--ground-truth labels an evaluation set")
+    if copies := [path.name for path, stem in stems.items() if stem != path.stem]:
+        shown = preview(copies, layout.MOST_IN_NOTE)
+        lines.append(f"{len(copies)} copies by name, described as what they copy: {shown}")
+    return lines
+
+
+def _join(
+    clips: Sequence[Clip], stems: Mapping[Path, str], labelled: Sequence[Clip], where: Path
+) -> list[Clip]:
     """Give the test clips what is known of the same (machine, section, stem).
 
     Machines or sections without any clip here were not downloaded, which is no mistake. Within one
     that is here, every labelled name needs a file and every file a label.
     """
-    known = {_key(clip): clip for clip in labelled}
-    tests = {_key(clip): clip for clip in clips if clip.split == "test"}
+
+    def key(clip: Clip) -> tuple[str, str, str]:
+        return clip.machine, clip.section, stems.get(clip.path, clip.path.stem)
+
+    known = {key(clip): clip for clip in labelled}
+    tests = {key(clip): clip for clip in clips if clip.split == "test"}
     groups = {clip.group for clip in clips}
-    absent = [key for key, clip in known.items() if clip.group in groups and key not in tests]
-    unlabelled = [key for key, c in tests.items() if c.label is None and key not in known]
+    absent = [one for one, clip in known.items() if clip.group in groups and one not in tests]
+    unlabelled = [one for one, c in tests.items() if c.label is None and one not in known]
     problems = [
-        f"{len(keys)} {what}: {preview([' '.join(key) for key in sorted(keys)])}; {remedy}"
+        f"{len(keys)} {what}: {preview([' '.join(one) for one in sorted(keys)])}; {remedy}"
         for keys, what, remedy in (
             (absent, "labelled names have no file", "download the test part again"),
             (unlabelled, "test files have no label", "pass the ground truth of their edition"),
@@ -132,17 +173,14 @@ def _join(clips: Sequence[Clip], labelled: Sequence[Clip], where: Path) -> list[
     layout.refuse(where, problems)
 
     def label(clip: Clip) -> Clip:
-        truth = known.get(_key(clip)) if clip.split == "test" else None
+        truth = known.get(key(clip)) if clip.split == "test" else None
         if truth is None:
             return clip
         attributes = truth.attributes or clip.attributes
-        return replace(truth, path=clip.path, attributes=attributes)
+        full_name = truth.full_name if stems[clip.path] == clip.path.stem else ""  # not of a copy
+        return replace(truth, path=clip.path, attributes=attributes, full_name=full_name)
 
     return [label(clip) for clip in clips]
-
-
-def _key(clip: Clip) -> tuple[str, str, str]:
-    return clip.machine, clip.section, clip.path.stem
 
 
 def supplemental(dataset: DataSet, kinds: Collection[str]) -> tuple[tuple[Clip, ...], list[str]]:

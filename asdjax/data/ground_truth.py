@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from asdjax.data import layout
-from asdjax.files import read_csv
+from asdjax.files import read_csv, read_rows
 from asdjax.types import ANOMALY, NORMAL, Clip, InputError, preview
 
 _FILE = re.compile(
@@ -93,11 +93,13 @@ def _read_section(root: Path, file: Path, problems: list[str]) -> list[Clip]:
 def _read_column(file: Path, meaning: Mapping[str, object], problems: list[str]) -> dict:
     """Return name -> meaning of its 0 or 1; wrong and doubled rows go to `problems`."""
     values = {}
-    for row in read_csv(file):
+    for line, row in read_rows(file):
         if len(row) != 2 or row[1] not in meaning:
-            problems.append(f"{file}: expected <name>.wav,<0 or 1>, got {','.join(row)}")
+            problems.append(
+                f"{file} line {line}: expected <name>.wav,<0 or 1>, got {','.join(row)}"
+            )
         elif row[0] in values:
-            problems.append(f"{file}: {row[0]} is there twice")
+            problems.append(f"{file} line {line}: {row[0]} is there twice")
         else:
             values[row[0]] = meaning[row[1]]
     return values
@@ -134,15 +136,16 @@ def _read_list(file: Path) -> list[Clip]:
     clips: dict[tuple[str, str], Clip] = {}
     problems: list[str] = []
     machine = ""
-    for row in read_csv(file):
+    for line, row in read_rows(file):
         if len(row) == 1:
             machine = row[0]
             continue
         clip = _list_clip(machine, row)
         if clip is None:
-            problems.append(f"expected <name>.wav,<full name>.wav[,<label>], got {','.join(row)}")
+            wanted = "<name>.wav,<full name>.wav[,<label>]"
+            problems.append(f"line {line}: expected {wanted}, got {','.join(row)}")
         elif (machine, clip.name) in clips:
-            problems.append(f"{machine} {clip.name} is there twice")
+            problems.append(f"line {line}: {machine} {clip.name} is there twice")
         else:
             clips[machine, clip.name] = clip
     if not clips:

@@ -14,14 +14,15 @@ string is one label and is never split, because parameter names contain `_` and 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from asdjax.types import ANOMALY, NORMAL, Clip, Domain, InputError, Split, preview
 
+MOST_IN_NOTE = 5  # names in a line on the console
 SECTION = "section_00"  # of a clip whose name has none
 SPLIT_FOLDERS: dict[str, tuple[Split, Domain | None]] = {
     "train": ("train", None),
@@ -125,6 +126,28 @@ def refuse(where: Path, problems: Sequence[str]) -> None:
         raise InputError(f"{where} cannot be used:\n" + "\n".join(f"- {line}" for line in problems))
 
 
+def label_notes(tests: Sequence[Clip], origins: Mapping[Path, str], remedy: str) -> list[str]:
+    """Return a line for each origin of the labels of test clips, and one on clips without.
+
+    Args:
+        tests: the test clips.
+        origins: where the label of a path comes from; others come from file names.
+        remedy: what to do about clips without.
+    """
+    counts: dict[str, Counter[int]] = defaultdict(Counter)
+    for clip in tests:
+        if clip.label is not None:
+            counts[origins.get(clip.path, "file names")][clip.label] += 1
+    lines = [
+        f"labels: {count[NORMAL]} normal, {count[ANOMALY]} anomaly from {origin}"
+        for origin, count in sorted(counts.items())
+    ]
+    if unknown := [clip.name for clip in tests if clip.label is None]:
+        shown = preview(unknown, MOST_IN_NOTE)
+        lines.append(f"labels: {len(unknown)} test clips have none: {shown}; {remedy}")
+    return lines
+
+
 def _bases(directory: Path) -> list[Path]:
     """Return the directories that may hold machine folders."""
     nested = [folder for folder in _folders(directory) if _NESTING.fullmatch(folder.name)]
@@ -171,7 +194,7 @@ class Name:
 def stem(file_name: str) -> str:
     """Return the name without directory and audio suffix; a dot inside (`volt_1.5`) stays."""
     name = file_name.replace("\\", "/").rpartition("/")[2]
-    return name.removesuffix(".wav").removesuffix(".flac")
+    return name.rpartition(".")[0] if name.lower().endswith(AUDIO_SUFFIXES) else name
 
 
 def parse(stem: str) -> Name | None:

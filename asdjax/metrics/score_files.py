@@ -114,7 +114,7 @@ def _read(
     bad, twice = [], []
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             for row in filter(None, reader):
                 name, value = _parse(row)
                 if not name.strip() or not valid(value):
@@ -136,6 +136,7 @@ def _parse(row: list[str]) -> tuple[str, float]:
     """Return name and value of a csv row, nan where it is malformed."""
     try:
         name, text = row
-        return name, float(text)
+        plain = text.isascii() and "_" not in text  # float() takes 1_0 and digits of other scripts
+        return name, float(text) if plain else math.nan
     except ValueError:
         return "", math.nan

@@ -37,7 +37,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     official.check_year(options.year)
     paths = [encoder.weights for encoder in system.encoders]
     weights = tuple(open_weights(find(path)).sha256 if path else "" for path in paths)
-    dataset = dcase.scan(Path(data).resolve(), options.ground_truth)
+    dataset = dcase.scan(Path(data).absolute(), options.ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     extra, lines = (), []
     if kinds := system.train.supplemental if system.train else ():
@@ -55,7 +55,8 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         for supplement in (False, True)
     )
     formats = remarks.formats(clips, infos, settings.channel)
-    for line in (*formats, *remarks.lengths(clips, infos, settings), *copies, *lines):
+    told = remarks.lengths(clips, infos, settings)
+    for line in (*dataset.notes, *formats, *told, *copies, *lines):
         console.note(line)
     run = Run(
         replace(system, audio=settings),

@@ -250,6 +250,8 @@ def evaluate(
     if data is not None:
         dataset = dcase.scan(data, ground_truth)
         clips, year = dataset.clips, year or dataset.year
+        for line in dataset.notes:
+            console.note(line)
     elif ground_truth is not None:
         clips = labels.read(ground_truth)
     else:

@@ -5,6 +5,9 @@ import pytest
 
 from asdjax.data import dcase
 from asdjax.data.audio import AudioInfo
+from asdjax.recipes import RECIPES
+from asdjax.stages.options import Options
+from asdjax.stages.recordings import prepare
 from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, InputError
 
 # per edition: path section split domain label attributes; "-" is None or ""
@@ -97,6 +100,145 @@ def test_the_csv_gives_attributes_in_three_spellings_only_where_the_name_has_non
     assert attributes == ["spd_1_mic_2", "spd_1.5", "spd_3", "spd_9_mic_1", "", "volt_1.5"]
 
 
+STEM = "section_00_source_train_normal_000"
+
+
+@pytest.mark.parametrize("names", [f"{STEM}0.wav", f"fan/train/{STEM}0.WAV", f"{STEM}0.flac"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "file_name,d1p,d1v\nNAME,v,1.5\n",
+        "File_Name;d1p;d1v\nNAME;v;1.5",
+        ",file_name,d1p,d1v\n0,NAME,v,1.5\n",
+    ],
+)
+def test_attributes_are_read_as_people_save_them(make_tree, write, names, text):
+    root = make_tree([f"fan/train/{STEM}0.wav"])
+    write("fan/attributes_00.csv", text.replace("NAME", names))
+    dataset = dcase.scan(root)
+    assert [clip.attributes for clip in dataset.clips] == ["v_1.5"]
+    assert dataset.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("file,d1p,d1v\n0,car,A1\n", "line 1: expected the columns file_name"),
+        (f"{STEM}0,car,A1\n", "line 1: expected the columns file_name"),
+        (f"file_name,d1p,d1v\n\n{STEM}0,volt,1,5\n", "line 3: expected 3 cells .*, got 4"),
+        (
+            f"file_name,d1p,d1v\n{STEM}0,car,A1\n{STEM}1,car,A2\n{STEM}0.wav,car,B9\n",
+            "attributes_00.csv line 4: expected the attributes car_A1 .* line 2, got car_B9",
+        ),
+        (f"file_name,d1p,d1v\n{STEM}7,car,A1\n", f"no row names a recording .* {STEM}7"),
+    ],
+)
+def test_wrong_attributes_are_refused_with_their_line(make_tree, write, text, problem):
+    root = make_tree([f"fan/train/{STEM}0.wav"])
+    write("fan/attributes_00.csv", text)
+    with pytest.raises(InputError, match=problem) as caught:
+        dcase.scan(root)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_equal_rows_and_hidden_attributes_of_absent_clips_are_no_matter(make_tree, write):
+    root = make_tree([f"fan/train/{STEM}0.wav", f"pump/train/{STEM}0_noAttribute.wav"])
+    write("fan/attributes_00.csv", f"file_name,d1p,d1v\n{STEM}0,car,A1\n{STEM}0.wav,car,A1\n")
+    write(
+        "pump/attributes_00.csv", f"file_name,d1p,d1v\n{STEM}8_noAttribute\n{STEM}9,noAttribute,\n"
+    )
+    dataset = dcase.scan(root)
+    assert [clip.attributes for clip in dataset.clips] == ["car_A1", ""]
+    assert dataset.notes == ()
+
+
+def test_rows_of_clips_that_were_not_downloaded_are_told(make_tree, write):
+    root = make_tree([f"fan/train/{STEM}0.wav", f"pump/train/{STEM}0.wav"])
+    rows = [f"{STEM}{i},car,A{i}" for i in range(7)]
+    for machine, some in (("fan", rows), ("pump", rows[:2])):
+        write(f"{machine}/attributes_00.csv", "\n".join(["file_name,d1p,d1v", *some]))
+    (line,) = dcase.scan(root).notes
+    assert line.startswith(f"attributes: 7 rows of csvs name clips that are not here: {STEM}1, ")
+    assert line.endswith(" and 2 more")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("attributes_0.csv", "Attributes_00.csv", "attributes_000.csv", "attribute_00.csv"),
+        *("train/attributes_00.csv", "labels.csv", "../attributes_00.csv", "../labels.csv"),
+    ],
+)
+def test_a_csv_that_looks_like_attributes_but_is_not_read_is_refused(make_tree, write, name):
+    root = make_tree([f"fan/train/{STEM}0.wav"])
+    write("fan/attributes_00.csv", f"file_name,d1p,d1v\n{STEM}0,car,A1\n")
+    write("fan/synthetic.csv", "")
+    (root / "fan" / name).resolve().write_text(f"file_name,d1p,d1v\n{STEM}0,car,A1\n")
+    with pytest.raises(InputError) as caught:
+        dcase.scan(root)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.startswith(f"- {(root / 'fan' / name).resolve()}: not read; ")
+
+
+@pytest.mark.parametrize("attributes", ["", "_spd_1V"])
+@pytest.mark.parametrize(
+    "mark", [" (1)", "(2)", " - Copy", " - Copy (2)", " - Kopie", " - Copie", "_copy", " copy 2"]
+)
+def test_a_copy_by_name_is_described_as_what_it_copies(make_tree, write, mark, attributes):
+    names = [f"fan/train/{STEM}0{attributes}{end}.wav" for end in ("", mark)]
+    root = make_tree([*names, f"fan/train/{STEM}1_copy.wav"])  # whose original is not there
+    write("fan/attributes_00.csv", f"file_name,d1p,d1v\n{STEM}0{attributes},spd,1V\n")
+    dataset = dcase.scan(root)
+    told = {clip.name: (clip.section, clip.attributes) for clip in dataset.clips}
+    assert told == {
+        f"{STEM}0{attributes}.wav": ("section_00", "spd_1V"),
+        f"{STEM}0{attributes}{mark}.wav": ("section_00", "spd_1V"),
+        f"{STEM}1_copy.wav": ("section_00", "copy"),
+    }
+    assert dataset.notes == (
+        f"1 copies by name, described as what they copy: {STEM}0{attributes}{mark}.wav",
+    )
+
+
+def test_a_copy_without_its_original_is_no_name_of_the_challenge(make_tree):
+    root = make_tree([f"fan/train/{STEM}0.wav", f"fan/test/{STEM}0 (1).wav"])
+    with pytest.raises(InputError, match=r"fan/test: 1 names that are not .*0 \(1\)\.wav"):
+        dcase.scan(root)
+
+
+def test_a_copied_test_clip_has_the_label_of_what_it_copies(make_tree, write):
+    names = "section_00_0000.wav,0\nsection_00_0001.wav,1\n"
+    root = evaluation_part(make_tree, write, names, names)
+    full = "section_00_target_test_anomaly_0001_spd_1V"
+    write(
+        "truth/ground_truth_attributes/ground_truth_fan_section_00_test.csv",
+        f"section_00_0001.wav,{full}.wav\n",
+    )
+    make_tree(["raw/fan/test/section_00_0001 (1).wav"])
+    clips = dcase.scan(root / "raw", root / "truth").select("test")
+    assert [(clip.name, clip.label, clip.full_name) for clip in clips] == [
+        ("section_00_0000.wav", NORMAL, ""),
+        ("section_00_0001 (1).wav", ANOMALY, ""),  # one file has the full name
+        ("section_00_0001.wav", ANOMALY, f"{full}.wav"),
+    ]
+
+
+def test_where_labels_come_from_is_told(make_tree, write):
+    names = "section_00_0000.wav,0\nsection_00_0001.wav,1\n"
+    root = evaluation_part(make_tree, write, names, names)
+    make_tree(["raw/pump/train/section_00_source_train_normal_0000.wav"])
+    make_tree(["raw/pump/test/section_00_source_test_anomaly_0000.wav"])
+    assert dcase.scan(root / "raw").notes == (
+        "labels: 0 normal, 1 anomaly from file names",
+        "labels: 2 test clips have none: section_00_0000.wav, section_00_0001.wav; "
+        "--ground-truth labels an evaluation set",
+    )
+    assert dcase.scan(root / "raw", root / "truth").notes == (
+        f"labels: 1 normal, 1 anomaly from {root / 'truth'}",
+        "labels: 0 normal, 1 anomaly from file names",
+    )
+
+
 def test_hidden_files_and_the_baselines_copies_are_not_clips(make_tree):
     root = make_tree(
         "fan/train/section_00_source_train_normal_0000.wav fan/test/section_00_0000.wav "
@@ -140,6 +282,44 @@ def test_two_editions_and_doubled_clips_are_refused(make_tree):
     assert dcase.scan(root / "dcase2024t2").year == 2024
     make_tree([name], "dcase2024t2/copies/dcase2025t2")
     assert dcase.scan(root / "dcase2024t2/copies/dcase2025t2").year == 2025  # the nearest wins
+
+
+@pytest.mark.parametrize(
+    ("below", "year"),
+    [
+        ("dcase2024t2/dev_data/raw", 2024),
+        ("DCASE2024T2/Eval_Data/RAW", 2024),
+        ("dcase2024t2/raw", 2024),
+        ("dcase2024t2", 2024),
+        ("dcase2024t2/dcase2025t2/raw", 2025),
+        ("dcase2024t2/mine", None),
+        ("dcase2024t2/mine/raw", None),
+        ("dcase2024t2_backup/raw", None),
+        ("old dcase2024t2/raw", None),
+        ("raw", None),
+    ],
+)
+def test_the_year_is_that_of_the_organisers_folder_alone(make_tree, monkeypatch, below, year):
+    root = make_tree([f"fan/train/{STEM}0.wav"], below) / below
+    assert dcase.scan(root).year == year
+    monkeypatch.chdir(root)
+    assert dcase.scan(".").year == year
+    monkeypatch.chdir(root / "fan")
+    assert dcase.scan("..").year == year
+
+
+def test_the_year_is_read_on_both_sides_of_a_link(make_tree):
+    root = make_tree([f"fan/train/{STEM}0.wav"], "dcase2024t2/raw")
+    (root / "data").symlink_to(root / "dcase2024t2" / "raw")
+    assert dcase.scan(root / "data").year == 2024
+    make_tree([f"fan/train/{STEM}0.wav"], "disk")
+    (root / "dcase2023t2").symlink_to(root / "disk")
+    assert dcase.scan(root / "dcase2023t2").year == 2023
+    make_tree(["disk/fan/test/section_00_0000.wav"])
+    assert prepare(RECIPES["frozen/logmel"].config, root / "dcase2023t2", Options()).year == 2023
+    (root / "dcase2022t2").symlink_to(root / "dcase2024t2")
+    with pytest.raises(InputError, match="expected one edition, got 2022, 2024"):
+        dcase.scan(root / "dcase2022t2")
 
 
 def test_wrong_directories_say_what_to_pass(make_tree, tmp_path):

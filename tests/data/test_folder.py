@@ -1,6 +1,10 @@
 import pytest
 
+from asdjax.__main__ import dispatch
 from asdjax.data import audio, dcase
+from asdjax.recipes import RECIPES
+from asdjax.stages.options import Options
+from asdjax.stages.recordings import prepare
 from asdjax.types import ANOMALY, NORMAL, InputError
 
 LABELS = {NORMAL: "normal", ANOMALY: "anomaly", None: "unknown"}
@@ -66,19 +70,161 @@ def test_labels_csv_of_the_folder_and_of_the_machine_win_over_names(make_tree, w
 @pytest.mark.parametrize(
     ("rows", "problem"),
     [
-        ("fan/test/x.wav,broken\n", "expected a label of normal, anomaly, 0, 1 .*x.wav,broken"),
-        ("fan/test/z.wav,0\n", "expected one recording fan/test/z.wav, got none"),
-        ("x.wav,0\n", "expected one recording x.wav, got several"),
-        ("fan/test/x.wav,0\nfan/test/x.wav,0\n", "got one named twice"),
+        (
+            "fan/test/x.wav,broken\n",
+            "line 2: expected a label of normal, anomaly, 0, 1 .*x.wav,broken",
+        ),
+        ("fan/test/x.wav,True\n", "line 2: expected a label of normal, anomaly, 0, 1 .*x.wav,True"),
+        (
+            "fan/test/x.wav,\u0661\n",
+            "line 2: expected a label of normal, anomaly, 0, 1 .*x.wav,\u0661",
+        ),
+        ("\n\nfan/test/z.wav,0\n", "line 4: expected one recording fan/test/z.wav, got none"),
+        ("x.wav,0\n", "line 2: expected one recording x.wav, got several"),
+        (",0\n", "line 2: expected one recording , got none"),
+        (
+            "fan/test/x.wav,0\nfan/test/x,0\n",
+            "line 3: expected one row for a recording, got another in .*labels.csv line 2",
+        ),
         ("fan/train/a.wav,1\n", "only normal clips in train/"),
-        ("fan/test/x.wav\n", "expected a label .*got fan/test/x.wav"),
+        (
+            "fan/test/x.wav\n",
+            "line 2: expected 2 cells as in the first line, got 1: fan/test/x.wav",
+        ),
+        ("fan/test/x.wav,1,5\n", "line 2: expected 2 cells as in the first line, got 3: "),
+        ("# by hand\n", "line 2: expected 2 cells"),
+        ("fan/test/x.wav;0\n", "line 2: expected 2 cells"),
+        ('"fan/test/x.wav,0\nfan/test/y.wav,0\n', "unexpected end of data"),
     ],
 )
-def test_a_wrong_row_is_refused(make_tree, write, rows, problem):
+def test_a_wrong_row_is_refused_with_its_line(make_tree, write, rows, problem):
     root = make_tree("fan/train/a.wav fan/test/x.wav pump/train/a.wav pump/test/x.wav")
     write("labels.csv", "file_name,label\n" + rows)
-    with pytest.raises(InputError, match=problem):
+    with pytest.raises(InputError, match=problem) as caught:
         dcase.scan(root)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "name,label",
+        "file_name,label,label",
+        "file_name,label,Domain,domain",
+        "file_name,,label",
+        "file_name",
+        "",
+    ],
+)
+def test_a_header_without_a_column_or_with_one_twice_is_refused(make_tree, write, header):
+    root = make_tree("fan/train/a.wav fan/test/x.wav")
+    write("labels.csv", f"{header}\n")
+    with pytest.raises(InputError, match=f"expected the columns file_name,label, .*got {header};"):
+        dcase.scan(root)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "File_Name,LABEL\na.wav,Anomaly\nb.wav,NORMAL\n",
+        " label , file_name\n1 , a.wav\n0, b.wav\n",
+        "file_name,label\na.wav,1.0\nb.wav,0.0\n",
+        "file_name,label\na.wav,abnormal\nb.wav,normal\n",
+        ",file_name,label\n0,a.wav,1\n1,b.wav,0\n",  # an index, as pandas writes it
+        "file_name,label,,\na.wav,1,,,\nb.wav,0\n",  # empty columns
+        "file_name;label\na.wav;1\nb.wav;0\n",
+        "file_name\tlabel\na.wav\t1\nb.wav\t0\n",
+        "\ufefffile_name,label\r\na.wav,1\r\nb.wav,0\r\n",
+        "file_name,label\na,1\nb.WAV,0\n",
+        "file_name,label\na.flac,1\n./fan/test/b.wav,0\n",
+        "file_name,label\nfan\\test\\a.wav,1\ntest/b.wav,0\n",
+        "file_name,label\nROOT/fan/test/a.wav,1\nROOT/fan/test/b.wav,0\n",
+    ],
+)
+def test_labels_csv_is_read_as_people_save_it(make_tree, write, text):
+    root = make_tree("fan/train/t.wav fan/test/a.wav fan/test/b.wav fan/test/c.wav")
+    write("labels.csv", text.replace("ROOT", str(root)))
+    labels = labels_of_test_clips(root)
+    assert list(labels.values()) == ["anomaly", "normal", "unknown"]
+
+
+def test_folders_in_a_name_choose_between_machines(make_tree, write, monkeypatch):
+    root = make_tree("fan/train/t.wav fan/test/x.wav pump/train/t.wav pump/test/x.wav")
+    write("labels.csv", f"file_name,label\nfan\\test\\x.wav,1\n{root}/pump/test/x.wav,0\n")
+    monkeypatch.chdir(root)
+    assert [clip.label for clip in dcase.scan(".").select("test")] == [ANOMALY, NORMAL]
+
+
+def test_the_suffix_chooses_between_two_recordings_of_one_name(make_tree, write):
+    root = make_tree("fan/train/t.wav fan/test/a.wav fan/test/a.flac")
+    write("labels.csv", "file_name,label\na.flac,1\na.wav,0\n")
+    assert labels_of_test_clips(root) == {"fan/test/a.flac": "anomaly", "fan/test/a.wav": "normal"}
+    write("labels.csv", "file_name,label\na,1\n")
+    with pytest.raises(InputError, match="one recording a, got several"):
+        dcase.scan(root)
+
+
+@pytest.mark.parametrize("name", ["l\u00fcfter", "lu\u0308fter"])
+@pytest.mark.parametrize("row", ["l\u00fcfter", "lu\u0308fter"])
+def test_a_letter_with_marks_is_one_however_it_is_written(make_tree, write, name, row):
+    root = make_tree(["fan/train/t.wav", f"fan/test/{name}.wav", "fan/test/ b.wav"])
+    write("labels.csv", f"file_name,label\n{row}.wav,1\n b.wav,0\n")
+    assert list(labels_of_test_clips(root).values()) == ["normal", "anomaly"]
+
+
+def test_a_european_csv_keeps_its_decimal_commas(make_tree, write):
+    root = make_tree("fan/train/a.wav fan/train/b.wav")
+    write("labels.csv", "file_name;label;attributes\na.wav;0;volt 1,5\nb.wav;0;volt 1,8\n")
+    assert [clip.attributes for clip in dcase.scan(root).clips] == ["volt 1,5", "volt 1,8"]
+
+
+def test_several_csvs_complete_each_other_and_an_empty_cell_changes_nothing(make_tree, write):
+    root = make_tree("fan/train/a.wav fan/test/x.wav fan/test/y.wav")
+    write("labels.csv", "file_name,label,domain,attributes\nfan/test/x,1,,speed 1\na,,source,\n")
+    write("fan/labels.csv", "file_name,label\nx,anomaly\na,0\n")
+    write("fan/train/labels.csv", "file_name,label,attributes\na,,speed 2\n")
+    write("fan/test/labels.csv", "file_name,label,domain,attributes\ny,0,,\ntest/x,,Target,\n")
+    told = [(c.name, c.label, c.domain, c.attributes) for c in dcase.scan(root).clips]
+    assert told == [
+        ("x.wav", ANOMALY, "target", "speed 1"),
+        ("y.wav", NORMAL, None, ""),
+        ("a.wav", NORMAL, "source", "speed 2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "first", "second"),
+    [("label", "0,,", "1,,"), ("domain", ",source,", ",target,"), ("attributes", ",,A1", ",,B9")],
+)
+def test_csvs_that_contradict_each_other_are_refused(make_tree, write, column, first, second):
+    root = make_tree("fan/train/a.wav fan/test/x.wav fan/test/y.wav")
+    header = "file_name,label,domain,attributes\n"
+    write("fan/labels.csv", header + f"x.wav,{first}\n")
+    write("labels.csv", header + f"y.wav,,,\nx.wav,{second}\n")
+    with pytest.raises(InputError) as caught:
+        dcase.scan(root)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert f"expected the {column} of {root}/fan/labels.csv line 2, which is x.wav,{first}" in line
+    assert f"{root}/labels.csv line 3: " in line
+    assert f"got x.wav,{second};" in line
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("Labels.csv", "label.csv", "labels (1).csv", "fan/LABELS.CSV", "fan/test/Label.csv"),
+        *("fan/attributes_00.csv", "attributes.csv"),
+    ],
+)
+def test_a_csv_that_looks_like_labels_but_is_not_read_is_refused(make_tree, write, name):
+    root = make_tree("fan/train/a.wav fan/test/x.wav")
+    write("notes.csv", "")
+    write("labels_of_colours.csv", "")
+    path = write(name, "file_name,label\nx.wav,1\n")
+    with pytest.raises(InputError) as caught:
+        dcase.scan(root)
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.startswith(f"- {path}: not read; ")
 
 
 def test_all_problems_of_folders_and_csvs_are_told_at_once(make_tree, write):
@@ -90,8 +236,8 @@ def test_all_problems_of_folders_and_csvs_are_told_at_once(make_tree, write):
     lines = str(caught.value).splitlines()[1:]
     assert len(lines) == 4
     assert "fan section_00: 1 clips but none to train on" in lines[0]
-    assert f"{root / 'labels.csv'}: expected columns file_name,label" in lines[1]
-    assert f"{root / 'pump/labels.csv'}: expected one recording not_there.wav" in lines[2]
+    assert f"{root / 'labels.csv'} line 1: expected the columns file_name,label" in lines[1]
+    assert f"{root / 'pump/labels.csv'} line 2: expected one recording not_there.wav" in lines[2]
     assert str(root / "pump/train/anomaly_1.wav") in lines[3]
 
 
@@ -99,9 +245,46 @@ def test_a_csv_that_is_no_text_and_a_ground_truth_for_own_names_are_refused(make
     root = make_tree("fan/train/a.wav")
     with pytest.raises(InputError, match=r"label your own recordings in labels\.csv"):
         dcase.scan(root, root)
-    (root / "labels.csv").write_bytes(b"\xff\xfe\x00label")
-    with pytest.raises(InputError, match=r"expected a csv file .*labels\.csv"):
+    (root / "labels.csv").write_text("file_name,label\na.wav,0\n", encoding="utf-16")
+    (root / "fan" / "labels.csv").write_text("file_name,label\nz.wav,0\n")
+    with pytest.raises(InputError) as caught:
         dcase.scan(root)
+    coding, row = sorted(str(caught.value).splitlines()[1:])[::-1]
+    assert "expected a csv file" in coding
+    assert f"{root}/labels.csv" in coding
+    assert "save it as csv in UTF-8" in coding
+    assert "fan/labels.csv line 2: expected one recording z.wav" in row
+
+
+def test_where_labels_come_from_is_told_and_what_is_not_used(make_tree, write):
+    root = make_tree(
+        "fan/train/normal_0.wav fan/test/normal_1.wav fan/test/normal_2.wav fan/test/anomaly_1.wav "
+        "fan/test/no_anomaly_3.wav fan/test/7.wav fan/test/x.wav fan/test/anomaly_9.wav"
+    )
+    write("labels.csv", "file_name,label,speed\nx,1,3\nanomaly_9,0,3\nnormal_0,0,4\n")
+    assert dcase.scan(root).notes == (
+        "labels: 2 normal, 1 anomaly from file names",
+        "labels: 1 normal, 1 anomaly from labels.csv",
+        "labels: 2 test clips have none: 7.wav, no_anomaly_3.wav; their names do not say normal or "
+        "anomaly for certain, so label them in labels.csv",
+        "labels.csv counts, not the word in the name: anomaly_9.wav",
+        "columns of labels.csv that are not read: speed",
+    )
+
+
+def test_a_run_and_a_look_at_the_folder_print_where_labels_come_from(make_tree, capsys):
+    root = make_tree("fan/train/a.wav fan/test/normal_1.wav fan/test/anomaly_1.wav")
+    line = "labels: 1 normal, 1 anomaly from file names\n"
+    for command in ("list", "verify"):
+        dispatch(["data", command, str(root)])
+        assert line in capsys.readouterr().err
+    prepare(RECIPES["frozen/logmel"].config, root, Options())
+    assert line in capsys.readouterr().err
+
+
+def test_a_doubtful_name_is_no_anomaly_in_train(make_tree):
+    root = make_tree("fan/train/no_anomaly_1.wav fan/train/normal_speed_rubbing_2.wav")
+    assert {clip.label for clip in dcase.scan(root).clips} == {NORMAL}
 
 
 SOURCE = "section_00_source_{}_{:04}.wav"  # challenge names, every clip of domain source

@@ -123,8 +123,8 @@ def test_all_wrong_rows_are_listed_at_once(tmp_path, write):
         ground_truth.read(tmp_path)
     lines = str(caught.value).splitlines()[1:]
     expected = (
-        "section_00_0000.wav is there twice",
-        "expected <name>.wav,<0 or 1>, got b.wav,2",
+        "line 2: section_00_0000.wav is there twice",
+        "line 3: expected <name>.wav,<0 or 1>, got b.wav,2",
         "section_00_0009.wav",
         "expected <name>.wav,<full name>, got section_00_0000.wav",
         "expected the name ground_truth_<machine>",
@@ -140,8 +140,10 @@ def test_wrong_rows_of_a_list_are_listed_at_once(write):
     with pytest.raises(InputError) as caught:
         ground_truth.read(file)
     before_machine, twice, strange = str(caught.value).splitlines()[1:]
+    assert "line 1: " in before_machine
     assert "got id_01_00000000.wav,normal_id" in before_machine
-    assert "fan id_01_00000000.wav is there twice" in twice
+    assert "line 4: fan id_01_00000000.wav is there twice" in twice
+    assert "line 5: " in strange
     assert "what.wav" in strange
 
 

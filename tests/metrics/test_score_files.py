@@ -149,6 +149,19 @@ def test_every_problem_is_listed_at_once(tmp_path):
     assert len(text.splitlines()) == 1 + 9
 
 
+@pytest.mark.parametrize("text", ["1_0", "1_000.5", "\u0661", "\uff11", "1e1_0"])
+@pytest.mark.parametrize("kind", ["anomaly_score", "decision_result"])
+def test_what_only_python_takes_for_a_number_is_refused(tmp_path, kind, text):
+    write(tmp_path, "anomaly_score_fan_section_00_test.csv", "x.wav,1\ny.wav,2\n")
+    write(tmp_path, f"{kind}_fan_section_00_test.csv", f"x.wav,1\ny.wav,{text}\n")
+    assert f"line 2 'y.wav,{text}'" in error_text(tmp_path)
+
+
+def test_a_quote_that_is_not_closed_hides_no_rows(tmp_path):
+    write(tmp_path, "anomaly_score_fan_section_00_test.csv", 'x.wav,1\n"y.wav,2\nz.wav,3\n')
+    assert "not a csv text file (unexpected end of data)" in error_text(tmp_path)
+
+
 def test_a_name_that_would_be_read_otherwise_is_not_written(tmp_path):
     for wrong in (scores("DCASE2024T2fan"), scores(section="00"), scores("up/fan")):
         with pytest.raises(InputError, match="cannot name a score file"):

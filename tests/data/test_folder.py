@@ -1,4 +1,5 @@
 import pytest
+import soundfile
 
 from asdjax.__main__ import dispatch
 from asdjax.data import audio, dcase
@@ -331,7 +332,9 @@ def test_training_clips_may_all_be_of_domain_source(make_tree, write):
 
 
 def test_one_recording_kept_as_wav_and_as_flac_is_two_clips_of_one_digest(make_tree):
-    clips = dcase.scan(make_tree("fan/train/a.wav fan/train/a.flac fan/test/x.wav")).clips
-    infos, _ = audio.verify([clip.path for clip in clips], "mean")
-    assert len(clips) == 3
-    assert len({info.digest for info in infos.values()}) == 1  # all of them are the same noise
+    root = make_tree("fan/train/a.wav fan/train/b.wav fan/test/x.wav")
+    wave, rate_hz = soundfile.read(root / "fan/train/a.wav", dtype="int16")
+    soundfile.write(root / "fan/train/a.flac", wave, rate_hz)
+    infos, _ = audio.verify([clip.path for clip in dcase.scan(root).clips], "mean")
+    assert len(infos) == 4
+    assert len({info.digest for info in infos.values()}) == 3

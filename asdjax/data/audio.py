@@ -104,7 +104,7 @@ def read_batch(
         raise InputError("\n".join(f"{path}: {problem}" for path, problem in problems.items()))
     waves, lengths = zip(*(loaded[path] for path in paths), strict=True)
     if any(wave.dtype != np.int16 for wave in waves):
-        waves = [_as_float(wave) for wave in waves]
+        waves = [to_float(wave) for wave in waves]
     return np.stack(waves), np.array(lengths, np.int32)
 
 
@@ -215,12 +215,12 @@ def _blocks(file: SoundFile, samples: int) -> Iterator[np.ndarray]:
     for start in range(0, samples, _BLOCK // file.channels):
         count = min(_BLOCK // file.channels, samples - start)
         block = file.read(count, dtype=dtype, always_2d=True)
-        yield block
         if len(block) < count:
             raise InputError(
                 f"expected {file.frames} samples as the header says, got {start + len(block)}: the "
                 "file is cut off; copy or download it again"
             )
+        yield block
 
 
 def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
@@ -235,7 +235,8 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
                 f"({min_samples / SAMPLE_RATE_HZ:g} s), got {samples}; remove the file or record "
                 "longer"
             )
-        content = Content(info.rate_hz, info.channels, info.subtype, channel)
+        md5 = containers.flac_md5(path) if file.format == "FLAC" else b""
+        content = Content(info.rate_hz, info.channels, info.subtype, channel, md5)
         for block in _blocks(file, info.samples):
             wave = _take(block, channel)
             content.add(block, wave)
@@ -264,7 +265,7 @@ def _read(path: Path, channel: Channel, samples: int | None = None) -> np.ndarra
         return wave
     import soxr
 
-    return soxr.resample(_as_float(wave), info.rate_hz, SAMPLE_RATE_HZ, quality="HQ")
+    return soxr.resample(to_float(wave), info.rate_hz, SAMPLE_RATE_HZ, quality="HQ")
 
 
 def _decode(
@@ -289,7 +290,7 @@ def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
     """Return one channel of samples `[N, channels]` as it is, or the mean of several as float32."""
     channels = data.shape[1]
     if channel == "mean" and channels > 1:
-        return _as_float(data).mean(axis=1)
+        return to_float(data).mean(axis=1)
     index = 0 if channel == "mean" else channel
     if not 0 <= index < channels:
         raise InputError(
@@ -304,7 +305,8 @@ def channels_of(count: int) -> str:
     return f"{count} channel{'s' if count > 1 else ''}"
 
 
-def _as_float(wave: np.ndarray) -> np.ndarray:
+def to_float(wave: np.ndarray) -> np.ndarray:
+    """Return samples with full scale 1.0; integers are taken as 16-bit PCM."""
     return wave / np.float32(32768) if wave.dtype == np.int16 else wave
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -41,6 +42,10 @@ _OTHERS = {
 }
 _FLAC_BITS = (8, 16, 24)  # those that libsndfile decodes
 _FLAC_BLOCK, _FLAC_FRAME = 65535, 11  # most samples and fewest bytes of a FLAC frame
+_FLAC_RATES = {  # of four bits in the header of a frame
+    **{1: 88_200, 2: 176_400, 3: 192_000, 4: 8000, 5: 16_000, 6: 22_050, 7: 24_000, 8: 32_000},
+    **{9: 44_100, 10: 48_000, 11: 96_000},
+}
 
 
 def check(file: BinaryIO) -> None:
@@ -103,10 +108,10 @@ def _check_wav(file: BinaryIO, end: int, kind: bytes) -> None:
             break
     else:
         raise InputError("expected samples, got a wav without any; copy or download it again")
-    _check_format(form)
+    frame_bytes = _check_format(form)
     if kind == b"RF64" and size == _UNKNOWN:
         size = long_size
-    _check_size(file, size, end, may_stream=kind == b"RIFF")
+    _check_size(file, size, end, frame_bytes, may_stream=kind == b"RIFF")
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -118,7 +123,8 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         file.seek(following)
 
 
-def _check_format(form: bytes) -> None:
+def _check_format(form: bytes) -> int:
+    """Return the bytes of one sample of all channels."""
     if len(form) < 16:
         raise InputError("expected a format before the samples, got none; copy the file again")
     tag, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack("<HHIIHH", form[:16])
@@ -135,9 +141,10 @@ def _check_format(form: bytes) -> None:
             f"{bits} bits, but {frame_bytes} bytes in a frame and {bytes_per_s} in a second; find "
             "out which is true and rewrite the file, e.g. with sox"
         )
+    return frame_bytes
 
 
-def _check_size(file: BinaryIO, size: int, end: int, may_stream: bool) -> None:
+def _check_size(file: BinaryIO, size: int, end: int, frame_bytes: int, may_stream: bool) -> None:
     """Check the size of the samples, which begin where the file stands."""
     start = file.tell()
     present = end - start
@@ -158,6 +165,11 @@ def _check_size(file: BinaryIO, size: int, end: int, may_stream: bool) -> None:
                 "behind them; rewrite it, e.g. with ffmpeg"
             )
         return
+    if size % frame_bytes:
+        raise InputError(
+            f"expected whole samples of {frame_bytes} bytes in all channels, got {size} bytes: the "
+            "header is damaged; copy or download the file again"
+        )
     behind = present - size
     if not any(_is_no_sound(file, start + size + pad, end) for pad in {0, size % 2}):
         raise InputError(
@@ -204,11 +216,11 @@ def _is_name(name: bytes) -> bool:
 
 def _check_flac(file: BinaryIO, end: int) -> None:
     """Check the first block of a FLAC file, which stands behind its first 4 bytes."""
-    info = file.read(38)[4:]
+    last, info = file.read(4)[:1], file.read(34)
     if len(info) < 34:
         raise InputError("expected a FLAC header, got a part of one; copy or download it again")
     fields = int.from_bytes(info[10:18])  # 20 bits rate, 3 channels, 5 bits per sample, 36 samples
-    bits, samples = (fields >> 36 & 0x1F) + 1, fields & 0xFFFFFFFFF
+    rate_hz, bits, samples = fields >> 44, (fields >> 36 & 0x1F) + 1, fields & 0xFFFFFFFFF
     if bits not in _FLAC_BITS:
         raise InputError(f"expected FLAC of 8, 16 or 24 bits, got {bits}; {_convert()}")
     if samples == 0:
@@ -221,3 +233,37 @@ def _check_flac(file: BinaryIO, end: int) -> None:
             f"expected a number of samples that {end} bytes can hold, got {samples}: the header is "
             "damaged; copy or download the file again"
         )
+    if (of_frame := _flac_frame_rate(file, bool(last[0] & 0x80))) not in (None, rate_hz):
+        raise InputError(
+            f"expected {of_frame} Hz in the FLAC header as in the first frame, got {rate_hz}: the "
+            "header is damaged; copy or download the file again"
+        )
+
+
+def flac_md5(path: Path) -> bytes:
+    """Return the MD5 that a FLAC file says its samples have, b"" if it says none."""
+    with path.open("rb") as file:
+        _skip_id3(file)
+        md5 = file.read(42)[26:]
+    return md5 if any(md5) else b""
+
+
+def _flac_frame_rate(file: BinaryIO, last: bool) -> int | None:
+    """Return the rate that the first frame says, None where it says none; `last`: it is next."""
+    while not last:
+        head = file.read(4)
+        if len(head) < 4:
+            return None
+        last = bool(head[0] & 0x80)
+        file.seek(int.from_bytes(head[1:]), 1)
+    head = file.read(9)  # sync, sizes, channels, number 0, and up to two bytes of size and of rate
+    if len(head) < 9 or head[0] != 0xFF or head[4] != 0:
+        return None
+    size, code = head[2] >> 4, head[2] & 0xF
+    value = head[5 + {6: 1, 7: 2}.get(size, 0) :]
+    explicit = {
+        12: 1000 * value[0],
+        13: int.from_bytes(value[:2]),
+        14: 10 * int.from_bytes(value[:2]),
+    }
+    return (_FLAC_RATES | explicit).get(code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import numpy as np
@@ -24,11 +25,15 @@ class Content:
     Args:
         rate_hz, channels, subtype: of the file.
         channel: the index of the channel that is used, or "mean".
+        md5: that the file says its samples have; b"" if it says none.
     """
 
-    def __init__(self, rate_hz: int, channels: int, subtype: str, channel: int | str):
+    def __init__(
+        self, rate_hz: int, channels: int, subtype: str, channel: int | str, md5: bytes = b""
+    ):
         import xxhash
 
+        self._subtype, self._told_md5, self._md5 = subtype, md5, hashlib.md5(usedforsecurity=False)
         self.rate_hz, self.channels, self.channel = rate_hz, channels, channel
         self.step = _STEP.get(subtype, _SMALLEST_STEP)
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
@@ -39,13 +44,16 @@ class Content:
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
         """Look at the next samples `[n, C]`, int16 or float32, and what is used of them, `[n]`."""
         self._hash.update(block)
+        if self._told_md5:
+            self._md5.update(_pcm(block, self._subtype))
         if not self._kind:
             self._kind = block.dtype.str[1:]
             self._frames = _some_frames(wave, self.rate_hz)
         every = [wave]
         if self.channels > 1:
             every += list(np.ascontiguousarray(block.T))
-            power = np.array([_float(x).var(dtype=np.float32) for x in every])
+            with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
+                power = np.array([_float(x).var(dtype=np.float32) for x in every])
             self._power = self._power + len(block) * power.astype(np.float64)
         self._low = np.minimum(self._low, [_float(x.min()) for x in every])
         self._high = np.maximum(self._high, [_float(x.max()) for x in every])
@@ -62,6 +70,11 @@ class Content:
 
     def refuse(self) -> None:
         """Raise an InputError if the samples are no sound that a score could mean something of."""
+        if self._told_md5 not in (b"", self._md5.digest()):
+            raise InputError(
+                "expected the samples whose MD5 is in the FLAC header, got others, or a part of "
+                "them: the file is damaged; copy or download it again"
+            )
         loudest = max(abs(self._low[0]), abs(self._high[0]))
         if not np.isfinite(loudest):
             raise InputError("expected numbers, got NaN or infinite samples; export the file again")
@@ -134,6 +147,15 @@ def bandwidth(frames: np.ndarray, rate_hz: int) -> int:
     fall[: _LOWEST_EDGE_HZ // BAND_HZ - 4] = 0
     at = int(fall.argmax())
     return (at + 4) * BAND_HZ if fall[at] >= _EDGE_DB else highest
+
+
+def _pcm(block: np.ndarray, subtype: str) -> bytes:
+    """Return the bytes of samples of which FLAC takes the MD5."""
+    if block.dtype == np.int16:
+        return block.astype("<i2", copy=False).tobytes()
+    width = {"PCM_S8": 1, "PCM_24": 3}[subtype]
+    whole = (block.astype(np.float64) * 2 ** (8 * width - 1)).astype("<i4")
+    return whole.view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
 
 
 @lru_cache

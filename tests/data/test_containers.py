@@ -87,7 +87,8 @@ def test_an_odd_number_of_bytes_may_lack_its_padding(tmp_path):
 
 WRONG = {
     "size of the first second": (wav(size=8000), "got 8000 bytes before 24000 others"),
-    "size of one byte": (wav(size=1), "got 1 bytes before 31999 others"),
+    "size of one byte": (wav(size=1), "got 1 bytes: the header is damaged"),
+    "size of no whole samples": (wav(size=31_999), "got 31999 bytes: the header is damaged"),
     "size that wrapped": (wav(size=0, sound=SOUND), "got 0 before 32000 bytes"),
     "sound behind text": (wav(size=8000, sound=SOUND[:8000], after=TEXT + SOUND), "32034 others"),
     "second data chunk": (
@@ -165,9 +166,11 @@ def flac(tmp_path) -> Path:
     return path
 
 
-def set_fields(path: Path, *, bits: int | None = None, samples: int | None = None) -> None:
+def set_fields(path: Path, *, rate_hz=None, bits=None, samples=None) -> None:
     content = bytearray(path.read_bytes())
     fields = int.from_bytes(content[18:26], "big")
+    if rate_hz is not None:
+        fields = fields & ~(0xFFFFF << 44) | rate_hz << 44
     if bits is not None:
         fields = fields & ~(0x1F << 36) | (bits - 1) << 36
     if samples is not None:
@@ -196,6 +199,33 @@ def test_a_number_of_samples_that_no_such_file_can_hold_asks_for_no_memory(flac)
 def test_a_number_of_samples_above_those_in_the_file_is_refused(flac, samples):
     set_fields(flac, samples=samples)
     assert "expected" in audio.verify([flac], 0)[1][flac]
+
+
+@pytest.mark.parametrize("rate_hz", [8000, 16_000, 44_100, 48_000, 11_025, 12_000, 655_350 // 5])
+def test_flac_whose_header_and_frames_have_two_rates_is_refused(tmp_path, rate_hz):
+    path = tmp_path / "a.flac"
+    soundfile.write(path, PCM, rate_hz)
+    assert audio.verify([path], 0)[1] == {}
+    set_fields(path, rate_hz=rate_hz + 300)
+    assert f"expected {rate_hz} Hz in the FLAC header as in the first frame" in reason(path)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_flac_of_which_a_part_would_be_read_is_refused(tmp_path, subtype, channels):
+    """By its MD5, which it need not have."""
+    path = tmp_path / "a.flac"
+    soundfile.write(path, np.stack([PCM, PCM[::-1]], 1)[:, :channels], 16_000, subtype)
+    assert audio.verify([path], 0)[1] == {}
+    set_fields(path, samples=8000)
+    assert (
+        "expected the samples whose MD5 is in the FLAC header" in audio.verify([path], 0)[1][path]
+    )
+    set_fields(path, samples=len(PCM))
+    content = bytearray(path.read_bytes())
+    content[26:42] = bytes(16)
+    path.write_bytes(content)
+    assert audio.verify([path], 0)[1] == {}
 
 
 def test_flac_under_the_name_of_a_wav_is_read(flac):

@@ -59,6 +59,9 @@ def data(tmp_path_factory) -> Path:
     return two_machines(tmp_path_factory.mktemp("machines"))
 
 
+HEADER = Header("beats", asdict(BeatsConfig.base()))
+
+
 def system_of(*paths: Path):
     """Return a system with a head for all encoders and one for each."""
     head = HeadConfig(Margin("arcface", 0.2, 10.0), branch_weights=(1 / len(paths),) * len(paths))
@@ -68,7 +71,7 @@ def system_of(*paths: Path):
 def test_what_a_system_depends_on_is_the_content_of_the_weights_of_every_encoder(data, tmp_path):
     one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
     for i, path in enumerate((one, two)):
-        weights_file.save(path, {"a": np.full(3, i, np.float32)}, Header("beats", {}))
+        weights_file.save(path, {"a": np.full(3, i, np.float32)}, HEADER)
 
     def prepared(*paths: Path) -> folder.Run:
         return recordings.prepare(system_of(*paths), data, Options())
@@ -83,7 +86,7 @@ def test_what_a_system_depends_on_is_the_content_of_the_weights_of_every_encoder
     before = key(one, two)
     assert key(shutil.copy(one, tmp_path / "elsewhere.safetensors"), two) == before
     for path in (one, two):
-        weights_file.save(path, {"a": np.full(3, 7, np.float32)}, Header("beats", {}))
+        weights_file.save(path, {"a": np.full(3, 7, np.float32)}, HEADER)
         assert key(one, two) != before
         before = key(one, two)
 

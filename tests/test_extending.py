@@ -116,6 +116,9 @@ class Chunks:
         wave = wave.astype(jnp.float32)[:, : self.token_count(wave.shape[1]) * self.chunk]
         return wave.reshape(len(wave), -1, self.chunk)
 
+    def clip_bytes(self, samples):
+        return 16 * samples
+
     def token_count(self, samples):
         return samples // self.chunk
 

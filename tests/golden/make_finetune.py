@@ -52,6 +52,13 @@ def normalized_mel(wave: torch.Tensor) -> torch.Tensor:
     return (log_mel(wave, hann**0.85) - 15.41663) / (2 * 6.55582)
 
 
+def without_offset(wave: torch.Tensor) -> torch.Tensor:
+    """Return `[B, N]`, each clip without the mean over its length, zeros behind `LENGTHS`."""
+    inside = torch.arange(wave.shape[1])[None] < torch.tensor(LENGTHS)[:, None]
+    mean = wave.sum(1) / torch.tensor(LENGTHS)  # behind them are zeros
+    return torch.where(inside, wave - mean[:, None], 0)
+
+
 def log_mel(wave: torch.Tensor, taper: torch.Tensor) -> torch.Tensor:
     """Return `[..., T, 128]` from `[..., N]`, Kaldi's filter bank with a window `[400]`."""
     frames = wave.unfold(-1, 400, 160)
@@ -355,7 +362,8 @@ def main() -> None:
     assert np.abs(again - stored["mask_out"]).max() < 1e-5
 
     wave = waves()
-    mel = normalized_mel(torch.tensor(wave).double()).float()
+    sound = torch.tensor(wave).double()
+    mel, masked_mel = (normalized_mel(x).float() for x in (sound, without_offset(sound)))
     adapted = ("q_proj.weight", "v_proj.weight", "out_proj.weight")
     targets = [name.removesuffix(".weight") for name in base if name.endswith(adapted)]
     rng = np.random.default_rng(SEED)
@@ -371,7 +379,7 @@ def main() -> None:
     }
     cases = {
         "full": ({}, base | head, mel, None),
-        "masked": ({}, base | head, mel, padding),
+        "masked": ({}, base | head, masked_mel, padding),
         "lora": (base, lora | head, mel, None),
     }
     written |= start(head | lora) | run(cases, backbone, adamw)

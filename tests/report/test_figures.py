@@ -121,7 +121,7 @@ def test_recordings_that_moved_cost_their_spectrograms_alone(scored, tmp_path):
     files, (note,) = write(tmp_path, *scored, lambda path: audio.read(path, 0))
     assert files == ["histograms.png", "roc.png"]
     assert note.startswith("not in the figures: fan/test/1.wav, fan/test/3.wav, fan/test/2.wav and")
-    assert "1 more: expected a wav or flac recording, got" in note
+    assert "1 more: expected a wav or FLAC recording, got" in note
     assert "No such file" in note
     assert "\n" not in note
 

@@ -24,6 +24,7 @@ from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, stages
+from asdjax.stages.lock import locked
 from asdjax.stages.recordings import refuse_broken
 from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError
@@ -52,13 +53,14 @@ def run(given: arguments.Arguments) -> None:
     out = given.places["out"]
     combining.refuse_run(out)
     folders = {name: (given.places["runs"] or out / "members") / name for name in given.members}
-    with audio.kept_in_memory():
+    with locked(out), audio.kept_in_memory():
         for name, system in given.members.items():
             console.note(f"member {name}")
             others = tuple(path for other, path in folders.items() if other != name)
             own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
             stages.run(system, given.places["data"], folders[name], **own)
-    combining.ensemble(list(folders.values()), given.config.ensemble, out, given.options["force"])
+        runs = list(folders.values())
+        combining.combine_members(runs, given.config.ensemble, out, given.options["force"])
 
 
 def train(given: arguments.Arguments) -> None:
@@ -290,7 +292,7 @@ def main() -> None:
         console.note(INTERRUPTED)
         _end_by(*interrupted.args or (signal.SIGINT,))
     except SystemExit as left:
-        if left.code == TERMINATED:  # a training that is saved
+        if left.code == TERMINATED and devices.leads():  # a training that is saved
             console.note(INTERRUPTED)
         raise
 

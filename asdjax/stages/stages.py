@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import ExitStack, nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from asdjax.stages import embed as embedding
 from asdjax.stages import folder, pseudo_labels
 from asdjax.stages import train as training
 from asdjax.stages.folder import MODEL, SCORES, Run
+from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
 from asdjax.types import Clip, InputError, Scores
@@ -50,14 +51,15 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
       The official numbers, an empty list where labels are missing.
     """
     out, options = Path(out), Options(**options)
-    with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
-        made = _prepare(system, data, out, options)
-        if system.train is not None:
-            training.train(made, out, options)
-        folder.save(out, made)
-        embedding.embed(made, out, made.groups, options)
-    _score(made, out, options.force)
-    return _report(made, out, options.force)
+    with locked(out):
+        with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
+            made = _prepare(system, data, out, options)
+            if system.train is not None:
+                training.train(made, out, options)
+            folder.save(out, made)
+            embedding.embed(made, out, made.groups, options)
+        _score(made, out, options.force)
+        return _report(made, out, options.force)
 
 
 def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
@@ -68,8 +70,11 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     if system.train is None:
         raise InputError("this system has nothing to train; use `run`")
     out, options = Path(out), Options(**options)
-    # Several processes check the same files and note the same: the first prints it, errors all.
-    with nullcontext() if leads() else redirect_stderr(io.StringIO()):
+    with ExitStack() as stack:
+        # Several processes check the same files and note the same: the first prints it, errors all.
+        stack.enter_context(nullcontext() if leads() else redirect_stderr(io.StringIO()))
+        with together("--out"):
+            stack.enter_context(locked(out) if leads() else nullcontext())
         with together("recordings"):
             made = _checked(system, data, out, options)
         made = pseudo_labels.with_labels(made, out, options)
@@ -79,10 +84,11 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
 def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments."""
     out, options = Path(out), Options(**options)
-    made = _prepare(system, data, out, options, trains=False)
-    embedding.refuse_untrained(made, out)
-    folder.save(out, made)
-    embedding.embed(made, out, made.groups, options)
+    with locked(out):
+        made = _prepare(system, data, out, options, trains=False)
+        embedding.refuse_untrained(made, out)
+        folder.save(out, made)
+        embedding.embed(made, out, made.groups, options)
 
 
 def score(out: Path, scorer: Any = None) -> None:
@@ -93,15 +99,17 @@ def score(out: Path, scorer: Any = None) -> None:
       scorer: in place of the run's own, and recorded as the run's; None: its own.
     """
     out = Path(out)
-    made = folder.load(out)
-    if scorer is not None:
-        made = replace(made, system=replace(made.system, scorer=scorer))
-    _score(made, out, force=True)
+    with locked(out):
+        made = folder.load(out)
+        if scorer is not None:
+            made = replace(made, system=replace(made.system, scorer=scorer))
+        _score(made, out, force=True)
 
 
 def report(out: Path) -> list[Metric]:
     """Write `results.csv`, `skipped.csv` and figures, and print the official numbers."""
-    return _report(folder.load_scored(Path(out)), Path(out), force=True)
+    with locked(Path(out)):
+        return _report(folder.load_scored(Path(out)), Path(out), force=True)
 
 
 def _prepare(

@@ -221,12 +221,14 @@ def test_a_model_that_was_changed_is_not_replaced(copied, ran, command):
 def test_a_lost_list_of_finished_work_loses_no_training(copied, command, capsys):
     """The model says itself what it was trained on."""
     (copied / "finished.json").unlink()
+    (copied / "checkpoints" / "step_36").mkdir(parents=True)
     before = times(copied, "model.safetensors")
     code, said = command("train", copied, "--train.batch", 6)
     assert code == 1
     assert "train.batch: 12 before, 6 now" in said
     assert command("train", copied) == (0, "")
     assert "already trained" in capsys.readouterr().err
+    assert not (copied / "checkpoints").exists()
     assert command("embed", copied) == (0, "")
     assert times(copied, "model.safetensors") == before
 

@@ -31,6 +31,7 @@ from asdjax.scoring.score import threshold
 from asdjax.stages import embed as embedding
 from asdjax.stages import folder, pseudo_labels
 from asdjax.stages import train as training
+from asdjax.stages.earlier import note_changes, refuse_another
 from asdjax.stages.folder import MODEL, SCORES, Run
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
@@ -116,12 +117,19 @@ def _prepare(
     system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
 ) -> Run:
     """Return the run, with its recordings checked and the labels that its training needs."""
-    return pseudo_labels.with_labels(_checked(system, data, out, options), out, options, trains)
+    made = _checked(system, data, out, options)
+    if not options.force:
+        note_changes(out, made)
+    return pseudo_labels.with_labels(made, out, options, trains)
 
 
 def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+    """Return the run, with its recordings checked, which may work in the folder."""
     folder.refuse_others(out, options.force)
-    return prepare(system, data, options)
+    made = prepare(system, data, options)
+    if not options.force:
+        refuse_another(out, made)
+    return made
 
 
 def _score(made: Run, out: Path, force: bool = False) -> None:

@@ -83,7 +83,7 @@ def _changes(before: Run, now: Run) -> Iterator[tuple[str, bool]]:
         kinds = {"new": new, "gone": gone, "of other content": other}
         told = [f"{len(n)} {kind} ({preview(sorted(n), MOST)})" for kind, n in kinds.items() if n]
         if told:
-            added = where.startswith("test") and bool(old) and not (gone or other)
+            added = where.startswith("test") and not (gone or other)
             yield f"{where}: {', '.join(told)}", added
 
 

@@ -36,7 +36,7 @@ from asdjax.stages.folder import MODEL, SCORES, Run
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
-from asdjax.types import Clip, InputError, Scores
+from asdjax.types import Clip, InputError, Scores, preview
 
 
 def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
@@ -263,10 +263,26 @@ def evaluate(
         clips = labels.read(ground_truth)
     else:
         raise InputError("expected the recordings (data) or labels (ground_truth), got neither")
-    metrics = official.evaluate(score_files.load(Path(scores)), clips, year)
+    found = score_files.load(Path(scores))
+    _refuse_undecided(Path(scores), found)
+    metrics = official.evaluate(found, clips, year)
     if out is not None:
         write_results(out, metrics)
     return metrics
+
+
+def _refuse_undecided(where: Path, found: Sequence[Scores]) -> None:
+    """Refuse files of which some have decisions and others, such as of a stopped run, have none."""
+    limits = folder.load_thresholds(where)  # written last; lists those that have decisions
+    lacking = [
+        score_files.file_name(score_files.DECISION, one)
+        for one in found
+        if one.decisions is None and (not limits or (one.machine, one.section) in limits)
+    ]
+    if lacking and any(one.decisions is not None for one in found):
+        raise InputError(
+            f"{where} is not complete: no {preview(lacking)}; add it, or score the run again"
+        )
 
 
 def write_results(path: Path, metrics: Sequence[Metric]) -> None:

@@ -27,15 +27,16 @@ def refuse_another(out: Path, run: Run) -> None:
       InputError: lists what differs.
     """
     trains, trained = run.system.train is not None, (out / MODEL).exists()
-    training, lines = not trained and any(out.glob("checkpoints/step_*")), []
-    if not trains and (trained or training):
+    unfinished = not trained and any(out.glob("checkpoints/step_*"))
+    lines = []
+    if not trains and (trained or unfinished):
         lines = ["a training before, a system without training now"]
-    elif _is_embedded(out) and not training:
+    elif _is_embedded(out) and not unfinished:  # which says itself what it is of
         before = load(out)
         lines = differences(_described(before, _version(out)), _described(run, __version__))
         lines += [line for line, added in _changes(before, run) if not added]
         if trained and not all(line.startswith("test") for line in lines):
-            return  # the training refuses it with all that differs, as it does while unfinished
+            return  # the finished training says it, with all that differs in its settings
     if lines:
         raise InputError(
             f"{out} holds the work of another run:\n  " + "\n  ".join(lines) + "\nchoose another "

@@ -64,8 +64,8 @@ def _lock(file: TextIO, path: Path) -> bool:
             file.seek(0)
             other = file.read() or "another process"
         raise InputError(
-            f"{path.parent} is in use by {other}; wait until that command ends, stop it, or choose "
-            "another --out"
+            f"{path.parent} is in use by {other}; wait until that command ends, stop it, or use "
+            "another folder"
         ) from error
     except (ImportError, OSError) as error:  # not on this system, not on this disk
         console.note(f"{path.parent} cannot be locked ({error}): give one command there at a time")

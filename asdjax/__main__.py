@@ -24,8 +24,12 @@ from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, recordings, stages
+from asdjax.stages.lock import locked
+from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError
 from asdjax.version import __version__
+
+INTERRUPTED = "interrupted; what is finished is kept: give the same command to continue"
 
 
 def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
@@ -48,13 +52,14 @@ def run(given: arguments.Arguments) -> None:
     out = given.places["out"]
     combining.refuse_run(out)
     folders = {name: (given.places["runs"] or out / "members") / name for name in given.members}
-    with audio.kept_in_memory():
+    with locked(out), audio.kept_in_memory():
         for name, system in given.members.items():
             console.note(f"member {name}")
             others = tuple(path for other, path in folders.items() if other != name)
             own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
             stages.run(system, given.places["data"], folders[name], **own)
-    combining.ensemble(list(folders.values()), given.config.ensemble, out, given.options["force"])
+        runs = list(folders.values())
+        combining.combine_members(runs, given.config.ensemble, out, given.options["force"])
 
 
 def train(given: arguments.Arguments) -> None:
@@ -275,23 +280,38 @@ COMMANDS: dict[str, Callable] = {
 def main() -> None:
     """Run the command line; exit with 1 for a mistake in the input (one message), 2 in the command.
 
-    Ctrl-C ends the process by its signal, 130 in a shell.
+    Ctrl-C, SIGTERM and a closed pipe end the process by their signal: 130, 143, 141 in a shell.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # file names need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
+            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         dispatch(sys.argv[1:])
     except InputError as error:
         sys.exit(f"asdjax: {error}")
+    except BrokenPipeError:  # such as `head` has read enough
+        _end_by(signal.SIGPIPE)
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"asdjax: {error.strerror or error}{where}; finished files are kept")
-    except KeyboardInterrupt:
-        console.note("interrupted; what is finished is kept: give the same command to continue")
-        # An orderly exit would first compute the batches that the device already has.
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as interrupted:
+        console.note(INTERRUPTED)
+        _end_by(*interrupted.args or (signal.SIGINT,))
+    except SystemExit as left:
+        if left.code == TERMINATED and devices.leads():  # a training that is saved
+            console.note(INTERRUPTED)
+        raise
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _end_by(number: int) -> None:
+    """End as a signal ends a program; an orderly exit would first compute what the device has."""
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
 
 
 def dispatch(args: list[str]) -> None:

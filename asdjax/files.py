@@ -17,6 +17,8 @@ from pathlib import Path
 
 from asdjax.types import CONTENT, InputError
 
+TEMPORARY = ".*." + 8 * "[0-9a-f]" + ".tmp"  # what `atomic` writes before it is complete
+
 
 @contextlib.contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:

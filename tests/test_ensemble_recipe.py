@@ -154,7 +154,7 @@ def test_recordings_of_other_content_are_other_recordings(data, recipes, tmp_pat
     path = next((copy / "fan" / "test").iterdir())
     wave, rate = soundfile.read(path, dtype="int16")
     soundfile.write(path, wave[::-1], rate, "PCM_16")  # as long as before
-    stages.run(MEMBERS["test/two"], copy, two)
+    stages.run(MEMBERS["test/two"], copy, two, force=True)
     with pytest.raises(InputError, match=f"recordings of other content.*{path.name}"):
         command_line.dispatch([*words, "--force"])
 

@@ -13,6 +13,7 @@ from asdjax.recipes import RECIPES
 from asdjax.scoring.knn import Knn
 from asdjax.stages import stages
 from asdjax.train.config import Train
+from asdjax.types import InputError
 
 SYSTEM = RECIPES["frozen/logmel"].config
 FIRST = "scores/anomaly_score_fan_section_00_test.csv"
@@ -78,7 +79,11 @@ def test_other_recordings_of_equal_name_size_and_time_are_others(asked, out, fin
         for path, sound in zip((normal, anomaly), sounds, strict=True):
             path.write_bytes(sound)
             os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    results = {(m.machine, m.metric): m.value for m in stages.run(system, copied, out)}
+    before = times(out)
+    with pytest.raises(InputError, match=r"test clips of fan section_00: 12 of other content"):
+        stages.run(system, copied, out)
+    assert times(out) == before
+    results = {(m.machine, m.metric): m.value for m in stages.run(system, copied, out, force=True)}
     assert (results["fan", "auc_source"], results["pump", "auc_source"]) == (0, 1)
     assert (out / FIRST).read_text() != (finished / FIRST).read_text()
 

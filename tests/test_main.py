@@ -1,7 +1,9 @@
 """The command line: what it prints, its exit codes, and one clear message for each mistake."""
 
+import contextlib
 import errno
 import json
+import os
 import re
 import shutil
 import signal
@@ -273,25 +275,58 @@ def test_an_empty_folder_is_refused(call, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_and_a_full_disk_end_with_a_message(call, made, tmp_path, monkeypatch):
-    words = ["run", "frozen/logmel", "--data", made, "--out", tmp_path / "run"]
+@pytest.fixture
+def ended(monkeypatch):
+    """The signals that the command line ends by, in place of its end."""
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)}
+    found = []
 
-    def interrupt(*_):
-        raise KeyboardInterrupt
+    def end(number):
+        assert signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, handlers[number])
+        found.append(number)
 
+    monkeypatch.setattr(command_line.signal, "raise_signal", end)
+    yield found
+    signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_a_message(call, made, tmp_path, monkeypatch, ended, number):
+    monkeypatch.setattr(embed, "load_batches", lambda *_: os.kill(os.getpid(), number))
+    _, _, err = call("run", "frozen/logmel", "--data", made, "--out", tmp_path / "run")
+    assert ended == [number]
+    assert "finished is kept: give the same command to continue" in err
+
+
+def test_a_training_that_was_saved_ends_with_the_same_message(call, made, monkeypatch):
+    def terminated(*_, **__):
+        raise SystemExit(143)
+
+    monkeypatch.setattr(command_line.stages, "train", terminated)
+    code, _, err = call("train", "small/dual", "--data", made, "--out", "run")
+    assert code == 143
+    assert "finished is kept: give the same command to continue" in err
+
+
+@pytest.mark.parametrize("words", [["recipes"], ["run", "small/dual", "--help"], ["--help"]])
+def test_a_closed_pipe_ends_without_a_word(call, ended, words):
+    read, write = os.pipe()
+    os.close(read)
+    pipe = os.fdopen(write, "w")
+    with contextlib.redirect_stdout(pipe):
+        _, _, err = call(*words)
+    assert (ended, err) == ([signal.SIGPIPE], "")
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+
+
+def test_a_full_disk_ends_with_a_message(call, made, tmp_path, monkeypatch):
     def full(file, **arrays):
         raise OSError(errno.ENOSPC, "No space left on device", file.name)
 
-    with monkeypatch.context() as patch:
-        signals = []
-        patch.setattr(embed, "load_batches", interrupt)
-        patch.setattr(command_line.signal, "signal", lambda *_: None)
-        patch.setattr(command_line.signal, "raise_signal", signals.append)
-        _, _, err = call(*words)
-        assert signals == [signal.SIGINT]
-        assert "give the same command" in err
     monkeypatch.setattr(np, "savez", full)
-    code, _, err = call(*words)
+    code, _, err = call("run", "frozen/logmel", "--data", made, "--out", tmp_path / "run")
     assert code == 1
     assert "is full: free some space" in err
     assert "fan_section_00" in err

@@ -117,15 +117,17 @@ def test_evaluating_the_score_files_gives_the_results_of_the_run(finished, made,
     assert values(tmp_path / "again.csv") == values(finished / "results.csv")
 
 
-def test_what_is_embedded_is_kept_until_something_changes(data, tmp_path):
+def test_what_is_embedded_is_kept_until_something_changes(data, tmp_path, capsys):
     out = tmp_path / "run"
     stages.embed(LOGMEL, data, out)
     first = times(out)
     stages.embed(SystemConfig((LogMel(),), Knn(k=3)), data, out)  # another scorer: nothing to do
     assert times(out) == first
-    clip = next((data / "pump" / "train").iterdir())
-    soundfile.write(clip, read(clip, 0)[:4000], 16000, "PCM_16")
+    clip = next((data / "pump" / "test").iterdir())
+    more = clip.with_name("section_00_source_test_normal_9999_spd_0.wav")
+    soundfile.write(more, read(clip, 0)[:4000], 16000, "PCM_16")
     stages.embed(LOGMEL, data, out)
+    assert f"test clips of pump section_00: 1 new ({more.name})" in capsys.readouterr().err
     second = times(out)
     assert second["fan_section_00"] == first["fan_section_00"]
     assert second["pump_section_00"] != first["pump_section_00"]
@@ -144,7 +146,7 @@ def test_scores_never_mix_two_systems(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(embedding, "load_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        asdjax.run(replace(LOGMEL, audio=Audio(seconds=0.3)), made, out)
+        asdjax.run(replace(LOGMEL, audio=Audio(seconds=0.3)), made, out, force=True)
     with pytest.raises(InputError, match="is not there, or not of this system"):
         stages.score(out)
 
@@ -294,7 +296,8 @@ def test_a_second_run_leaves_nothing_of_the_first(data, tmp_path):
     shutil.rmtree(data / "pump")
     for i, path in enumerate(sorted((data / "fan" / "test").iterdir())):
         path.rename(path.with_name(f"section_00_{i:04d}.wav"))  # no labels any more
-    assert asdjax.run(LOGMEL, data, out) == []
+    assert asdjax.run(LOGMEL, data, out, force=True) == []
+    assert [path.name for path in (out / "embeddings").iterdir()] == ["fan_section_00.npz"]
     assert not (out / "results.csv").exists()
     assert not (out / "figures" / "roc.png").exists()
     assert {path.name for path in (out / "scores").iterdir()} == {

@@ -8,6 +8,7 @@ from asdjax import __main__ as command_line
 from asdjax.models import weights_file
 from asdjax.models.weights_file import Header
 from asdjax.recipes import RECIPES
+from asdjax.stages.lock import LOCK
 from asdjax.types import InputError
 
 NAME = "aithu2024/system1"
@@ -24,6 +25,7 @@ def called(monkeypatch, tmp_path):
         members, ensembles = [], []
 
         def run(system, data, out, **options):
+            assert (tmp_path / "out" / LOCK).exists()
             members.append((system, data, out, options))
 
         def combine(runs, config, out, force=False):
@@ -31,7 +33,7 @@ def called(monkeypatch, tmp_path):
             ensembles.append((runs, config, out, force))
 
         monkeypatch.setattr(command_line.stages, "run", run)
-        monkeypatch.setattr(command_line.combining, "ensemble", combine)
+        monkeypatch.setattr(command_line.combining, "combine_members", combine)
         where = ["--data", tmp_path / "data", "--out", tmp_path / "out", *words]
         command_line.dispatch(["run", NAME, *map(str, where)])
         (ensemble,) = ensembles

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import sys
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import asdjax
 from asdjax import __main__ as command_line
 from asdjax.artifact import record
 from asdjax.config import SystemConfig
+from asdjax.metrics import score_files
 from asdjax.models.logmel import LogMel
 from asdjax.scoring.centers import Centers
 from asdjax.scoring.knn import Knn
@@ -146,3 +148,38 @@ def test_a_scorer_that_is_none_is_named(finished, capsys):
     with pytest.raises(SystemExit):
         command_line.dispatch(["score", str(finished), "knnn"])
     assert "this run has no scorer 'knnn'" in capsys.readouterr().err
+
+
+def test_scores_that_a_kill_cut_short_are_neither_reported_nor_evaluated(
+    finished, tmp_path, monkeypatch
+):
+    out, write = shutil.copytree(finished, tmp_path / "run"), score_files.write_csv
+
+    def killed(path, rows):
+        if path.name.startswith("decision_result_pump"):
+            raise KeyboardInterrupt
+        write(path, rows)
+
+    monkeypatch.setattr(score_files, "write_csv", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.score(out, Knn(k=1))
+    with pytest.raises(InputError, match=f"scores is not complete.*give `asdjax score {out}`"):
+        stages.report(out)
+    with pytest.raises(InputError, match=r"no decision_result_pump_section_00_test\.csv; add it"):
+        stages.evaluate(out / "scores", data=finished.parent / "data")
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_machine_without_a_threshold_needs_no_decisions(finished, tmp_path, listed):
+    """It had a single training clip, which cannot be compared with another."""
+    scores = shutil.copytree(finished / "scores", tmp_path / "scores")
+    (scores / "decision_result_pump_section_00_test.csv").unlink()
+    if not listed:
+        limits = folder.load_thresholds(scores)
+        del limits["pump", "section_00"]
+        folder.save_thresholds(scores, limits)
+    refused = (
+        pytest.raises(InputError, match="no decision_result_pump") if listed else nullcontext()
+    )
+    with refused:
+        stages.evaluate(scores, data=finished.parent / "data")

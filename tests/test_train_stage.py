@@ -14,14 +14,18 @@ import jax
 import numpy as np
 import pytest
 from machines import tiny_backbone
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from trainings import hum_machine, lines, two_machines
 
 from asdjax import __main__ as command_line
 from asdjax.data.audio import read
+from asdjax.files import sha256_file
 from asdjax.models import weights_file
 from asdjax.models.system import Architecture
 from asdjax.recipes import RECIPES
 from asdjax.stages import folder
+from asdjax.stages.recordings import read_weights
 from asdjax.train import loop
 from asdjax.types import InputError
 
@@ -217,12 +221,14 @@ def test_a_model_that_was_changed_is_not_replaced(copied, ran, command):
 def test_a_lost_list_of_finished_work_loses_no_training(copied, command, capsys):
     """The model says itself what it was trained on."""
     (copied / "finished.json").unlink()
+    (copied / "checkpoints" / "step_36").mkdir(parents=True)
     before = times(copied, "model.safetensors")
     code, said = command("train", copied, "--train.batch", 6)
     assert code == 1
     assert "train.batch: 12 before, 6 now" in said
     assert command("train", copied) == (0, "")
     assert "already trained" in capsys.readouterr().err
+    assert not (copied / "checkpoints").exists()
     assert command("embed", copied) == (0, "")
     assert times(copied, "model.safetensors") == before
 
@@ -422,15 +428,27 @@ def test_a_system_without_training_has_nothing_to_train(data, tmp_path):
     assert "nothing to train" in said
 
 
-def test_weights_that_are_not_numbers_stop_the_first_step(weights, data, tmp_path):
+def test_weights_that_are_not_numbers_are_refused_before_anything_is_trained(
+    weights, data, tmp_path
+):
     arrays, header, _ = weights_file.load(weights)
     arrays["layers.0.fc1.kernel"] = arrays["layers.0.fc1.kernel"] * np.nan
-    weights_file.save(tmp_path / "nan.safetensors", arrays, header)
-    where = ["--data", data, "--out", tmp_path / "run", "--weights", tmp_path / "nan.safetensors"]
-    code, said = call("train", RECIPE, *where, *SMALL)
+    path, out = tmp_path / "nan.safetensors", tmp_path / "run"
+    weights_file.save(path, arrays, header)
+    code, said = call("train", RECIPE, "--data", data, "--out", out, "--weights", path, *SMALL)
     assert code == 1
-    assert "not finite at step 1 (" in said
-    assert "Last good checkpoint: none" in said
+    assert f"{path}: weights that are not finite in layers.0.fc1.kernel;" in said
+    assert not (out / "log.jsonl").exists()
+
+
+def test_weights_without_a_checksum_are_told(weights, tmp_path, capsys):
+    path = tmp_path / "old.safetensors"
+    with safe_open(weights, "numpy") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "checksum"}
+    save_file(weights_file.load(weights).arrays, path, metadata)
+    for given, told in ((weights, False), (path, True)):
+        assert read_weights(given) == sha256_file(given)
+        assert ("without a checksum" in capsys.readouterr().err) == told
 
 
 # Real recordings

@@ -9,7 +9,7 @@ from pathlib import Path
 from asdjax.data.download import Progress, download
 from asdjax.models import checkpoints
 from asdjax.models.checkpoints import Checkpoint
-from asdjax.models.weights_file import read_header
+from asdjax.models.weights_file import load
 from asdjax.types import InputError
 from weights_convert import CONVERTERS
 
@@ -53,10 +53,11 @@ def fetch(
 
 
 def _is_made_from(checkpoint: Checkpoint, path: Path) -> bool:
-    """Return whether a weight file was converted from this checkpoint."""
+    """Return whether a weight file was converted from this checkpoint, and is as it was written."""
     with suppress(InputError):  # absent, damaged, or of an older format
-        header = read_header(path)
-        return header.kind == checkpoint.kind and checkpoint.sha256 in ("", header.source_sha256)
+        header = load(path).header
+        made_from = checkpoint.sha256 in ("", header.source_sha256)
+        return header.kind == checkpoint.kind and made_from and header.checksum != ""
     return False
 
 

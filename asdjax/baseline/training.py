@@ -302,7 +302,7 @@ def train(
       frames, machines: of `read_vectors`.
 
     Raises:
-      InputError: a loss that is not finite, a checkpoint of another training. SystemExit(0) after
+      InputError: a loss that is not finite, a checkpoint of another training. SystemExit(143) after
         SIGTERM, when the state is saved.
     """
     if job.anew:

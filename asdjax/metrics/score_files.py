@@ -38,17 +38,22 @@ class _Key(NamedTuple):
 def save(folder: Path, scores: Scores) -> None:
     """Write the pair of `scores` into `folder`; no decisions: remove an older decision file."""
     key = _Key(scores.machine, scores.section, scores.domain)
-    part = "_".join(filter(None, key)) + ("_test" if scores.section.startswith("section") else "")
-    name = f"{SCORE}_{part}.csv"
+    name, decision = (file_name(kind, scores) for kind in (SCORE, DECISION))
     if _key(name) != key or Path(name).name != name:
         raise InputError(f"cannot name a score file after {key}: {name} would be read otherwise")
     write_csv(folder / name, list(zip(scores.names, scores.values.tolist(), strict=True)))
-    decision_path = folder / f"{DECISION}_{part}.csv"
+    decision_path = folder / decision
     if scores.decisions is None:
         decision_path.unlink(missing_ok=True)
     else:
         rows = zip(scores.names, (int(d) for d in scores.decisions), strict=True)
         write_csv(decision_path, list(rows))
+
+
+def file_name(kind: str, scores: Scores) -> str:
+    """Return the name of the file of one kind, `SCORE` or `DECISION`."""
+    part = "_".join(filter(None, (scores.machine, scores.section, scores.domain)))
+    return f"{kind}_{part}{'_test' if scores.section.startswith('section') else ''}.csv"
 
 
 def load(folder: Path) -> list[Scores]:

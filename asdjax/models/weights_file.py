@@ -1,7 +1,7 @@
 """Weights: one flat dict of dotted names to arrays, in a jitted step, an optimizer and a file.
 
 Names such as `layers.3.attn.q.kernel` are part of the file format. A file is safetensors; its
-header says which model the weights are of (`Header`).
+header says which model the weights are of (`Header`) and holds a checksum of the whole file.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -22,12 +22,13 @@ import numpy as np
 from flax import nnx
 
 from asdjax.files import atomic
-from asdjax.types import InputError
+from asdjax.types import InputError, preview
 
 Params = dict[str, jax.Array]
 
 FORMAT = "asdjax-params"
 FORMAT_VERSION = 1
+REMEDY = "convert the original checkpoint again, or train again with --force"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Header:
     config: dict  # the model's configuration, as its config class takes it
     source_sha256: str = ""  # of the file these weights were converted from; "" when none
     labels: tuple[str, ...] = ()  # class names of a model with a class head, in output order
+    checksum: str = field(default="", compare=False)  # as it was read; "" in files of old versions
 
 
 class WeightsFile(NamedTuple):
@@ -116,28 +118,50 @@ def save(path: Path | str, params: Mapping[str, jax.Array], header: Header) -> N
     }
     arrays = {name: np.asarray(value, order="C") for name, value in params.items()}
     data = memoryview(safetensors.numpy.save(arrays, metadata))
-    size = 8 + int.from_bytes(data[:8], "little")
+    table, values = _parts(data)
+    table["__metadata__"]["checksum"] = _checksum(table, values)
     # safetensors writes the metadata in random order
-    text = json.dumps(json.loads(bytes(data[8:size])), sort_keys=True).encode()
+    text = json.dumps(table, sort_keys=True).encode()
     text += b" " * (-len(text) % 8)
     with atomic(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.write(data[size:])
+        file.write(values)
+
+
+def _parts(data: memoryview) -> tuple[dict, memoryview]:
+    """Return the header of a safetensors file, and the bytes of its arrays."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(bytes(data[8:size])), data[size:]
+
+
+def _checksum(table: dict, values: memoryview) -> str:
+    """Return a digest of metadata, names, types, shapes and bytes of all arrays."""
+    import xxhash
+
+    digest = xxhash.xxh3_128(json.dumps(table, sort_keys=True).encode())
+    digest.update(values)
+    return digest.hexdigest()
 
 
 def load(path: Path | str) -> WeightsFile:
-    """Read a file of `save`: arrays, header and SHA-256 in one pass over its bytes.
+    """Read a file of `save`: arrays, header and SHA-256.
 
     Raises:
-        InputError: no such file, not safetensors, or not written by this format version.
+        InputError: no such file, not safetensors, not written by this format version, damaged, or
+            with weights that are not finite.
     """
     import safetensors.numpy
 
     with readable(path) as path:
         data = path.read_bytes()
         arrays = safetensors.numpy.load(data)
-    text = data[8 : 8 + int.from_bytes(data[:8], "little")]
-    header = _header(json.loads(text).get("__metadata__", {}), path)
+    table, values = _parts(memoryview(data))
+    metadata = table.get("__metadata__", {})
+    header = _header(metadata, path)
+    if header.checksum and metadata.pop("checksum") != _checksum(table, values):
+        raise InputError(f"{path} is damaged: its checksum is of other content; {REMEDY}")
+    if bad := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
+        raise InputError(f"{path}: weights that are not finite in {preview(bad)}; {REMEDY}")
     return WeightsFile(arrays, header, hashlib.sha256(data).hexdigest())
 
 
@@ -196,6 +220,7 @@ def _header(metadata: dict[str, str], path: Path) -> Header:
             json.loads(metadata["config"]),
             metadata["source_sha256"],
             tuple(json.loads(metadata["labels"])),
+            metadata.get("checksum", ""),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged header ({error}); convert the file again") from error

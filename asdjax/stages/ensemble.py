@@ -26,6 +26,7 @@ from asdjax.scoring.combine import Ensemble, combine, normalize, search, varies
 from asdjax.scoring.score import threshold
 from asdjax.stages import folder, stages
 from asdjax.stages.folder import RECORD, SCORES, Group, Run
+from asdjax.stages.lock import locked
 from asdjax.types import Clip, Domain, InputError, preview
 from asdjax.version import __version__
 
@@ -79,7 +80,15 @@ def ensemble(
     Raises:
       InputError: the runs do not fit together, or a search finds no labels.
     """
-    out, found = Path(out), load_members([Path(path) for path in members])
+    with locked(Path(out)):
+        return combine_members(members, config, Path(out), force)
+
+
+def combine_members(
+    members: Sequence[Path], config: Ensemble, out: Path, force: bool
+) -> list[Metric]:
+    """Do what `ensemble` does, in a folder that is locked."""
+    found = load_members([Path(path) for path in members])
     weights = config.shares(len(found))
     refuse_run(out)
     run = found[0].run

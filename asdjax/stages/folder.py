@@ -45,6 +45,7 @@ MODEL = "model.safetensors"
 SCORES = "scores"
 LABELS = "pseudo/labels.csv"
 RECORD = "ensemble.json"  # of an ensemble's folder
+OF_TRAINING = (MODEL, "labels.json", "log.jsonl", "checkpoints", "first-stage")
 AFTER_EMBEDDING = (SCORES, "results.csv", "skipped.csv", "figures")
 Group = tuple[str, str]  # machine and section
 
@@ -105,12 +106,12 @@ class Run:
         train = to_json(self.system.train)
         for name in self.system.train.without_effect:
             del train[name]
-        key = {**self._encoding(), "train": train, "recordings": recordings(self.training_clips)}
+        key = {**self.encoding, "train": train, "recordings": recordings(self.training_clips)}
         return Product(out, MODEL, key, beside=("labels.json",))
 
     def embeddings(self, out: Path, group: Group) -> Product:
         """Return the product of embedding one machine and section by the model in `out`."""
-        key = {**self._encoding(), "recordings": recordings(self.groups[group], labels=False)}
+        key = {**self.encoding, "recordings": recordings(self.groups[group], labels=False)}
         if self.system.train is not None:
             key["trained"] = recorded(out, MODEL)["files"].get(MODEL, "")
         return Product(out, f"embeddings/{group[0]}_{group[1]}.npz", key)
@@ -142,7 +143,9 @@ class Run:
         }
         return Product(out, "figures", key)
 
-    def _encoding(self) -> dict:
+    @property
+    def encoding(self) -> dict:
+        """Return the part of these keys that says how a sound becomes a vector."""
         encoders = to_json(self.system.encoders)
         for encoder, sha256 in zip(encoders, self.weights, strict=True):
             if sha256:  # what the weights are, not where they lie
@@ -173,9 +176,14 @@ def recordings(clips: Iterable[Clip], labels: bool = True) -> dict[str, dict]:
 
 
 def save(out: Path, run: Run) -> None:
-    """Write `config.json` and `clips.json`; scores and results of other ones are removed."""
+    """Write `clips.json` and `config.json`; what does not follow from them is removed."""
     if not is_finished(run.scores(out)):
         clear(out, *AFTER_EMBEDDING)
+    if run.system.train is None:
+        clear(out, *OF_TRAINING)
+    own = {run.embeddings(out, group).path for group in run.groups}
+    for path in {*out.glob("embeddings/*.npz")} - own:
+        path.unlink()
     described = {
         "format": FORMAT,
         "asdjax": __version__,
@@ -189,9 +197,9 @@ def save(out: Path, run: Run) -> None:
         "unlike": run.unlike,
         "transductive": False,  # no scorer uses statistics of test clips
     }
-    write_json(out / "config.json", described)
     clips = [*run.clips, *run.supplement]
     write_json(out / "clips.json", [{**dataclasses.asdict(c), "path": str(c.path)} for c in clips])
+    write_json(out / "config.json", described)  # where it is, the clips are
 
 
 def clear(out: Path, *names: str) -> None:
@@ -257,7 +265,7 @@ def _read(out: Path, name: str):
     except FileNotFoundError as error:
         raise InputError(f"expected a run's folder, got {out} without {name}") from error
     except ValueError as error:
-        raise InputError(f"{out}: {name} is damaged; run it again") from error
+        raise InputError(f"{out}: {name} is damaged; run it again with --force") from error
 
 
 def save_embeddings(path: Path, embeddings: Embeddings) -> None:

@@ -14,7 +14,7 @@ class Options:
       year: the edition whose rules apply; None takes it from the data.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
       skip_bad: leave broken files out (listed in the results) instead of stopping.
-      force: do again what an earlier call finished.
+      force: do again what an earlier call finished, and replace what another run left.
       reuse: folders of other runs, whose trainings and embeddings are copied where they are exactly
         those needed here.
       pseudo_labels: labels.csv of `asdjax pseudo` or of another run: labels of training clips

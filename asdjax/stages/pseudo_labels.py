@@ -28,6 +28,7 @@ from asdjax.scoring.clusters import Clusters, Pseudo, cluster
 from asdjax.scoring.folds import unit
 from asdjax.stages.embed import embed, embedder, make_embed
 from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embeddings, recordings, save
+from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.train import train
 from asdjax.types import Clip, Embeddings, InputError, preview
@@ -213,20 +214,19 @@ def cluster_run(folder: Path, config: Pseudo, out: Path | None = None) -> Path:
     Raises:
       InputError: all machines have attributes, or embeddings are missing.
     """
-    run, labels = (
-        load(Path(folder)),
-        Path(folder) / LABELS if out is None else Path(out) / "labels.csv",
-    )
-    groups = without_attributes(run.clips)
-    if not groups:
-        raise InputError(
-            f"expected a run with a machine without attributes, got {folder}, where all have them "
-            "(pseudo labels count); give the run of a system without pseudo labels"
-        )
-    machines = [load_embeddings(Path(folder), run, group).select("train") for group in groups]
-    write(labels, machines, config)
-    console.note(f"pseudo labels and figures: {labels.parent}")
-    return labels
+    folder, to = Path(folder), Path(out or (Path(folder) / LABELS).parent)
+    with locked(to if out else folder):
+        run = load(folder)
+        groups = without_attributes(run.clips)
+        if not groups:
+            raise InputError(
+                f"expected a run with a machine without attributes, got {folder}, where all have "
+                "them (pseudo labels count); give the run of a system without pseudo labels"
+            )
+        machines = [load_embeddings(folder, run, group).select("train") for group in groups]
+        write(to / "labels.csv", machines, config)
+    console.note(f"pseudo labels and figures: {to}")
+    return to / "labels.csv"
 
 
 def write(path: Path, machines: Sequence[Embeddings], config: Pseudo, fewest: int = 1) -> None:

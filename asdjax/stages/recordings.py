@@ -36,7 +36,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     """
     official.check_year(options.year)
     paths = [encoder.weights for encoder in system.encoders]
-    weights = tuple(open_weights(find(path)).sha256 if path else "" for path in paths)
+    weights = tuple(read_weights(find(path)) if path else "" for path in paths)
     dataset = dcase.scan(Path(data).absolute(), options.ground_truth)
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     extra, lines = (), []
@@ -72,6 +72,14 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     refuse_long(run)
     check_complete(run)
     return run
+
+
+def read_weights(path: Path) -> str:
+    """Return the SHA-256 of a weight file, of which damage is told where it can be seen."""
+    file = open_weights(path)
+    if not file.header.checksum:
+        console.note(f"{path} is of an older version, without a checksum: damage would not be seen")
+    return file.sha256
 
 
 def refuse_broken(problems: Mapping[Path, str], count: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext, redirect_stderr
+from contextlib import ExitStack, nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,10 +32,12 @@ from asdjax.scoring.score import threshold
 from asdjax.stages import embed as embedding
 from asdjax.stages import folder, pseudo_labels
 from asdjax.stages import train as training
+from asdjax.stages.earlier import note_changes, refuse_another
 from asdjax.stages.folder import MODEL, SCORES, Run
+from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
-from asdjax.types import Clip, InputError, Scores
+from asdjax.types import Clip, InputError, Scores, preview
 
 
 def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
@@ -51,14 +53,15 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
       The official numbers, an empty list where labels are missing.
     """
     out, options = Path(out), Options(**options)
-    with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
-        made = _prepare(system, data, out, options)
-        if system.train is not None:
-            training.train(made, out, options)
-        folder.save(out, made)
-        embedding.embed(made, out, made.groups, options)
-    _score(made, out, options.force)
-    return _report(made, out, options.force)
+    with locked(out):
+        with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
+            made = _prepare(system, data, out, options)
+            if system.train is not None:
+                training.train(made, out, options)
+            folder.save(out, made)
+            embedding.embed(made, out, made.groups, options)
+        _score(made, out, options.force)
+        return _report(made, out, options.force)
 
 
 def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
@@ -69,8 +72,11 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     if system.train is None:
         raise InputError("this system has nothing to train; use `run`")
     out, options = Path(out), Options(**options)
-    # Several processes check the same files and note the same: the first prints it, errors all.
-    with nullcontext() if leads() else redirect_stderr(io.StringIO()):
+    with ExitStack() as stack:
+        # Several processes check the same files and note the same: the first prints it, errors all.
+        stack.enter_context(nullcontext() if leads() else redirect_stderr(io.StringIO()))
+        with together("--out"):
+            stack.enter_context(locked(out) if leads() else nullcontext())
         with together("recordings"):
             made = _checked(system, data, out, options)
         made = pseudo_labels.with_labels(made, out, options)
@@ -80,10 +86,11 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
 def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments."""
     out, options = Path(out), Options(**options)
-    made = _prepare(system, data, out, options, trains=False)
-    embedding.refuse_untrained(made, out)
-    folder.save(out, made)
-    embedding.embed(made, out, made.groups, options)
+    with locked(out):
+        made = _prepare(system, data, out, options, trains=False)
+        embedding.refuse_untrained(made, out)
+        folder.save(out, made)
+        embedding.embed(made, out, made.groups, options)
 
 
 def score(out: Path, scorer: Any = None) -> None:
@@ -94,27 +101,36 @@ def score(out: Path, scorer: Any = None) -> None:
       scorer: in place of the run's own, and recorded as the run's; None: its own.
     """
     out = Path(out)
-    made = folder.load(out)
-    if scorer is not None:
-        made = replace(made, system=replace(made.system, scorer=scorer))
-    _score(made, out, force=True)
+    with locked(out):
+        made = folder.load(out)
+        if scorer is not None:
+            made = replace(made, system=replace(made.system, scorer=scorer))
+        _score(made, out, force=True)
 
 
 def report(out: Path) -> list[Metric]:
     """Write `results.csv`, `skipped.csv` and figures, and print the official numbers."""
-    return _report(folder.load_scored(Path(out)), Path(out), force=True)
+    with locked(Path(out)):
+        return _report(folder.load_scored(Path(out)), Path(out), force=True)
 
 
 def _prepare(
     system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
 ) -> Run:
     """Return the run, with its recordings checked and the labels that its training needs."""
-    return pseudo_labels.with_labels(_checked(system, data, out, options), out, options, trains)
+    made = _checked(system, data, out, options)
+    if not options.force:
+        note_changes(out, made)
+    return pseudo_labels.with_labels(made, out, options, trains)
 
 
 def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+    """Return the run, with its recordings checked, which may work in the folder."""
     folder.refuse_others(out, options.force)
-    return prepare(system, data, options)
+    made = prepare(system, data, options)
+    if not options.force:
+        refuse_another(out, made)
+    return made
 
 
 def _score(made: Run, out: Path, force: bool = False) -> None:
@@ -256,10 +272,26 @@ def evaluate(
         clips = labels.read(ground_truth)
     else:
         raise InputError("expected the recordings (data) or labels (ground_truth), got neither")
-    metrics = official.evaluate(score_files.load(Path(scores)), clips, year)
+    found = score_files.load(Path(scores))
+    _refuse_undecided(Path(scores), found)
+    metrics = official.evaluate(found, clips, year)
     if out is not None:
         write_results(out, metrics)
     return metrics
+
+
+def _refuse_undecided(where: Path, found: Sequence[Scores]) -> None:
+    """Refuse files of which some have decisions and others, such as of a stopped run, have none."""
+    limits = folder.load_thresholds(where)  # written last; lists those that have decisions
+    lacking = [
+        score_files.file_name(score_files.DECISION, one)
+        for one in found
+        if one.decisions is None and (not limits or (one.machine, one.section) in limits)
+    ]
+    if lacking and any(one.decisions is not None for one in found):
+        raise InputError(
+            f"{where} is not complete: no {preview(lacking)}; add it, or score the run again"
+        )
 
 
 def write_results(path: Path, metrics: Sequence[Metric]) -> None:

@@ -42,18 +42,23 @@ def train(run: Run, out: Path, options: Options) -> None:
             console.note(_unlike(product, options.reuse))
         system.train.fit(job)
         agree({"training": "finished"})  # others may still read the best checkpoint
-        if leads() and not options.keep_checkpoints:
-            shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        if leads():
+            _remove_checkpoints(out, options)
 
     if not options.force:
         with together("--out"):
-            _find_again(product)
+            _find_again(product, options)
     done = make(product, fit, force=options.force, reuse=options.reuse, replaces=False)
     if leads() and done != "built":
         console.note("already trained" if done == "kept" else f"{MODEL} {done}")
 
 
-def _find_again(product: Product) -> None:
+def _remove_checkpoints(out: Path, options: Options) -> None:
+    if not options.keep_checkpoints:
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+
+
+def _find_again(product: Product, options: Options) -> None:
     """Count a model as finished that the list lost; it says itself what it was trained from.
 
     Raises:
@@ -67,6 +72,7 @@ def _find_again(product: Product) -> None:
         key = {}
     if key == product.key:
         if leads():
+            _remove_checkpoints(product.folder, options)
             record(product)
     elif not recorded(product.folder, product.name)["key"]:
         refuse(product, key)

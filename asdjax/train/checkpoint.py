@@ -12,11 +12,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +31,7 @@ from asdjax.types import InputError, preview
 
 STEP = re.compile(r"step_(\d+)")
 LEFTOVER = re.compile(r"step_\d+\.(orbax-checkpoint-tmp.*|removed)")  # half written, half removed
+ECHO = "_SignalingThread.run() raised"  # what orbax logs of an error that it also raises
 SHARED_BYTES = 2**20  # of a part: devices share the saving of larger arrays, at a compilation each
 REMEDY = "run the same command as before, choose another --out, or train anew with --force"
 
@@ -208,11 +212,28 @@ def _orbax() -> tuple[Any, Any]:
     """Return orbax (0.2 s to import) and a context in which a "record" is JSON, not arrays."""
     from orbax.checkpoint import v1 as ocp
 
+    _quieten()
     context, registry = ocp.Context(), ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="record")
     context.checkpointables.registry = registry
     context.array.saving.min_slice_bytes_for_replica_parallel = SHARED_BYTES
     return ocp, context
+
+
+@cache
+def _quieten() -> None:
+    """Print no traceback of an error that is raised: orbax does so in every thread that waits.
+
+    And tensorstore does where a write ends when nobody waits any more, as the one before failed.
+    """
+    told = sys.unraisablehook
+
+    def tell(unraisable) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            told(unraisable)
+
+    sys.unraisablehook = tell
+    logging.getLogger("absl").addFilter(lambda record: ECHO not in str(record.msg))
 
 
 def _load(path: Path, part: str, abstract: Any = None) -> Any:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import jax
 import numpy as np
 
+TERMINATED = 128 + signal.SIGTERM  # the exit code by which shells tell of SIGTERM
+
 
 class Stop:
     """The signal received so far."""
@@ -36,7 +38,7 @@ class Stop:
     def leave(self) -> None:
         """End the program as the signal wants it, once everything is saved."""
         if self.signal == signal.SIGTERM:
-            raise SystemExit(0)
+            raise SystemExit(TERMINATED)
         if self.signal is not None:
             raise KeyboardInterrupt
 

@@ -48,7 +48,7 @@ def train(how: Train, job: Job) -> None:
 
     Raises:
       InputError: an adapter that does not fit, a checkpoint of another training, a loss that is not
-        finite. SystemExit(0) after SIGTERM, when the state is saved.
+        finite. SystemExit(143) after SIGTERM, when the state is saved.
     """
     lead = leads()
     note = console.note if lead else lambda line: None

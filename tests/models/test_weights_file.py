@@ -210,3 +210,49 @@ def test_unreadable_files_are_named(tmp_path, arrays):
             weights_file.load(path)
     with pytest.raises(InputError, match="no such weight file"):
         weights_file.load(tmp_path / "absent.safetensors")
+
+
+def flipped(content: bytes, byte: int, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[byte] ^= 1 << bit
+    return bytes(changed)
+
+
+def test_no_flipped_bit_of_an_array_or_of_the_header_is_taken(tmp_path, arrays):
+    good, bad = tmp_path / "good.safetensors", tmp_path / "bad.safetensors"
+    weights_file.save(good, arrays, HEADER)
+    content = good.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    for byte in range(start, len(content)):
+        bad.write_bytes(flipped(content, byte, byte % 8))
+        with pytest.raises(InputError, match=f"{bad} is damaged: its checksum .* convert"):
+            weights_file.load(bad)
+    for text in (b"width", b"dog", b"ab", b"a.kernel", b"[2, 3]"):
+        bad.write_bytes(flipped(content, content.index(text) + 1, 0))
+        with pytest.raises(InputError, match=f"{bad}.*(damaged|not a complete)"):
+            weights_file.load(bad)
+
+
+def test_a_file_of_an_older_version_has_no_checksum(tmp_path, arrays):
+    path = tmp_path / "old.safetensors"
+    weights_file.save(path, arrays, HEADER)
+    header = weights_file.read_header(path)
+    assert len(header.checksum) == 32
+    with safetensors.safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    del metadata["checksum"]
+    safetensors.numpy.save_file(arrays, path, metadata)
+    file = weights_file.load(path)
+    assert file.header == header
+    assert file.header.checksum == ""
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_arrays_that_are_not_finite_are_named_with_their_file(tmp_path, arrays, value, dtype):
+    path = tmp_path / "weights.safetensors"
+    for name in ("bad", "worse"):
+        arrays[name] = np.array([1, value], dtype)
+    weights_file.save(path, arrays, HEADER)
+    with pytest.raises(InputError, match=f"{path}: weights .* not finite in bad, worse;"):
+        weights_file.load(path)

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -262,6 +263,22 @@ def test_a_full_disk_is_the_users_to_mend(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=r"disk .* is full"):
             checkpoints.wait()
         assert checkpoints.latest() is None
+
+
+def test_a_write_that_fails_is_raised_and_told_only_once(tmp_path, caplog, capfd):
+    """No file may grow beyond a kilobyte: a disk that is full would take a disk."""
+    state = {"values": jnp.asarray(np.random.default_rng(0).random(2**14), jnp.float32)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Checkpoints(tmp_path, DESCRIBED) as checkpoints:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**10, limits[1]))
+        try:
+            checkpoints.save(1, state)
+            with pytest.raises((OSError, ValueError), match="File too large"):
+                checkpoints.wait()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caplog.messages == []
+    assert capfd.readouterr().err == ""
 
 
 def test_at_least_one_checkpoint_is_kept(tmp_path):

@@ -161,3 +161,11 @@ def test_killed_runs_were_resumed(killed, folder):
     for out in killed:
         told = (folder / f"{out.name}.log").read_text()
         assert re.search(r"resuming after step [1-9]", told)
+
+
+def test_nothing_that_was_half_written_is_left(killed, folder):
+    def names(out):
+        return {path.relative_to(out) for path in out.rglob("*")}
+
+    for out in killed:
+        assert names(out) == names(folder / "whole")

@@ -81,11 +81,19 @@ def test_what_is_cached_is_not_fetched_again(served, monkeypatch):
     assert fetch("tiny").is_file()
 
 
-def test_fetch_replaces_an_unreadable_cache(served):
+@pytest.mark.parametrize(
+    "damage",
+    [lambda _: b"damaged", lambda content: content[:-1] + bytes([content[-1] ^ 1])],
+    ids=["unreadable", "one bit"],
+)
+def test_fetch_replaces_a_damaged_cache(served, damage):
     path = fetch("tiny", note=lambda _: None)
-    path.write_bytes(b"damaged")
+    before = path.read_bytes()
+    path.write_bytes(damage(before))
+    with pytest.raises(InputError, match=str(path)):
+        load_backbone("tiny")
     fetch("tiny", note=lambda _: None)
-    assert load_backbone("tiny").config.encoder_layers == 3
+    assert path.read_bytes() == before
 
 
 def test_fetch_refuses_another_file_than_the_published_one(served, home, monkeypatch):

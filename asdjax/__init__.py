@@ -6,6 +6,11 @@ asdjax.run(system, data, out)         train, embed, score, evaluate and plot on 
 asdjax.evaluate(scores, data=...)     the official numbers of any system's score files
 """
 
+# ruff: noqa: E402
+from asdjax.arithmetic import switch_off_wrong_sums
+
+switch_off_wrong_sums()  # before JAX starts
+
 from asdjax.config import SystemConfig
 from asdjax.models.checkpoints import load_backbone
 from asdjax.recipes import RECIPES

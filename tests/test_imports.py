@@ -12,6 +12,7 @@ EVERYWHERE = {"types", "files", "version"}
 ROOMS = {  # room -> rooms and modules of asdjax it may import
     "types": set(),
     "version": set(),
+    "arithmetic": set(),
     "files": {"types"},
     "devices": {"types"},
     "artifact": {"types", "files", "devices"},

@@ -72,7 +72,7 @@ class Run:
     year: int | None
     weights: tuple[str, ...]
     skipped: dict[str, str]
-    unlike: dict[str, str]
+    unlike: dict[str, str] = field(default_factory=dict)
     supplement: tuple[Clip, ...] = ()
     infos: Mapping[Path, AudioInfo] = field(default_factory=dict, compare=False, repr=False)
 

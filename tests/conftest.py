@@ -12,7 +12,7 @@ import pytest
 
 # LLVM's optimizations take longer than small tests run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-OPTIMIZED = (
+OPTIMIZED = ("test_arithmetic", "test_beats", "test_fbank", "test_knn")  # as users compute
     "test_fbank",
     "test_knn",
     "test_beats",

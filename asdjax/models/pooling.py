@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from asdjax.models.layers import batch_norm
+from asdjax.models.layers import BatchNorm
 from asdjax.types import InputError
 
 Pooling = Literal["mean", "cls", "statistics"]
@@ -61,9 +61,9 @@ class AttentiveStatistics(nnx.Module):
         init = nnx.initializers.lecun_normal()
         self.kernel = nnx.Param(init(rngs.params(), (3 * width, hidden)))  # of [x, mean, std]
         self.bias = nnx.Param(jnp.zeros(hidden))
-        self.hidden_norm = batch_norm(hidden, train=train, rngs=rngs)
+        self.hidden_norm = BatchNorm(hidden, train=train, rngs=rngs)
         self.score = nnx.Linear(hidden, width, rngs=rngs)
-        self.norm = batch_norm(2 * width, train=train, rngs=rngs)
+        self.norm = BatchNorm(2 * width, train=train, rngs=rngs)
 
     def __call__(self, tokens: jax.Array, inside: jax.Array | None = None) -> jax.Array:
         """Return float32 `[B, 2 D]`; `inside [B, L]`, None if all tokens are real."""

@@ -42,7 +42,7 @@ VARIANCE_FLOOR = 1e-4  # of levels over time; also keeps the gradient of the roo
 to_float = jax.jit(fbank.to_float)
 Dense = partial(nnx.Linear, use_bias=False, kernel_init=layers.glorot)
 # Keras' default epsilon, used there: bins of near silence stay small.
-keras_norm = partial(layers.batch_norm, epsilon=1e-3)
+keras_norm = partial(layers.BatchNorm, epsilon=1e-3)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ConvNet1dModule(nnx.Module):
 
     Args:
       points: N.
-      train: as of `layers.batch_norm`.
+      train: as of `layers.BatchNorm`.
     """
 
     def __init__(self, config: ConvNet1d, points: int, *, train: bool, rngs: nnx.Rngs):
@@ -179,7 +179,7 @@ class ResNetModule(nnx.Module):
 
     Args:
       frames, bins: T and F.
-      train: as of `layers.batch_norm`.
+      train: as of `layers.BatchNorm`.
     """
 
     def __init__(self, config: ResNet, frames: int, bins: int, *, train: bool, rngs: nnx.Rngs):
@@ -284,7 +284,7 @@ class BandsModule(nnx.Module):
 
     def __init__(self, config: Bands, *shape: int, train: bool, rngs: nnx.Rngs):
         width = config.bands * len(shape)  # with a time axis, a mean and a deviation of each
-        self.norm = layers.batch_norm(width, train=train, rngs=rngs)
+        self.norm = layers.BatchNorm(width, train=train, rngs=rngs)
         self.project = nnx.Linear(width, config.embedding, use_bias=False, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:

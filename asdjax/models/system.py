@@ -19,7 +19,7 @@ from flax import nnx
 from asdjax.frontend.fbank import without_offset
 from asdjax.losses import Loss
 from asdjax.losses.margin import unit
-from asdjax.models.layers import InitialKeys, Key, batch_norm
+from asdjax.models.layers import BatchNorm, InitialKeys, Key
 from asdjax.models.lora import Lora, fold
 from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
@@ -253,8 +253,8 @@ class Perturbation(nnx.Module):
     def __init__(self, width: int, hidden: int, *, train: bool, rngs: nnx.Rngs):
         self.down = nnx.Linear(width, hidden, rngs=rngs)
         self.up = nnx.Linear(hidden, width, rngs=rngs)
-        self.down_norm = batch_norm(hidden, train=train, rngs=rngs)
-        self.up_norm = batch_norm(width, train=train, rngs=rngs)
+        self.down_norm = BatchNorm(hidden, train=train, rngs=rngs)
+        self.up_norm = BatchNorm(width, train=train, rngs=rngs)
 
     def __call__(self, embedding: jax.Array) -> jax.Array:
         hidden = self.down_norm(jax.nn.relu(self.down(embedding)))

@@ -72,6 +72,13 @@ def test_resampling_does_not_fold_what_lies_above_8_khz(tmp_path):
     assert np.abs(wave).max() < 2 / 32768  # same budget as above: nothing of it is left
 
 
+def test_resampling_does_not_clip_what_goes_beyond_full_scale(tmp_path):
+    """A filtered square overshoots: integers would cut that off."""
+    square = np.where(np.arange(48_000) // 240 % 2, 32_767, -32_768).astype(np.int16)
+    soundfile.write(tmp_path / "a.wav", square, 48_000)
+    assert np.abs(audio.read(tmp_path / "a.wav", 0)).max() > 1.05
+
+
 def test_a_missing_channel_names_the_file(tmp_path):
     soundfile.write(tmp_path / "a.wav", PCM, 16_000)
     with pytest.raises(

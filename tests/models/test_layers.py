@@ -12,6 +12,7 @@ from flax import nnx
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
 from asdjax.models.layers import (
+    BatchNorm,
     Cbam,
     Conv1d,
     Dropout,
@@ -19,6 +20,7 @@ from asdjax.models.layers import (
     Key,
     dropout,
     keys_for,
+    layer_norm,
     max_pool,
 )
 from asdjax.models.weights_file import merge, split
@@ -325,3 +327,68 @@ def test_without_weight_both_gates_are_one_half_and_the_result_is_float32():
     got = gate(x)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, x.astype("float32") / 4)
+
+
+# Norms
+
+
+def normalized(x, axes, epsilon):
+    """Return float64 deviations from the mean over some axes in parts of the deviation."""
+    mean, variance = x.mean(axes, keepdims=True), x.var(axes, keepdims=True)
+    return (x - mean) / np.sqrt(variance + epsilon)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 5, 3), (3, 4, 5, 2)])
+@pytest.mark.parametrize("offset", [0.0, 1000.0])  # E[x^2] - E[x]^2 would lose all digits there
+def test_a_batch_norm_is_by_the_batch_in_training_and_remembers_it(shape, offset):
+    x = np.float32(offset + np.random.default_rng(0).standard_normal(shape))
+    norm = BatchNorm(shape[-1], train=True, epsilon=1e-3, rngs=nnx.Rngs(0))
+    norm.scale[...], norm.bias[...] = jnp.arange(1.0, shape[-1] + 1), 0.5 * jnp.ones(shape[-1])
+    axes = tuple(range(len(shape) - 1))
+    expected = normalized(np.float64(x), axes, 1e-3) * np.arange(1.0, shape[-1] + 1) + 0.5
+    # 1e-3 at 1000: float32 values have a spacing of 6e-5 there, against a deviation of 1.
+    tolerance = 1e-3 if offset else 1e-5
+    np.testing.assert_allclose(norm(jnp.asarray(x)), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(norm.mean[...], 0.1 * x.mean(axes), rtol=1e-5)
+    np.testing.assert_allclose(norm.var[...], 0.9 + 0.1 * x.var(axes), rtol=1e-4)
+
+
+def test_a_batch_norm_for_use_is_by_running_values_and_changes_none():
+    norm = BatchNorm(2, train=False, rngs=nnx.Rngs(0))
+    norm.mean[...], norm.var[...] = jnp.array([1.0, -2.0]), jnp.array([4.0, 9.0])
+    got = norm(jnp.array([[[3.0, 1.0]], [[1.0, -2.0]]]))
+    np.testing.assert_allclose(got, [[[1.0, 1.0]], [[0.0, 0.0]]], rtol=0, atol=1e-5)  # epsilon
+    np.testing.assert_array_equal(norm.mean[...], [1.0, -2.0])
+
+
+def test_masked_values_are_no_part_of_a_batch_norms_statistics():
+    x = np.random.default_rng(1).standard_normal((3, 4, 2)).astype(np.float32)
+    mask = np.array([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], bool)[..., None]
+    norm = BatchNorm(2, train=True, rngs=nnx.Rngs(0))
+    got = norm(jnp.where(mask, x, 99.0), mask=jnp.asarray(mask))
+    inside = mask[..., 0]
+    expected = normalized(np.float64(x[inside]), 0, 1e-5)
+    np.testing.assert_allclose(np.asarray(got)[inside], expected, rtol=0, atol=1e-5)
+
+
+def test_the_gradient_of_a_batch_norm_is_that_of_its_equation():
+    x, slope = np.random.default_rng(2).standard_normal((2, 3, 4, 5, 2))
+    graph, params = split(BatchNorm(2, train=True, rngs=nnx.Rngs(0)))
+
+    def ours(x):
+        return (merge(graph, params)(x) * slope).sum()
+
+    got = jax.grad(ours)(jnp.asarray(x, jnp.float32))
+    deviation = np.sqrt(x.var((0, 1, 2)) + 1e-5)
+    unit = normalized(x, (0, 1, 2), 1e-5)
+    # Ioffe & Szegedy 2015, the equations of section 3, put together.
+    means = [(y * slope).mean((0, 1, 2)) for y in (np.ones_like(x), unit)]
+    expected = (slope - means[0] - unit * means[1]) / deviation
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_layer_norm_keeps_digits_far_from_zero():
+    x = np.float32(1000 + np.random.default_rng(0).standard_normal((4, 64)))
+    got = layer_norm(64, rngs=nnx.Rngs(0))(jnp.asarray(x))
+    # 1e-3: as above.
+    np.testing.assert_allclose(got, normalized(np.float64(x), 1, 1e-5), rtol=0, atol=1e-3)

@@ -140,7 +140,7 @@ def test_gradients_of_the_first_step(case, ran, tiny, arrays):
     largest = max(np.abs(gradient).max() for gradient in expected.values())
     for name, gradient in expected.items():
         # 1e-4 of an array's largest value: float32 through three layers, 2e-5 in PyTorch itself.
-        # Biases of keys and of the pooling's scores cancel in a softmax: 5 roundings of the largest.
+        # Biases of keys and of the pooling's scores cancel in a softmax: 5 roundings of large sums.
         atol = 1e-4 * np.abs(gradient).max() + 6e-7 * largest
         np.testing.assert_allclose(found[name], gradient, rtol=0, atol=atol, err_msg=name)
 

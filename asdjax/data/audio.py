@@ -182,21 +182,21 @@ def fit_length(wave: np.ndarray, samples: int, how: Fit) -> np.ndarray:
 
 def probe(path: Path) -> AudioInfo:
     """Return what the header says. Raises InputError when the file is no recording."""
-    with opened(path) as file:
+    with opened(path) as (file, _):
         return _header(file)
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[SoundFile]:
+def opened(path: Path) -> Iterator[tuple[SoundFile, containers.Told]]:
     """Open a recording; errors of libsndfile and the system become an InputError."""
     import soundfile
 
     try:
         with path.open("rb") as file:
-            containers.check(file)
+            told = containers.check(file)
             os.lseek(file.fileno(), 0, os.SEEK_SET)  # `seek` may move in Python's buffer alone
             with soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-                yield sound
+                yield sound, told
     except (soundfile.SoundFileError, OSError) as error:
         reason = getattr(error, "error_string", error)
         raise InputError(
@@ -226,7 +226,7 @@ def _blocks(file: SoundFile, samples: int) -> Iterator[np.ndarray]:
 def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
     """Return header and content of a file; an InputError says why it cannot be used."""
     key, parts = _kept_under(path, channel), []
-    with opened(path) as file:
+    with opened(path) as (file, told):
         info = _header(file)
         samples = info.samples * SAMPLE_RATE_HZ // info.rate_hz
         if samples < min_samples:
@@ -235,8 +235,7 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
                 f"({min_samples / SAMPLE_RATE_HZ:g} s), got {samples}; remove the file or record "
                 "longer"
             )
-        md5 = containers.flac_md5(path) if file.format == "FLAC" else b""
-        content = Content(info.rate_hz, info.channels, info.subtype, channel, md5)
+        content = Content(info.rate_hz, info.channels, info.subtype, channel, told)
         for block in _blocks(file, info.samples):
             wave = _take(block, channel)
             content.add(block, wave)
@@ -272,7 +271,7 @@ def _decode(
     path: Path, channel: Channel, samples: int | None, key: tuple
 ) -> tuple[AudioInfo, np.ndarray]:
     """Return the header and one channel, of which no more than needed (see `_read`)."""
-    with opened(path) as file:
+    with opened(path) as (file, _):
         info = _header(file)
         wanted = info.samples
         if samples is not None and _kept is None:  # and a second more, which the resampler sees

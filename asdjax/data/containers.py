@@ -9,8 +9,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -39,6 +38,10 @@ _OTHERS = {
     b"caff": "a CAF file",
     b"OggS": "an Ogg file",
     b"NIST": "a NIST Sphere file",
+    b"Crea": "a Creative Voice file",
+    b"MATL": "a MATLAB file",
+    b"2BIT": "an AVR file",
+    b"ALaw": "a Psion file",
 }
 _FLAC_BITS = (8, 16, 24)  # those that libsndfile decodes
 _FLAC_BLOCK, _FLAC_FRAME = 65535, 11  # most samples and fewest bytes of a FLAC frame
@@ -48,7 +51,15 @@ _FLAC_RATES = {  # of four bits in the header of a frame
 }
 
 
-def check(file: BinaryIO) -> None:
+class Told(NamedTuple):
+    """What a header says that libsndfile does not pass on."""
+
+    md5: bytes = b""  # of the samples of a FLAC file; b"": it says none
+    bits: int = 0  # in which each sample of a wav lies, 0 elsewhere
+    valid_bits: int = 0  # how many of them are used, from the highest on
+
+
+def check(file: BinaryIO) -> Told:
     """Refuse a file that is neither wav nor FLAC, or whose header contradicts its content.
 
     Raises:
@@ -60,21 +71,20 @@ def check(file: BinaryIO) -> None:
     _skip_id3(file)
     kind, size, form = file.read(4), file.read(4), file.read(4)
     if kind in (b"RIFF", b"RF64") and form == b"WAVE":
-        _check_wav(file, end, kind)
-    elif kind == b"fLaC":
+        return _check_wav(file, end, kind)
+    if kind == b"fLaC":
         file.seek(-8, 1)
-        _check_flac(file, end)
-    else:
-        _refuse_other(kind, size)
+        return _check_flac(file, end)
+    raise _other(kind, size)
 
 
-def _refuse_other(kind: bytes, following: bytes) -> None:
+def _other(kind: bytes, following: bytes) -> InputError:
     found = "an MPEG-4 file" if following == b"ftyp" else _OTHERS.get(kind)
     if found is None and kind[:1] == b"\xff" and len(kind) > 1 and kind[1] >= 0xE0:
         found = "an MP3 file"
     if found is not None:
-        raise InputError(f"expected a wav (RIFF, RF64) or FLAC file, got {found}; {_convert()}")
-    raise InputError(
+        return InputError(f"expected a wav (RIFF, RF64) or FLAC file, got {found}; {_convert()}")
+    return InputError(
         "expected a wav or FLAC recording, got a file that begins with "
         f"{kind!r}; remove it, or copy or download it again"
     )
@@ -96,7 +106,7 @@ def _skip_id3(file: BinaryIO) -> None:
 # --- wav
 
 
-def _check_wav(file: BinaryIO, end: int, kind: bytes) -> None:
+def _check_wav(file: BinaryIO, end: int, kind: bytes) -> Told:
     """Check format and sizes of a wav; the file stands behind its first 12 bytes."""
     form, long_size = b"", 0
     for name, size in _chunks(file):
@@ -108,10 +118,11 @@ def _check_wav(file: BinaryIO, end: int, kind: bytes) -> None:
             break
     else:
         raise InputError("expected samples, got a wav without any; copy or download it again")
-    frame_bytes = _check_format(form)
+    frame_bytes, bits, valid_bits = _check_format(form)
     if kind == b"RF64" and size == _UNKNOWN:
         size = long_size
     _check_size(file, size, end, frame_bytes, may_stream=kind == b"RIFF")
+    return Told(bits=bits, valid_bits=valid_bits)
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
@@ -123,13 +134,14 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         file.seek(following)
 
 
-def _check_format(form: bytes) -> int:
-    """Return the bytes of one sample of all channels."""
+def _check_format(form: bytes) -> tuple[int, int, int]:
+    """Return the bytes of a sample of all channels, its bits in one, and how many are used."""
     if len(form) < 16:
         raise InputError("expected a format before the samples, got none; copy the file again")
     tag, channels, rate_hz, bytes_per_s, frame_bytes, bits = struct.unpack("<HHIIHH", form[:16])
+    valid_bits = bits
     if tag == _EXTENSIBLE and len(form) >= 26:
-        tag = struct.unpack("<H", form[24:26])[0]
+        valid_bits, tag = struct.unpack("<2xH4xH", form[16:26])
     if tag not in _BITS:
         codec = _CODECS.get(tag, f"encoding {tag:#06x}")
         raise InputError(f"expected PCM or float samples, got {codec}; {_convert()}")
@@ -141,7 +153,7 @@ def _check_format(form: bytes) -> int:
             f"{bits} bits, but {frame_bytes} bytes in a frame and {bytes_per_s} in a second; find "
             "out which is true and rewrite the file, e.g. with sox"
         )
-    return frame_bytes
+    return frame_bytes, bits, valid_bits if 0 < valid_bits < bits else bits
 
 
 def _check_size(file: BinaryIO, size: int, end: int, frame_bytes: int, may_stream: bool) -> None:
@@ -214,7 +226,7 @@ def _is_name(name: bytes) -> bool:
 # --- FLAC
 
 
-def _check_flac(file: BinaryIO, end: int) -> None:
+def _check_flac(file: BinaryIO, end: int) -> Told:
     """Check the first block of a FLAC file, which stands behind its first 4 bytes."""
     last, info = file.read(4)[:1], file.read(34)
     if len(info) < 34:
@@ -238,14 +250,7 @@ def _check_flac(file: BinaryIO, end: int) -> None:
             f"expected {of_frame} Hz in the FLAC header as in the first frame, got {rate_hz}: the "
             "header is damaged; copy or download the file again"
         )
-
-
-def flac_md5(path: Path) -> bytes:
-    """Return the MD5 that a FLAC file says its samples have, b"" if it says none."""
-    with path.open("rb") as file:
-        _skip_id3(file)
-        md5 = file.read(42)[26:]
-    return md5 if any(md5) else b""
+    return Told(md5=info[18:] if any(info[18:]) else b"")
 
 
 def _flac_frame_rate(file: BinaryIO, last: bool) -> int | None:

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from asdjax.data.containers import Told
 from asdjax.types import SAMPLE_RATE_HZ, InputError
 
 LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
@@ -25,15 +26,14 @@ class Content:
     Args:
         rate_hz, channels, subtype: of the file.
         channel: the index of the channel that is used, or "mean".
-        md5: that the file says its samples have; b"" if it says none.
+        told: by the header, beside these.
     """
 
-    def __init__(
-        self, rate_hz: int, channels: int, subtype: str, channel: int | str, md5: bytes = b""
-    ):
+    def __init__(self, rate_hz: int, channels: int, subtype: str, channel: int | str, told: Told):
         import xxhash
 
-        self._subtype, self._told_md5, self._md5 = subtype, md5, hashlib.md5(usedforsecurity=False)
+        self._subtype, self._told = subtype, told
+        self._md5, self._fine = hashlib.md5(usedforsecurity=False), False
         self.rate_hz, self.channels, self.channel = rate_hz, channels, channel
         self.step = _STEP.get(subtype, _SMALLEST_STEP)
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
@@ -44,7 +44,10 @@ class Content:
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
         """Look at the next samples `[n, C]`, int16 or float32, and what is used of them, `[n]`."""
         self._hash.update(block)
-        if self._told_md5:
+        if self._told.valid_bits < self._told.bits:
+            steps = _float(wave) * 2.0 ** (self._told.valid_bits - 1)
+            self._fine = self._fine or bool((steps != np.round(steps)).any())
+        if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
         if not self._kind:
             self._kind = block.dtype.str[1:]
@@ -70,12 +73,17 @@ class Content:
 
     def refuse(self) -> None:
         """Raise an InputError if the samples are no sound that a score could mean something of."""
-        if self._told_md5 not in (b"", self._md5.digest()):
+        if self._told.md5 not in (b"", self._md5.digest()):
             raise InputError(
                 "expected the samples whose MD5 is in the FLAC header, got others, or a part of "
                 "them: the file is damaged; copy or download it again"
             )
         loudest = max(abs(self._low[0]), abs(self._high[0]))
+        if self._fine and loudest <= 2.0 ** (self._told.valid_bits - self._told.bits):
+            raise InputError(
+                f"expected samples in the upper {self._told.valid_bits} of {self._told.bits} bits, "
+                "got them in the lower, where they are too quiet; export the file again"
+            )
         if not np.isfinite(loudest):
             raise InputError("expected numbers, got NaN or infinite samples; export the file again")
         if loudest > LOUDEST:

@@ -148,6 +148,24 @@ def test_other_containers_must_be_converted(tmp_path, container):
     assert "expected a wav (RIFF, RF64) or FLAC file" in reason(tmp_path / "a.wav")
 
 
+def extensible(bits: int, valid_bits: int, sound: bytes) -> bytes:
+    rest = struct.pack("<HHIH", 22, valid_bits, 4, 1) + GUID
+    return wav(len(sound), sound, form=form(tag=0xFFFE, bits=bits, rest=rest))
+
+
+@pytest.mark.parametrize(("bits", "valid_bits", "dtype"), [(16, 12, "<i2"), (32, 24, "<i4")])
+def test_samples_in_the_lower_bits_are_refused(tmp_path, bits, valid_bits, dtype):
+    upper = (np.int64(PCM) >> 2 << bits - 12).astype(dtype)
+    full = upper | 1  # the header is wrong about the bits that are used
+    lower = (upper >> bits - valid_bits) | 1
+    for samples in (upper, full):
+        path = written(tmp_path / "a.wav", extensible(bits, valid_bits, samples.tobytes()))
+        assert audio.verify([path], 0)[1] == {}
+    path = written(tmp_path / "a.wav", extensible(bits, valid_bits, lower.tobytes()))
+    problem = audio.verify([path], 0)[1][path]
+    assert f"expected samples in the upper {valid_bits} of {bits} bits" in problem
+
+
 @pytest.mark.parametrize("subtype", ["ALAW", "ULAW", "PCM_U8", "PCM_24", "PCM_32", "DOUBLE"])
 def test_what_libsndfile_writes_as_wav_is_read(tmp_path, subtype):
     for name, container in (("a", "WAV"), ("b", "WAVEX")):

@@ -177,22 +177,29 @@ def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> 
       directory: the recordings.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
     """
-    _inspect(directory, ground_truth, decode=False)
+    _inspect(directory, ground_truth, None, decode=False)
 
 
-def data_verify(directory: Positional[Path], ground_truth: Path | None = None) -> None:
+def data_verify(
+    directory: Positional[Path],
+    ground_truth: Path | None = None,
+    channel: int | Literal["mean"] | None = None,
+) -> None:
     """Check a folder: list machines and clips, decode every file, report broken ones.
 
     Args:
       directory: the recordings.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
+      channel: as --audio.channel of a run.
     """
-    _inspect(directory, ground_truth, decode=True)
+    _inspect(directory, ground_truth, channel, decode=True)
 
 
-def _inspect(directory: Path, ground_truth: Path | None, decode: bool) -> None:
+def _inspect(
+    directory: Path, ground_truth: Path | None, channel: audio.Channel | None, decode: bool
+) -> None:
     dataset = dcase.scan(directory, ground_truth)
-    clips, channel = dataset.clips, recordings.channel(Audio(), dataset)
+    clips, channel = dataset.clips, recordings.channel(Audio(channel=channel), dataset)
     paths = [clip.path for clip in clips]
     with console.progress("reading", len(clips), "files") as advance:
         if decode:
@@ -204,7 +211,9 @@ def _inspect(directory: Path, ground_truth: Path | None, decode: bool) -> None:
         console.note(line)
     recordings.refuse_broken(problems, len(clips))
     if decode:
-        for line in remarks.once(recordings.with_content(clips, infos))[1]:
+        good = [clip for clip in clips if clip.path in infos]
+        odd = remarks.unlike_lines(good, remarks.unlike_training(good, infos))
+        for line in (*remarks.once(good, infos)[1], *odd):
             console.note(line)
 
 
@@ -291,7 +300,7 @@ def main() -> None:
     except InputError as error:
         sys.exit(f"asdjax: {error}")
     except BrokenPipeError:  # such as `head` has read enough
-        _end_by(signal.SIGPIPE)
+        _end_by(getattr(signal, "SIGPIPE", signal.SIGTERM))  # Windows has none
     except OSError as error:
         where = f": {error.filename}" if error.filename else ""
         sys.exit(f"asdjax: {error.strerror or error}{where}; finished files are kept")

@@ -54,7 +54,7 @@ def test_equal_recordings_that_are_normal_and_anomaly_are_refused(tmp_path):
     test = tmp_path / "fan" / "test"
     shutil.copy(next(test.glob("*anomaly*")), test / "test_normal_99.wav")
     for check in (prepare, lambda data: dispatch(["data", "verify", str(data)])):
-        with pytest.raises(InputError, match="1 recordings are there as normal and, equal in"):
+        with pytest.raises(InputError, match="1 recordings are there twice, equal in"):
             check(tmp_path)
 
 
@@ -84,7 +84,7 @@ def test_verify_looks_at_the_channels_that_a_run_uses(tmp_path, name):
 def test_a_turned_over_channel_is_refused_with_the_channel_to_choose(tmp_path):
     tone_machine(tmp_path, "fan", name=OWN)
     stereo(tmp_path, lambda wave: -wave)
-    with pytest.raises(InputError, match="channels that cancel in their mean; choose a channel"):
+    with pytest.raises(InputError, match=r"cancel in their mean \(one is turned over\); choose"):
         prepare(tmp_path)
     assert prepare(tmp_path, replace(LOGMEL, audio=Audio(channel=0))).clips
 
@@ -109,7 +109,7 @@ def test_odd_test_clips_are_told_with_the_results_and_written_there(tmp_path, ca
     folder.save(out, replace(made, unlike={str(clip.path): "48000 Hz" for clip in odd}))
     finish(out)
     stages.report(out)
-    assert "3 test clips of fan: 48000 Hz; no training clip is like that" in said(capsys)
+    assert "3 test clips of fan: 48000 Hz; no training clip is like that: s" in said(capsys)
     rows = read_csv(out / "results.csv")
     assert [row for row in rows if row[1] == "unlike training"] == [["fan", "unlike training", "3"]]
 

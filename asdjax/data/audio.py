@@ -44,6 +44,7 @@ class AudioInfo:
     channels: int
     subtype: str  # libsndfile's word, e.g. "PCM_16"
     digest: str = ""  # e.g. "i2-16000-1-<32 hexadecimal digits>"; "": only the header was read
+    sound: str = ""  # as `digest`, of what is used of them: equal for a copy of another sample type
     bandwidth_hz: int = 0  # up to where there is sound; 0: only the header was read
     remarks: tuple[str, ...] = ()  # on the channels, e.g. "channel 1 carries no sound"
 
@@ -148,18 +149,19 @@ def _in_threads(
 # --- one file; an InputError of `probe` does not name it, because callers know it
 
 
-def read(path: Path, channel: Channel) -> np.ndarray:
+def read(path: Path, channel: Channel, samples: int | None = None) -> np.ndarray:
     """Return a recording as one wave `[N]` at 16 kHz, int16 or float32 (see the module).
 
     Args:
         path: a wav or flac file.
         channel: index of the channel to take, or "mean" of all; one-channel files have only 0.
+        samples: how many at most; None: all.
 
     Raises:
         InputError: the file is no recording, is cut off, or lacks the channel.
     """
     try:
-        return _read(path, channel)
+        return _read(path, channel, samples)[:samples]
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 
@@ -245,6 +247,7 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
     info = replace(
         info,
         digest=content.digest,
+        sound=content.sound,
         bandwidth_hz=content.bandwidth_hz,
         remarks=content.remarks(),
     )

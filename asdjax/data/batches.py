@@ -62,12 +62,13 @@ def plan_batches(
     """Group clips of equal padded length and sample type into batches.
 
     Args:
-      batch: the most clips in one; of clips above 10 s as many as have no more samples together.
+      batch: the most clips in one; of longer ones than 10 s fewer, by the square of their length,
+        with which the memory of attention grows.
       devices: over which a batch is split: sizes are multiples.
     """
 
     def size(samples: int) -> int:
-        clips = max(batch * LONG_SAMPLES // max(samples, LONG_SAMPLES), 1)
+        clips = max(batch * LONG_SAMPLES**2 // max(samples, LONG_SAMPLES) ** 2, 1)
         return -(-clips // devices) * devices
 
     buckets: dict[tuple[int, bool], list[int]] = defaultdict(list)

@@ -18,6 +18,8 @@ from asdjax.types import InputError
 _STREAMED = 0x7FFFF000  # sox and ffmpeg write this size or more when they cannot seek back
 _UNKNOWN = 0xFFFFFFFF  # RF64: the size stands in the chunk ds64
 _BEHIND = 2**20  # bytes behind the samples that may be zeros (files are filled up), or hold chunks
+_TEXT = 2**16  # bytes behind the samples that may be text without a right size
+_TAGS = (b"TAG", b"ID3", b"LIST", b"id3 ", b"bext", b"iXML", b"_PMX", b"cue ", b"smpl", b"JUNK")
 _PCM, _FLOAT, _ALAW, _ULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _BITS = {_PCM: (8, 16, 24, 32), _FLOAT: (32, 64), _ALAW: (8,), _ULAW: (8,)}
 _CODECS = {
@@ -117,7 +119,10 @@ def _check_wav(file: BinaryIO, end: int, kind: bytes) -> Told:
         elif name == b"data":
             break
     else:
-        raise InputError("expected samples, got a wav without any; copy or download it again")
+        raise InputError(
+            "expected samples, got a wav without a chunk of them where the sizes lead; rewrite it, "
+            "e.g. with ffmpeg, or copy it again"
+        )
     frame_bytes, bits, valid_bits = _check_format(form)
     if kind == b"RF64" and size == _UNKNOWN:
         size = long_size
@@ -186,13 +191,13 @@ def _check_size(file: BinaryIO, size: int, end: int, frame_bytes: int, may_strea
     if not any(_is_no_sound(file, start + size + pad, end) for pad in {0, size % 2}):
         raise InputError(
             f"expected the size of the samples in the header, got {size} bytes before {behind} "
-            "others that are no chunk of text: the recorder did not finish the file, or it is "
-            "above 4 GiB; rewrite it, e.g. with ffmpeg -ignore_length 1"
+            "others that are no text: the recorder did not finish the file, or it is above 4 GiB; "
+            "rewrite it, e.g. with ffmpeg (with -ignore_length 1 if sound follows)"
         )
 
 
 def _is_no_sound(file: BinaryIO, start: int, end: int) -> bool:
-    """Return whether chunks that are no samples, or zeros, fill the file from `start` on."""
+    """Return whether text or zeros fill the file from `start` on."""
     if start >= end:
         return True
     file.seek(start)
@@ -202,7 +207,10 @@ def _is_no_sound(file: BinaryIO, start: int, end: int) -> bool:
             break
         start = min(following, end)
     file.seek(start)
-    return end - start <= _BEHIND and not any(file.read(end - start))
+    rest = file.read(min(end - start, _BEHIND))
+    if end - start < 8 or (end - start <= _TEXT and rest.startswith(_TAGS)):
+        return True
+    return end - start <= _BEHIND and not any(rest)
 
 
 def _ends_with_chunk(file: BinaryIO, start: int, end: int) -> bool:

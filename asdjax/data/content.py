@@ -11,8 +11,10 @@ from asdjax.data.containers import Told
 from asdjax.types import SAMPLE_RATE_HZ, InputError
 
 LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
-CANCELED, WEAK = 0.01, 0.1  # of the power of a mean of unrelated channels: refused, told
+CANCELED = 0.01  # of the power of a mean of unrelated channels
+TURNED = -0.5  # correlation of a channel with the others
 BAND_HZ = 250  # steps of a bandwidth
+_LOWEST_HZ = 4000  # up to where there is sound in a file of which the bandwidth is looked at
 _LOWEST_EDGE_HZ = 3000  # telephones have 3.4 kHz; further down, machines may fall as steeply
 _EDGE_DB = 25.0  # what a spectrum falls by inside one band where a filter has cut it
 _FRAMES, _FRAME_SAMPLES = 4, 1024  # of which the bandwidth is taken; at 16 kHz
@@ -34,37 +36,46 @@ class Content:
 
         self._subtype, self._told = subtype, told
         self._md5, self._fine = hashlib.md5(usedforsecurity=False), False
-        self.rate_hz, self.channels, self.channel = rate_hz, channels, channel
+        self.rate_hz, self.channels = rate_hz, channels
+        self.mixed = channel == "mean" and channels > 1
         self.step = _STEP.get(subtype, _SMALLEST_STEP)
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
-        self._hash = xxhash.xxh3_128()  # not cryptographic, but 10 times as fast as SHA-256
-        # Of what is used and, of a file of several, of each channel:
-        self._low, self._high, self._power = np.inf, -np.inf, 0.0
+        # Not cryptographic, but 10 times as fast as SHA-256
+        self._hash, self._sound = xxhash.xxh3_128(), xxhash.xxh3_128()
+        self._low, self._high = np.inf, -np.inf  # of what is used
+        self._products = np.zeros((channels, channels))  # of deviations, where channels are mixed
 
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
         """Look at the next samples `[n, C]`, int16 or float32, and what is used of them, `[n]`."""
         self._hash.update(block)
+        if not self._kind:
+            self._kind = block.dtype.str[1:]
+            self._frames = _some_frames(wave, self.rate_hz)
         if self._told.valid_bits < self._told.bits:
             steps = _float(wave) * 2.0 ** (self._told.valid_bits - 1)
             self._fine = self._fine or bool((steps != np.round(steps)).any())
         if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
-        if not self._kind:
-            self._kind = block.dtype.str[1:]
-            self._frames = _some_frames(wave, self.rate_hz)
-        every = [wave]
-        if self.channels > 1:
-            every += list(np.ascontiguousarray(block.T))
+        self._low = min(self._low, _float(wave.min()))
+        self._high = max(self._high, _float(wave.max()))
+        if self.channels > 1 or block.dtype != np.int16:
+            self._sound.update(_plain(wave))
+        if self.mixed:
+            each = _float(np.ascontiguousarray(block.T))
+            each = each - each.mean(1, keepdims=True)
             with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
-                power = np.array([_float(x).var(dtype=np.float32) for x in every])
-            self._power = self._power + len(block) * power.astype(np.float64)
-        self._low = np.minimum(self._low, [_float(x.min()) for x in every])
-        self._high = np.maximum(self._high, [_float(x.max()) for x in every])
+                self._products += each @ each.T
 
     @property
     def digest(self) -> str:
         """Return e.g. "i2-16000-1-<32 hexadecimal digits>"; equal for equal samples."""
         return f"{self._kind}-{self.rate_hz}-{self.channels}-{self._hash.hexdigest()}"
+
+    @property
+    def sound(self) -> str:
+        """Return a digest of what is used, equal in whatever sample type and channels it lies."""
+        plain = self.channels == 1 and self._kind == "i2"
+        return f"{self.rate_hz}-{(self._hash if plain else self._sound).hexdigest()}"
 
     @property
     def bandwidth_hz(self) -> int:
@@ -78,59 +89,63 @@ class Content:
                 "expected the samples whose MD5 is in the FLAC header, got others, or a part of "
                 "them: the file is damaged; copy or download it again"
             )
-        loudest = max(abs(self._low[0]), abs(self._high[0]))
+        loudest = max(abs(self._low), abs(self._high))
+        if not np.isfinite(loudest):
+            raise InputError("expected numbers, got NaN or infinite samples; export the file again")
         if self._fine and loudest <= 2.0 ** (self._told.valid_bits - self._told.bits):
             raise InputError(
                 f"expected samples in the upper {self._told.valid_bits} of {self._told.bits} bits, "
                 "got them in the lower, where they are too quiet; export the file again"
             )
-        if not np.isfinite(loudest):
-            raise InputError("expected numbers, got NaN or infinite samples; export the file again")
         if loudest > LOUDEST:
             raise InputError(
                 f"expected samples of full scale 1.0, got up to {loudest:.4g}: float samples in "
                 "other units; divide them by a constant, 32768 for those in the range of 16 bits"
             )
-        sounding = [i for i in range(self.channels) if not self._is_dead(i)]
-        one = f"; choose a channel, e.g. --audio.channel {sounding[0]}" if sounding else ""
-        if self._high[0] - self._low[0] < self.step:
-            if self.channel == "mean" and len(sounding) > 1:
-                raise InputError(f"expected sound, got channels that cancel in their mean{one}")
+        constant = self._high - self._low < self.step
+        canceled = self.mixed and self._left() < CANCELED and len(self._sounding()) > 1
+        if canceled:
             raise InputError(
-                f"expected sound, got a constant {self._low[0]:.4g}"
-                f"{one or '; remove the file, or check the microphone'}"
+                "expected sound, got channels that cancel in their mean (one is turned over); "
+                f"choose a channel, e.g. --audio.channel {self._sounding()[0]}"
             )
-        if self.channel == "mean" and self._left() < CANCELED:
+        if constant:
+            other = "check the microphone" + ", or choose another channel" * (self.channels > 1)
             raise InputError(
-                f"expected sound, got channels that cancel in their mean (one is turned over){one}"
+                f"expected sound, got a constant {self._low:.4g}; remove the file, {other}"
             )
 
     def remarks(self) -> tuple[str, ...]:
         """Return what a user should know of the channels whose mean is used."""
-        if self.channel != "mean" or self.channels == 1:
+        if not self.mixed:
             return ()
-        dead = [i for i in range(self.channels) if self._is_dead(i)]
+        sounding = self._sounding()
+        dead = [i for i in range(self.channels) if i not in sounding]
         found = [f"channel {i} carries no sound" for i in dead]
-        if not dead and self._left() < WEAK:
-            found.append("channels cancel in part of their mean (one may be turned over)")
+        inner = self._products[np.ix_(sounding, sounding)]
+        for i, row in zip(sounding, inner, strict=True):
+            if len(sounding) == 2 and i == sounding[0]:
+                continue  # the second one says it
+            others = inner.sum() - 2 * row.sum() + self._products[i, i]  # power of their sum
+            against = row.sum() - self._products[i, i]
+            if against < TURNED * np.sqrt(max(others, 0) * self._products[i, i]):
+                found.append(f"channel {i} is turned over against the others")
         return tuple(found)
 
-    def _is_dead(self, channel: int) -> bool:
-        place = 1 + channel if self.channels > 1 else 0
-        return bool(self._high[place] - self._low[place] < self.step)
+    def _sounding(self) -> list[int]:
+        """Return the channels that are neither constant nor 60 dB below the loudest."""
+        power = np.diag(self._products)
+        return np.flatnonzero((power > 1e-6 * power.max()) & (power > 0)).tolist()
 
     def _left(self) -> float:
         """Return the power of the mean over what it has if the channels are unrelated."""
-        if self.channels == 1:
-            return 1.0
-        used, *each = self._power
-        return float(used * self.channels / max(np.mean(each), 1e-30))
+        return float(self._products.sum() / max(np.trace(self._products), 1e-30))
 
 
 def _some_frames(wave: np.ndarray, rate_hz: int) -> np.ndarray:
     """Return up to 4 frames of 64 ms, spread over a wave `[N]`: `[4, rate_hz * 0.064]` float32."""
     size = _FRAME_SAMPLES * rate_hz // SAMPLE_RATE_HZ
-    count = min(_FRAMES, len(wave) // size)
+    count = min(_FRAMES, len(wave) // max(size, 1)) if rate_hz >= 2 * _LOWEST_HZ else 0
     return np.array([wave[i * len(wave) // count :][:size] for i in range(count)], np.float32)
 
 
@@ -169,6 +184,16 @@ def _pcm(block: np.ndarray, subtype: str) -> bytes:
 @lru_cache
 def _window(size: int) -> np.ndarray:
     return np.hanning(size).astype(np.float32)
+
+
+def _plain(wave: np.ndarray) -> np.ndarray:
+    """Return a wave as 16-bit integers where that loses nothing, else as float32."""
+    if wave.dtype == np.int16:
+        return wave
+    with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
+        whole = wave * np.float32(32768)
+        pcm = whole.astype(np.int16)
+    return pcm if (pcm == whole).all() else wave
 
 
 def _float(x):

@@ -99,6 +99,9 @@ def find_problems(machines: Sequence[Path], found: Sequence[Clip]) -> list[str]:
         for split in SPLIT_FOLDERS
         if (files := _files(machine / split, OTHER_SUFFIXES))
     ]
+    paths = [str(clip.path) for clip in found]
+    if undecoded := [ascii(path) for path in paths if re.search("[\ud800-\udfff]", path)]:
+        problems.append(f"names that are not UTF-8; rename them: {preview(undecoded)}")
     filled = {clip.path.parent.parent for clip in found}
     problems += [
         f"{machine}: no wav or flac files" for machine in machines if machine not in filled

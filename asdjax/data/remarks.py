@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from asdjax.data.audio import AudioInfo, Channel, channels_of
@@ -87,50 +88,86 @@ def unlike_training(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> d
     return found
 
 
-def once(clips: Sequence[Clip]) -> tuple[list[Clip], list[str]]:
+def unlike_lines(clips: Sequence[Clip], unlike: Mapping[str, str]) -> list[str]:
+    """Return a line for each machine and oddity of `unlike_training`."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for clip in clips:
+        if how := unlike.get(str(clip.path)):
+            found[clip.machine, how].append(clip.name)
+    return [
+        f"{len(names)} test clips of {machine}: {how}; no training clip is like that: "
+        f"{preview(names, FEW)}"
+        for (machine, how), names in sorted(found.items())
+    ]
+
+
+def once(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> tuple[list[Clip], list[str]]:
     """Return the clips without copies among those of a machine that are trained on.
 
-    A copy has equal samples, whatever the file is called: it would count twice in a reference set,
-    and its score without itself would be 0. Of several, the one with attributes and the shortest
-    name stays. Test clips all stay.
-
-    Args:
-      clips: with their content.
+    A copy has equal samples, whatever file and sample type they lie in: it would count twice in a
+    reference set, and its score without itself would be 0. Of several, the one with the shortest
+    name stays, with what is known of any of them. Test clips all stay.
 
     Returns:
       The clips that stay; lines on all copies.
 
     Raises:
-      InputError: equal recordings that are labelled normal and anomaly.
+      InputError: equal recordings of which two labels, domains or attributes are told.
     """
-    _refuse_two_labels(clips)
-    order = sorted(clips, key=lambda clip: (not clip.attributes, len(clip.name), clip.name))
+
+    def key(clip: Clip) -> tuple:
+        return clip.group, clip.split, clip.supplement, infos[clip.path].sound
+
+    order = sorted(clips, key=lambda clip: (len(clip.name), clip.name))
     trained = [clip for clip in order if clip.split != "test"]
-    copies = _later(trained, lambda c: (c.group, c.split, c.supplement, c.content))
-    lines = _lines(copies, "copies of others that are trained on, counted once")
-    train = {(clip.group, clip.content): clip for clip in reversed(trained)}
     test = [clip for clip in order if clip.split == "test"]
-    known = [(clip, train[key]) for clip in test if (key := (clip.group, clip.content)) in train]
+    copies = _later(trained, key)
+    _refuse_contradictions(order, infos, copies)
+    lines = _lines(copies, "copies of others that are trained on, counted once")
+    train = {(clip.group, infos[clip.path].sound): clip for clip in reversed(trained)}
+    both = [(clip.group, infos[clip.path].sound) for clip in test]
+    known = [(clip, train[place]) for clip, place in zip(test, both, strict=True) if place in train]
     lines += _lines(known, "test clips that are training clips, too")
-    lines += _lines(_later(test, lambda c: (c.group, c.content)), "copies of other test clips")
-    elsewhere = _later(trained, lambda c: c.content)
+    lines += _lines(_later(test, key), "copies of other test clips")
+    elsewhere = _later(trained, lambda clip: infos[clip.path].sound)
     elsewhere = [(clip, other) for clip, other in elsewhere if clip.machine != other.machine]
     lines += _lines(elsewhere, "copies of clips of another machine")
     left_out = {clip.path for clip, _ in copies}
-    return [clip for clip in clips if clip.path not in left_out], lines
+    domain = {first.path: clip.domain for clip, first in copies if clip.domain}
+    attributes = {first.path: clip.attributes for clip, first in copies if clip.attributes}
+    kept = [
+        replace(
+            clip,
+            domain=clip.domain or domain.get(clip.path),
+            attributes=clip.attributes or attributes.get(clip.path, ""),
+        )
+        for clip in clips
+        if clip.path not in left_out
+    ]
+    return kept, lines
 
 
-def _refuse_two_labels(clips: Iterable[Clip]) -> None:
-    by_content: dict[str, dict[int, Clip]] = defaultdict(dict)
+def _refuse_contradictions(
+    clips: Iterable[Clip], infos: Mapping[Path, AudioInfo], copies: Sequence[tuple[Clip, Clip]]
+) -> None:
+    labelled: dict[str, dict[int, Clip]] = defaultdict(dict)
     for clip in clips:
         if clip.label is not None:
-            by_content[clip.content][clip.label] = clip
-    wrong = [own for own in by_content.values() if {NORMAL, ANOMALY} <= own.keys()]
+            labelled[infos[clip.path].sound][clip.label] = clip
+    wrong = [
+        f"{own[NORMAL].path} is normal, {own[ANOMALY].path} an anomaly"
+        for own in labelled.values()
+        if {NORMAL, ANOMALY} <= own.keys()
+    ]
+    for clip, first in copies:
+        for what in ("domain", "attributes"):
+            told = getattr(first, what), getattr(clip, what)
+            if all(told) and told[0] != told[1]:
+                wrong.append(f"{first.path} has the {what} {told[0]}, {clip.path} {told[1]}")
     if wrong:
-        listed = [f"{own[NORMAL].path} and {own[ANOMALY].path}" for own in wrong]
         raise InputError(
-            f"{len(wrong)} recordings are there as normal and, equal in every sample, as anomaly; "
-            "remove one of each, or correct its label:\n  " + "\n  ".join(listed)
+            f"{len(wrong)} recordings are there twice, equal in every sample, and described in two "
+            "ways; remove one of each, or correct what is said of it:\n  " + "\n  ".join(wrong)
         )
 
 

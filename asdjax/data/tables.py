@@ -16,7 +16,10 @@ from asdjax.data import layout
 from asdjax.files import read_rows
 from asdjax.types import InputError, preview
 
-_LOOKS_READ = re.compile(r"(labels?|attributes?)[\W\d_]*\.csv", re.IGNORECASE)
+_LOOKS_READ = re.compile(
+    r"(labels?|attributes?)([\W\d_]|section|train|test|source|target)*\.(csv|tsv|txt)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)

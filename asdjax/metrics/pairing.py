@@ -114,7 +114,7 @@ def _stems(clip_of: dict[str, Clip]) -> dict[str, Clip]:
 
 
 def _stem(name: str) -> str:
-    return name.removesuffix(".wav").removesuffix(".flac")
+    return name.rpartition(".")[0] if name.lower().endswith((".wav", ".flac")) else name
 
 
 def _table(files: list[Scores], clips: list[Clip], position: dict[Clip, int]) -> Table:

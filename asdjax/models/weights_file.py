@@ -27,7 +27,7 @@ from asdjax.types import InputError, preview
 Params = dict[str, jax.Array]
 
 FORMAT = "asdjax-params"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had no checksum
 REMEDY = "convert the original checkpoint again, or train again with --force"
 
 
@@ -158,7 +158,9 @@ def load(path: Path | str) -> WeightsFile:
     table, values = _parts(memoryview(data))
     metadata = table.get("__metadata__", {})
     header = _header(metadata, path)
-    if header.checksum and metadata.pop("checksum") != _checksum(table, values):
+    if header.checksum != metadata.pop("checksum", "") or (
+        header.checksum and header.checksum != _checksum(table, values)
+    ):
         raise InputError(f"{path} is damaged: its checksum is of other content; {REMEDY}")
     if bad := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
         raise InputError(f"{path}: weights that are not finite in {preview(bad)}; {REMEDY}")
@@ -209,7 +211,7 @@ def readable(path: Path | str) -> Iterator[Path]:
 
 def _header(metadata: dict[str, str], path: Path) -> Header:
     found = f"{metadata.get('format', 'no format')} version {metadata.get('version', '?')}"
-    if found != f"{FORMAT} version {FORMAT_VERSION}":
+    if found not in [f"{FORMAT} version {number}" for number in (1, FORMAT_VERSION)]:
         raise InputError(
             f"{path}: expected {FORMAT} version {FORMAT_VERSION} in the header, got {found}; "
             "convert the original checkpoint with `python -m weights_convert`"
@@ -220,7 +222,7 @@ def _header(metadata: dict[str, str], path: Path) -> Header:
             json.loads(metadata["config"]),
             metadata["source_sha256"],
             tuple(json.loads(metadata["labels"])),
-            metadata.get("checksum", ""),
+            "" if metadata["version"] == "1" else metadata["checksum"],
         )
     except (KeyError, ValueError, TypeError) as error:
         raise InputError(f"{path}: damaged header ({error}); convert the file again") from error

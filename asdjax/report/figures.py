@@ -25,6 +25,7 @@ LABELS = {  # name, colour
 }
 LINES = {"source": "-", "target": "--", None: ":"}
 TOP_CLIPS = 4
+SAMPLES = 60 * SAMPLE_RATE_HZ  # of a clip that are drawn: those of an hour would take gigabytes
 MOST_NAMED = 3  # files in a note
 
 NEIGHBORS = 15  # of UMAP; machines of fewer clips get no such figure

@@ -40,7 +40,7 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
     """
     count = min(k + SPARE, reference.shape[1])
     candidates = find(query, reference, query_id, reference_id, count)
-    row, farthest, error = map(np.asarray, candidates)
+    row, farthest, away, spread = map(np.asarray, candidates)
     means = []
     for g in np.flatnonzero(wanted.any(1)):
         there = reference_id[g] != PADDING
@@ -48,7 +48,8 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
         distance = _of_rows(query[g], own, reference[g], row[g, own])
         nearest = np.sort(distance, 1)[:, :k]
         most = np.where(np.isfinite(nearest), nearest, 0).max(1)
-        open_ = (most > 0) & (most > farthest[g, own] - error[g, own])
+        error = search_error(farthest[g, own], away[g, own], spread[g], most, query.shape[-1])
+        open_ = (most > 0) & (most > farthest[g, own] - error)
         for i in np.flatnonzero(open_):
             others = np.flatnonzero(there & (reference_id[g] != query_id[g, own[i]]))
             every = _of_rows(query[g], own[i : i + 1], reference[g], others[None])
@@ -68,11 +69,8 @@ def find(query, reference, query_id, reference_id, count: int):
 
     Returns:
       `[G, Q, count]` int32, their places, `PADDING` for none; `[G, Q]`, the cosine distance of the
-      last (inf: there are no others); `[G, Q]`, by how much that of another can be smaller.
-
-    A unit row is rounded by at most 2^-22 of its length 1, so a chord by twice that; the sum of E
-    products of rows that lie S and X from the midst, and their squares, by (E + 4) EPSILON
-    (S^2 + X^2).
+      last (inf: there are no others); `[G, Q]`, squared distances of queries from the midst; `[G]`,
+      that of the reference that is farthest from it.
     """
     exists = (reference_id != PADDING)[:, :MIDST, None]
     some = jnp.where(exists, normalized(reference[:, :MIDST]), 0)
@@ -95,9 +93,25 @@ def find(query, reference, query_id, reference_id, count: int):
     best, row = largest(similarity, query, reference, query_id, reference_id, count, numbered=True)
     farthest = -best[..., -1]
     spread = jnp.max(moved(reference)[1], 1, where=reference_id != PADDING, initial=0)
-    by_sums = (query.shape[-1] + 4) * EPSILON * (spread[:, None] + moved(query)[1])
-    by_rows = 2 * EPSILON * jnp.sqrt(2 * jnp.clip(farthest, 0, 2))
-    return row, farthest, by_sums + by_rows
+    return row, farthest, moved(query)[1], spread
+
+
+def search_error(farthest, away, spread, most, width: int) -> np.ndarray:
+    """Return by how much a reference that is no candidate can be nearer than the last candidate.
+
+    A unit row is rounded by at most 2^-22 of its length 1, so a chord by twice that; the sum of E
+    products of rows that lie S and X from the midst, and their squares, by (E + 4) EPSILON
+    (S^2 + X^2). A reference as near as `most` lies no farther than X + sqrt(2 most) from the midst,
+    so that others, however far they are, do not count.
+
+    Args:
+      farthest, away, spread: of `find`, of queries `[n]` and of their group.
+      most: `[n]`, the distance of the k-th nearest candidate.
+      width: E.
+    """
+    near = np.square(np.sqrt(away) + np.sqrt(2 * most))
+    by_sums = (width + 4) * EPSILON * (np.minimum(spread, near) + away)
+    return by_sums + 2 * EPSILON * np.sqrt(2 * np.clip(farthest, 0, 2))
 
 
 def normalized(rows):

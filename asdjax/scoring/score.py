@@ -46,7 +46,7 @@ def score(
 
 
 FEW = 10  # training clips of which a threshold is no more than a guess
-KOLMOGOROV = 1.63  # sqrt(n) times the largest gap of two distributions, exceeded once in a hundred
+GAP, GAP_OF_FEW = 0.1, 1.63  # between two distributions; the second over sqrt(n)
 
 
 def threshold(normal_scores: np.ndarray, challenge: bool) -> tuple[float | None, str]:
@@ -103,6 +103,7 @@ def _gamma_threshold(scores: np.ndarray) -> float | None:
         fit = gamma.fit(scores / unit)
         limit = float(unit * gamma.ppf(0.9, *fit))
         gap = kstest(scores / unit, gamma(*fit).cdf).statistic
-        if 0.02 <= (scores > limit).mean() <= 0.3 and gap <= KOLMOGOROV / np.sqrt(len(scores)):
+        least = max(GAP, GAP_OF_FEW / np.sqrt(len(scores)))
+        if 0.02 <= (scores > limit).mean() <= 0.3 and gap <= least:
             return limit
     return None

@@ -1,7 +1,8 @@
 """What an earlier command left in a folder: the work of another run is refused, not replaced.
 
 A folder belongs to the system, the machines and the recordings that it was begun with. Test clips
-may be added, and labels, year and scorer may change: that costs no training, and it is told.
+may be added or taken away, and labels, year and scorer may change: that costs no training, and it
+is told.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def _described(run: Run, version: str) -> dict:
 
 
 def _changes(before: Run, now: Run) -> Iterator[tuple[str, bool]]:
-    """Yield what differs in the clips of a machine, and whether test clips were added to others."""
+    """Yield what differs in the clips of a machine, and whether only other test clips are there."""
     then, today = _sounds(before), _sounds(now)
     for where in sorted(then.keys() | today.keys()):
         old, current = then.get(where, {}), today.get(where, {})
@@ -84,7 +85,7 @@ def _changes(before: Run, now: Run) -> Iterator[tuple[str, bool]]:
         kinds = {"new": new, "gone": gone, "of other content": other}
         told = [f"{len(n)} {kind} ({preview(sorted(n), MOST)})" for kind, n in kinds.items() if n]
         if told:
-            added = where.startswith("test") and not (gone or other)
+            added = where.startswith("test") and current and old and not other
             yield f"{where}: {', '.join(told)}", added
 
 

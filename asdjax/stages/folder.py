@@ -95,9 +95,8 @@ class Run:
 
     @cached_property
     def challenge(self) -> bool:
-        """Return whether the challenge's rules apply: by file names, or a year that is given."""
-        names = (layout.parse(clip.path.stem) for clip in self.clips)
-        return self.year is not None or any(names)
+        """Return whether the challenge's rules apply."""
+        return is_challenge(self.clips, self.year)
 
     # What the products depend on.
 
@@ -155,6 +154,11 @@ class Run:
             "encoders": encoders,
             "audio": to_json(self.system.audio),
         }
+
+
+def is_challenge(clips: Iterable[Clip], year: int | None) -> bool:
+    """Return whether clips are the challenge's: by their names, or a year that is given."""
+    return year is not None or any(layout.parse(clip.path.stem) for clip in clips)
 
 
 def recordings(clips: Iterable[Clip], labels: bool = True) -> dict[str, dict]:

@@ -16,7 +16,7 @@ from asdjax.metrics import official
 from asdjax.models.checkpoints import find
 from asdjax.models.weights_file import open_weights
 from asdjax.report import console
-from asdjax.stages.folder import Run
+from asdjax.stages.folder import Run, is_challenge
 from asdjax.stages.options import Options
 from asdjax.train.batches import device_memory
 from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
@@ -49,7 +49,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         infos, problems = audio.verify(paths, settings.channel, shortest, advance)
     if not options.skip_bad:
         refuse_broken(problems, len(paths))
-    every, copies = remarks.once(with_content([*clips, *extra], infos))
+    every, copies = remarks.once(with_content([*clips, *extra], infos), infos)
     clips, extra = (
         tuple(clip for clip in every if (clip.split == "supplemental") == supplement)
         for supplement in (False, True)
@@ -151,8 +151,7 @@ def channel(config: Audio, dataset: DataSet) -> int | str:
     """Return the channel asked for, else 0 of the challenge's files and the mean of others."""
     if config.channel is not None:
         return config.channel
-    challenge = dataset.year is not None or any(clip.domain for clip in dataset.clips)
-    return 0 if challenge else "mean"
+    return 0 if is_challenge(dataset.clips, dataset.year) else "mean"
 
 
 def _shortest_samples(system: SystemConfig) -> int:

@@ -19,7 +19,7 @@ import numpy as np
 
 from asdjax.artifact import forget, make
 from asdjax.config import SystemConfig
-from asdjax.data import audio, dcase
+from asdjax.data import audio, dcase, remarks
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import kept_in_memory
 from asdjax.devices import leads, together
@@ -193,7 +193,7 @@ def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
     problems: list[str] = []
 
     def draw() -> None:
-        read = partial(audio.read, channel=made.system.audio.channel)
+        read = partial(audio.read, channel=made.system.audio.channel, samples=figures.SAMPLES)
         limits = folder.load_thresholds(out / SCORES)
         figures.write(product.path, scores, made.clips, read, limits, problems.append)
 
@@ -225,10 +225,8 @@ def report_numbers(
     lacking = official.lacking(made.clips, made.year)
     for (machine, section), reason in lacking.items():
         console.note(f"no official numbers of {machine}/{section}: {reason}")
-    unlike = {clip: made.unlike.get(str(clip.path)) for clip in made.clips}
-    odd = Counter((clip.machine, how) for clip, how in unlike.items() if how)
-    for (machine, how), count in sorted(odd.items()):
-        console.note(f"{count} test clips of {machine}: {how}; no training clip is like that")
+    for line in remarks.unlike_lines(made.clips, made.unlike):
+        console.note(line)
     clips = [clip for clip in made.clips if clip.group not in lacking]
     if not clips:
         folder.clear(out, "results.csv")
@@ -236,7 +234,7 @@ def report_numbers(
     usable = [file for file in scores if (file.machine, file.section) not in lacking]
     metrics = official.evaluate(usable, clips, made.year)
     marked = [Metric(official.TOTAL, name, 1.0) for name, true in (marks or {}).items() if true]
-    of_machine = Counter(machine for machine, _ in odd.elements())
+    of_machine = Counter(clip.machine for clip in made.clips if str(clip.path) in made.unlike)
     marked += [Metric(machine, "unlike training", n) for machine, n in sorted(of_machine.items())]
     write_results(out / "results.csv", [*metrics, *marked])
     console.results_table(metrics, title)

@@ -41,6 +41,7 @@ def test_one_step_of_the_sample_format_is_sound_and_less_is_not(check):
     flicker = (np.arange(800) % 7 == 0) * STEP
     assert check(flicker)[1] == ""
     assert "cancel in their mean" in check(stereo(NOISE[:800], flicker - NOISE[:800]))[1]
+    assert "a constant 0" in check(stereo(0 * flicker, 0 * flicker))[1]
 
 
 def test_what_is_left_of_channels_that_cancel_is_refused_with_a_channel_to_choose(check):
@@ -55,9 +56,11 @@ def test_what_is_left_of_channels_that_cancel_is_refused_with_a_channel_to_choos
     [
         (NOISE, ()),  # in phase
         (OTHER, ()),  # unrelated
-        (0.6 * OTHER - 0.4 * NOISE, ()),  # partly opposite
-        (0.3 * OTHER - NOISE, ("channels cancel in part of their mean (one may be turned over)",)),
+        (0.6 * OTHER - 0.2 * NOISE, ()),  # partly opposite
+        (0.6 * OTHER - NOISE, ("channel 1 is turned over against the others",)),
+        (-0.5 * NOISE, ("channel 1 is turned over against the others",)),
         (0 * NOISE + 0.01, ("channel 1 carries no sound",)),
+        ((np.arange(RATE_HZ) % 3 - 1) * STEP, ("channel 1 carries no sound",)),
     ],
 )
 def test_odd_channels_are_told(check, right, remarks):
@@ -67,10 +70,17 @@ def test_odd_channels_are_told(check, right, remarks):
     assert check(stereo(NOISE, right), 0)[0].remarks == ()  # the other one is not used
 
 
+@pytest.mark.parametrize("channels", [3, 4, 8])
+def test_one_of_many_channels_that_is_turned_over_is_told(check, channels):
+    own = 0.02 * np.random.default_rng(5).standard_normal((RATE_HZ, channels))
+    samples = NOISE[:, None] * np.where(np.arange(channels) == 2, -1, 1)[None] + own
+    assert check(samples)[0].remarks == ("channel 2 is turned over against the others",)
+    assert check(np.abs(np.sign(samples)) * own)[0].remarks == ()
+
+
 def test_a_dead_channel_that_is_chosen_is_refused(check):
-    assert check(stereo(0 * NOISE, NOISE), 0)[1].endswith(
-        "; choose a channel, e.g. --audio.channel 1"
-    )
+    problem = check(stereo(0 * NOISE, NOISE), 0)[1]
+    assert problem.endswith("check the microphone, or choose another channel")
 
 
 @pytest.mark.parametrize(
@@ -82,14 +92,39 @@ def test_float_samples_in_other_units_are_refused(check, peak, sound):
 
 
 def test_long_files_are_looked_at_in_blocks_that_change_nothing(check, monkeypatch):
-    samples = stereo(NOISE, 0.3 * OTHER - NOISE)
+    samples = stereo(NOISE, 0.6 * OTHER - NOISE)
     whole = check(samples)[0]
     for block in (2 * RATE_HZ, 9999, 1000):
         monkeypatch.setattr(audio, "_BLOCK", block)
-        assert check(samples)[0].digest == whole.digest
+        assert (check(samples)[0].digest, check(samples)[0].sound) == (whole.digest, whole.sound)
         assert check(samples)[0].remarks == whole.remarks
     late = np.where(np.arange(RATE_HZ) < 15_000, 0.25, NOISE)  # sound in the last block alone
     assert check(late)[1] == ""
+
+
+def test_equal_sound_has_one_digest_in_any_sample_type_and_equal_channels(check):
+    sound = {
+        check(samples, channel, subtype)[0].sound
+        for samples, channel in (
+            (NOISE, 0),
+            (stereo(NOISE, NOISE), "mean"),
+            (stereo(NOISE, OTHER), 0),
+        )
+        for subtype in ("PCM_16", "PCM_24", "FLOAT")
+        for samples in [np.round(samples * 32767) / 32768]
+    }
+    assert len(sound) == 1
+    other = check(np.round(OTHER * 32767) / 32768)[0].sound
+    finer = check(NOISE, 0, "PCM_24")[0].sound
+    assert len(sound | {other, finer}) == 3
+
+
+@pytest.mark.parametrize("rate_hz", [1, 10, 64, 500, 2000, 3200, 4000, 7999])
+def test_any_rate_is_looked_at(tmp_path, rate_hz):
+    soundfile.write(tmp_path / "a.wav", NOISE, rate_hz)
+    infos, problems = audio.verify([tmp_path / "a.wav"], 0)
+    assert problems == {}
+    assert infos[tmp_path / "a.wav"].bandwidth_hz == rate_hz // 2
 
 
 # --- bandwidth

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 import soundfile
 
@@ -214,7 +216,8 @@ def test_csvs_that_contradict_each_other_are_refused(make_tree, write, column, f
     "name",
     [
         *("Labels.csv", "label.csv", "labels (1).csv", "fan/LABELS.CSV", "fan/test/Label.csv"),
-        *("fan/attributes_00.csv", "attributes.csv"),
+        *("fan/attributes_00.csv", "attributes.csv", "fan/attributes_section_00_train.csv"),
+        *("labels_test.csv", "labels.tsv", "fan/attributes_00.txt"),
     ],
 )
 def test_a_csv_that_looks_like_labels_but_is_not_read_is_refused(make_tree, write, name):
@@ -338,3 +341,13 @@ def test_one_recording_kept_as_wav_and_as_flac_is_two_clips_of_one_digest(make_t
     infos, _ = audio.verify([clip.path for clip in dcase.scan(root).clips], "mean")
     assert len(infos) == 4
     assert len({info.digest for info in infos.values()}) == 3
+
+
+def test_names_that_are_not_utf_8_are_refused(make_tree):
+    root = make_tree("fan/train/a.wav fan/test/x.wav")
+    try:
+        (root / "fan/test/x.wav").rename(root / "fan/test" / os.fsdecode(b"normal_\xff.wav"))
+    except OSError:
+        pytest.skip("this disk has no such names")
+    with pytest.raises(InputError, match=r"names that are not UTF-8; rename them: .*udcff\.wav"):
+        dcase.scan(root)

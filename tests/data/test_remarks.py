@@ -9,6 +9,12 @@ from asdjax.data.batches import Audio
 from asdjax.types import ANOMALY, NORMAL, Clip, InputError
 
 
+def once(clips):
+    """Return `remarks.once` of clips whose content is their sound."""
+    infos = {c.path: AudioInfo(1600, 16_000, 1, "PCM_16", sound=c.content) for c in clips}
+    return remarks.once(clips, infos)
+
+
 def clip(name: str, split="train", machine="fan", **of) -> Clip:
     of.setdefault("label", NORMAL if split == "train" else None)
     return Clip(Path(machine) / split / name, machine, "section_00", split, **of)
@@ -114,7 +120,7 @@ def test_copies_are_trained_on_once_and_told():
         clip("v.wav", "test", content="B"),
         clip("p.wav", machine="pump", content="B"),
     ]
-    kept, lines = remarks.once(clips)
+    kept, lines = once(clips)
     assert [one.name for one in kept] == [
         "a.wav",
         "b.wav",
@@ -129,11 +135,21 @@ def test_copies_are_trained_on_once_and_told():
     ]
 
 
-def test_the_copy_with_attributes_stays():
-    kept, _ = remarks.once(
-        [clip("a.wav", content="A"), clip("a (1).wav", content="A", attributes="x")]
-    )
-    assert [one.name for one in kept] == ["a (1).wav"]
+def test_what_is_known_of_a_copy_is_kept():
+    first, other = clip("a.wav", content="A"), clip("a (1).wav", content="A", attributes="x")
+    (kept,), _ = once([first, replace(other, domain="target")])
+    assert kept == replace(first, attributes="x", domain="target")
+
+
+@pytest.mark.parametrize("change", [{"attributes": "y"}, {"domain": "target"}])
+def test_copies_that_are_described_in_two_ways_are_refused(change):
+    first = clip("a.wav", content="A", attributes="x", domain="source")
+    other = replace(first, path=first.path.with_name("b.wav"))
+    assert len(once([first, other])[0]) == 1
+    what, value = next(iter(change.items()))
+    with pytest.raises(InputError, match=rf"fan/train/b\.wav {value}") as caught:
+        once([first, replace(other, **change)])
+    assert f"has the {what} {getattr(first, what)}" in str(caught.value)
 
 
 def test_equal_clips_of_other_kinds_are_no_copies():
@@ -143,7 +159,7 @@ def test_equal_clips_of_other_kinds_are_no_copies():
         clip("b.wav", "supplemental", content="A", supplement="noise"),
         replace(clip("c.wav", content="A"), section="section_01"),
     ]
-    kept, lines = remarks.once(clips)
+    kept, lines = once(clips)
     assert kept == clips
     assert lines == []
 
@@ -153,6 +169,6 @@ def test_a_recording_may_not_be_normal_and_an_anomaly(split):
     first = clip("a.wav", split, content="A", label=NORMAL)
     other = clip("b.wav", "test", content="A")
     for label in (None, NORMAL):
-        assert len(remarks.once([first, replace(other, label=label)])[0]) == 2
-    with pytest.raises(InputError, match=rf"fan/{split}/a\.wav and fan/test/b\.wav"):
-        remarks.once([first, replace(other, label=ANOMALY)])
+        assert len(once([first, replace(other, label=label)])[0]) == 2
+    with pytest.raises(InputError, match=rf"{split}/a\.wav is normal, fan/test/b\.wav an anomaly"):
+        once([first, replace(other, label=ANOMALY)])

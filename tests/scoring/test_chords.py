@@ -105,10 +105,26 @@ def test_no_reference_is_nearer_than_the_bound_says(width, spread):
     identity = np.arange(200, dtype=np.int32)[None]
     nobody = np.full((1, 30), blocks.PADDING, np.int32)
     found = chords.find(query[None], reference[None], nobody, identity, 4)
-    row, farthest, error = (np.asarray(x)[0] for x in found)
+    row, farthest, away, spread_ = (np.asarray(x)[0] for x in found)
     distance = distances(query, reference)
+    error = chords.search_error(farthest, away, spread_, np.sort(distance, 1)[:, 0], width)
     for i in range(30):
         others = np.delete(distance[i], row[i])
         assert others.min() >= farthest[i] - error[i]
         # and it is no looser than the spread: a few candidates are enough
         assert error[i] < 1e-3 * distance.max() + 1e-6 * np.sqrt(distance.max())
+
+
+def test_one_reference_far_away_leaves_the_bound_tight():
+    query, reference = steady(30, 1e-4, 10), steady(400, 1e-4, 11)
+    reference[7] *= -1
+    identity = np.arange(400, dtype=np.int32)[None]
+    nobody = np.full((1, 30), blocks.PADDING, np.int32)
+    row, farthest, away, spread = chords.find(query[None], reference[None], nobody, identity, 8)
+    distance = distances(query, reference)
+    most = np.sort(distance, 1)[:, 0]
+    error = chords.search_error(farthest[0], away[0], spread[0], most, query.shape[1])
+    assert spread[0] > 3  # of squared lengths up to 4
+    assert (most < np.asarray(farthest)[0] - error).all()  # nothing is compared again
+    for i in range(30):
+        assert np.delete(distance[i], np.asarray(row)[0, i]).min() >= farthest[0, i] - error[i]

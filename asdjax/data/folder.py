@@ -76,6 +76,9 @@ def _notes(
     by_csv = {path for path, column in said if column == "label"}
     remedy = "their names do not say normal or anomaly for certain, so label them in labels.csv"
     lines = layout.label_notes(tests, dict.fromkeys(by_csv, "labels.csv"), remedy)
+    named = {c.path.stem: by_name[c.path.stem] for c in tests if c.path not in by_csv}
+    if others := words.beside(named):
+        lines.append(f"labels: other words in names, not counted: {preview(others, 10)}")
     overruled = [
         clip.name
         for clip in tests

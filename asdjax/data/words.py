@@ -6,9 +6,8 @@ label where that is not certain:
 
     normal_or_anomaly_3             words of both
     no_anomaly_3, anomaly_free_3    a word that turns the other round, or speaks of a time around it
-    monday_2_anomaly_0              0 or 1 right behind the word, which may be a flag; it counts
-                                    when it is the only number of the name, or when a name that
-                                    is alike has 2 there
+    anomaly_0, 0_normal             0 right beside the word, which may mean "no"; it counts when a
+                                    name that is alike has 2 there, or the other label
     fault_at_normal_load_3          a fault beside `normal`
     normal_speed_rubbing_3          two words in a row behind `normal`, which may describe them,
                                     unless a name that is alike has an anomaly's word there
@@ -22,19 +21,22 @@ import itertools
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from asdjax.types import ANOMALY, NORMAL
 
 WORDS = {"normal": NORMAL, "anomaly": ANOMALY, "anomalous": ANOMALY, "abnormal": ANOMALY}
 _ANOMALIES = {word for word, label in WORDS.items() if label == ANOMALY}
 _TURNS = {  # the label round, or speak of a time around an anomaly
-    *("no", "not", "non", "un", "none", "nor", "never", "zero", "false", "without", "free"),
+    *("no", "not", "non", "un", "ab", "sub", "none", "nor", "never", "zero", "false", "without"),
+    *("free", "less", "off", "ok", "absent", "cleared", "isn", "kein", "keine", "nicht", "ohne"),
+    *("above", "below", "than", "almost", "nearly", "near", "like", "pas", "sans", "sin"),
     *("pre", "before", "until", "post", "after", "repair", "repaired", "fixed", "removed"),
 }
 _FAULTS = (  # beginnings of words
-    *("bad", "broke", "crack", "damage", "defect", "error", "fail", "fault", "imbalance"),
-    *("leak", "misalign", "unbalance", "wear", "worn"),
+    *("bad", "bent", "block", "broke", "clog", "crack", "damage", "defect", "dirt", "error"),
+    *("fail", "fault", "grind", "imbalance", "knock", "leak", "loose", "misalign", "rattl"),
+    *("rub", "scratch", "squeal", "stuck", "unbalance", "wear", "worn"),
 )
 
 
@@ -43,7 +45,7 @@ def labels(stems: Iterable[str]) -> dict[str, int | None]:
     tokens = {stem: _tokens(stem) for stem in stems}
     seen = defaultdict(set)  # pattern -> words, and numbers right behind them, of names alike
     for some in tokens.values():
-        seen[_pattern(some)].update(WORDS.keys() & some, [_number(some)])
+        seen[_pattern(some)].update(WORDS.keys() & some, _numbers(some))
     return {stem: _label(some, seen[_pattern(some)]) for stem, some in tokens.items()}
 
 
@@ -54,8 +56,8 @@ def _tokens(stem: str) -> list[str]:
 
 def _label(tokens: Sequence[str], seen: set[str]) -> int | None:
     found = {WORDS[token] for token in tokens if token in WORDS}
-    many = sum(map(str.isdigit, tokens)) > 1
-    flag = many and _number(tokens) in ("0", "1") and "2" not in seen
+    both = "normal" in seen and not _ANOMALIES.isdisjoint(seen)
+    flag = "0" in _numbers(tokens) and "2" not in seen and not both
     if len(found) != 1 or flag or not _TURNS.isdisjoint(tokens):
         return None
     (label,) = found
@@ -70,10 +72,26 @@ def _describes(tokens: Sequence[str], seen: set[str]) -> bool:
     return phrase or any(token.startswith(_FAULTS) for token in tokens)
 
 
-def _number(tokens: Sequence[str]) -> str:
-    """Return the number right behind the word, "" where there is none."""
-    pairs = itertools.pairwise(tokens)
-    return next((second for first, second in pairs if first in WORDS and second.isdigit()), "")
+def beside(labels: Mapping[str, int | None]) -> list[str]:
+    """Return the words beside the label that names of one label have alone, e.g. "dc (normal)".
+
+    They are taken as no part of the label.
+    """
+    words: dict[int, set[str]] = {NORMAL: set(), ANOMALY: set()}
+    for stem, label in labels.items():
+        if label is not None:
+            own = {t for t in _tokens(stem) if len(t) > 1 and t.isalpha() and t not in WORDS}
+            words[label] |= own
+    normal, anomaly = words[NORMAL], words[ANOMALY]
+    return [f"{word} (normal)" for word in sorted(normal - anomaly)] + [
+        f"{word} (anomaly)" for word in sorted(anomaly - normal)
+    ]
+
+
+def _numbers(tokens: Sequence[str]) -> set[str]:
+    """Return the numbers right beside the word."""
+    pairs = [*itertools.pairwise(tokens), *itertools.pairwise(tokens[::-1])]
+    return {second for first, second in pairs if first in WORDS and second.isdigit()}
 
 
 def _pattern(tokens: Sequence[str]) -> tuple[str, ...]:

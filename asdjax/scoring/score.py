@@ -58,9 +58,10 @@ def threshold(normal_scores: np.ndarray, challenge: bool) -> tuple[float | None,
     their distribution farther from the gamma than chance allows (Kolmogorov-Smirnov, 1 %).
 
     Elsewhere it is `m + (2 + 12 / n) (q - m)` with median m and upper quartile q of n scores, which
-    odd clips cannot move far while they are fewer than a quarter. Expected false alarms: a tenth of
-    the normal clips (8 % where scores are Gaussian, 12 % where they are exponential), for 3 clips
-    as for 1,000: the second term is for the quartiles of few scores, which vary.
+    odd clips cannot move far while they are fewer than a quarter. Expected false alarms: about a
+    tenth of the normal clips, 9 % where scores are Gaussian and 12 % where they are exponential; 12
+    and 16 % with 5 training clips, 13 and 19 % with 2. The second term is for the quartiles of few
+    scores, which vary.
 
     Args:
       normal_scores: `[n]` scores of normal sounds, by preference left out of what they are compared

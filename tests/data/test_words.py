@@ -2,16 +2,16 @@
 
 import pytest
 
-from asdjax.data.words import labels
+from asdjax.data.words import beside, labels
 from asdjax.types import ANOMALY, NORMAL
 
 NORMALS = (
-    "normal_000 normal_0 normal_48k_01 normal_dc_03 normal_long 2024-03-01_pump_normal "
+    "normal_000 normal_1 normal_48k_01 normal_dc_03 normal_long 2024-03-01_pump_normal "
     "fan_normal_volt_1.5_23 section_00_source_test_normal_0001 normal_id_02_00000001 "
     "normal_volt_1.5_wt_200_03 test_normal_00source NORMAL12 Normal-3 lüfter_normal_n_A normal.2024"
 )
 ANOMALIES = (
-    "anomaly_000 anomaly_0 anomaly_1 abnormal Abnormal_11 ABNORMAL12 anomalous.7 pump-anomaly "
+    "anomaly_000 anomaly_1 anomaly_1_08 abnormal Abnormal_11 ABNORMAL12 anomalous.7 pump-anomaly "
     "fan_abnormal_volt_1.5_23 anomaly_bearing_fault_03 cracked_blade_anomaly anomaly_10_speed_3"
 )
 UNKNOWN = (
@@ -19,7 +19,10 @@ UNKNOWN = (
     "ünormal normalABNORMAL normal_vs_anomaly normal_then_anomaly_at_5s "
     "no_anomaly no-anomaly-01b non_anomalous_02 not_normal_03 anomaly_free_04 anomaly-none_05 "
     "without_anomaly_05 is_anomaly_false_09 NO_ANOMALY_1 un-normal after_anomaly_repair_30 "
-    "pre_anomaly_29 anomaly_0_08 anomaly_1_08 fan_03_anomaly_0 normal0_06 "
+    "pre_anomaly_29 anomaly_0 anomaly_0_08 fan_03_anomaly_0 0_anomaly normal0_06 normal_0 "
+    "ab_normal_3 isn't_normal_3 louder_than_normal_3 above_normal_pressure_2 almost_normal_3 "
+    "rattle_normal_speed_1 loose_screw_normal_2 normal_knocking_04 nicht_normal_3 anomaly_ok_3 "
+    "anomaly_absent_3 anomaly_less_3 ohne_anomaly_3 "
     "normal_speed_cracked_blade_34 normal_speed_rubbing normal_load_bearing_fault_32 "
     "fault_normal_load_3 defective_normal"
 )
@@ -40,12 +43,12 @@ def test_letters_with_marks_in_two_parts_are_letters():
     assert labels(["u\u0308normal_3"]) == {"u\u0308normal_3": None}
 
 
-def test_0_and_1_behind_the_word_count_clips_where_names_alike_go_on_to_2():
+def test_0_beside_the_word_counts_clips_where_names_alike_go_on_to_2_or_have_both_labels():
     counters = [f"2024-03-01_{word}_{i}" for word in ("normal", "anomaly") for i in (0, 1)]
     flags = ["monday_4_anomaly_0", "monday_5_anomaly_1", "monday_anomaly_2"]
     found = labels([*counters, "2024-03-02_normal_2", *flags])
     assert [found[name] for name in counters] == [NORMAL, NORMAL, ANOMALY, ANOMALY]
-    assert [found[name] for name in flags] == [None, None, ANOMALY]
+    assert [found[name] for name in flags] == [None, ANOMALY, ANOMALY]
 
 
 def test_words_behind_normal_may_follow_where_a_name_alike_has_an_anomaly():
@@ -54,3 +57,8 @@ def test_words_behind_normal_may_follow_where_a_name_alike_has_an_anomaly():
     found = labels([*names, *alike])
     assert [found[name] for name in names] == [NORMAL, NORMAL, None]
     assert [found[name] for name in alike] == [ANOMALY] * 3
+
+
+def test_words_that_one_label_has_alone_are_found():
+    names = ["fan_normal_dc_01", "fan_normal_3", "fan_anomaly_hum_2", "pump_x_anomaly", "dc_4"]
+    assert beside(labels(names)) == ["dc (normal)", "hum (anomaly)", "pump (anomaly)"]

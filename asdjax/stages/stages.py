@@ -151,8 +151,10 @@ def _write_scores(made: Run, out: Path) -> None:
         if how.train is not None:
             of_normal = how.train.normal_scores(out / MODEL, group, how.scorer, made.year, normal)
         limit, line = threshold(of_normal, made.challenge)
-        if line:
-            console.note(f"{'/'.join(group)}: {line}")
+        same = f"{np.sum(normal == 0)} training clips have the embedding of another one: score 0"
+        for told in (line, same if (normal == 0).any() else ""):
+            if told:
+                console.note(f"{'/'.join(group)}: {told}")
         if limit is not None:
             limits[group] = limit
         write_scores(out / SCORES, test[i].clips, values, limit, made.year)
@@ -231,6 +233,7 @@ def report_numbers(
     if not clips:
         folder.clear(out, "results.csv")
         return []
+    _note_rule(clips, made.year)
     usable = [file for file in scores if (file.machine, file.section) not in lacking]
     metrics = official.evaluate(usable, clips, made.year)
     marked = [Metric(official.TOTAL, name, 1.0) for name, true in (marks or {}).items() if true]
@@ -270,12 +273,18 @@ def evaluate(
         clips = labels.read(ground_truth)
     else:
         raise InputError("expected the recordings (data) or labels (ground_truth), got neither")
+    _note_rule(clips, year)
     found = score_files.load(Path(scores))
     _refuse_undecided(Path(scores), found)
     metrics = official.evaluate(found, clips, year)
     if out is not None:
         write_results(out, metrics)
     return metrics
+
+
+def _note_rule(clips: Sequence[Clip], year: int | None) -> None:
+    if year is None and any(clip.domain for clip in clips):
+        console.note("official numbers by the rule of 2023, for no edition is told; see --year")
 
 
 def _refuse_undecided(where: Path, found: Sequence[Scores]) -> None:

@@ -7,6 +7,7 @@ spellings: a path from the organisers' folder, a name, and a name without suffix
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,11 +24,13 @@ def read(
     remedy = "the challenge's attributes are in MACHINE/attributes_<SS>.csv, so rename or remove it"
     problems = tables.find_unread(machines, every, remedy)
     found, strangers = {}, []
+    here: dict[Path, set[str]] = defaultdict(set)
+    for clip in clips:
+        here[clip.path.parent.parent].add(clip.path.stem)
     for machine in machines:
         found[machine], wrong = _read_machine(files[machine])
         problems += wrong
-        here = {clip.path.stem for clip in clips if clip.path.parent.parent == machine}
-        absent = sorted(found[machine].keys() - here)
+        absent = sorted(found[machine].keys() - here[machine])
         strangers += absent
         if absent and len(absent) == len(found[machine]):
             problems.append(

@@ -190,6 +190,8 @@ def _plain(wave: np.ndarray) -> np.ndarray:
     """Return a wave as 16-bit integers where that loses nothing, else as float32."""
     if wave.dtype == np.int16:
         return wave
+    if (np.modf(wave[:256] * np.float32(32768))[0] != 0).any():
+        return wave
     with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
         whole = wave * np.float32(32768)
         pcm = whole.astype(np.int16)

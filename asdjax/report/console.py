@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from asdjax.data.dcase import Summary
@@ -47,11 +48,13 @@ def progress(
     action: str, total: int, unit: str = "clips", visible: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Show count, rate and time left; the yielded function advances by its argument."""
+    start = time.monotonic()
     with _bar(action, total, f"0.0 {unit}/s", visible=visible) as bar:
+        task = bar.tasks[0]
 
         def advance(count: int = 1) -> None:
-            bar.advance(bar.task_ids[0], count)
-            bar.update(bar.task_ids[0], text=f"{bar.tasks[0].speed or 0.0:.1f} {unit}/s")
+            rate = (task.completed + count) / max(time.monotonic() - start, 1e-3)
+            bar.update(task.id, advance=count, text=f"{rate:.1f} {unit}/s")
 
         yield advance
 

@@ -56,8 +56,8 @@ class Content:
             self._fine = self._fine or bool((steps != np.round(steps)).any())
         if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
-        self._low = min(self._low, _float(wave.min()))
-        self._high = max(self._high, _float(wave.max()))
+        self._low = np.minimum(self._low, _float(wave.min()))  # NaN stays, where `min` loses it
+        self._high = np.maximum(self._high, _float(wave.max()))
         if self.channels > 1 or block.dtype != np.int16:
             self._sound.update(_plain(wave))
         if self.mixed:

@@ -98,6 +98,9 @@ def test_long_files_are_looked_at_in_blocks_that_change_nothing(check, monkeypat
         monkeypatch.setattr(audio, "_BLOCK", block)
         assert (check(samples)[0].digest, check(samples)[0].sound) == (whole.digest, whole.sound)
         assert check(samples)[0].remarks == whole.remarks
+    for bad in (0, 9000, RATE_HZ - 1):
+        samples = np.where(np.arange(RATE_HZ) == bad, np.nan, NOISE)
+        assert "NaN or infinite" in check(samples, subtype="FLOAT")[1]
     late = np.where(np.arange(RATE_HZ) < 15_000, 0.25, NOISE)  # sound in the last block alone
     assert check(late)[1] == ""
 

@@ -229,6 +229,8 @@ def _spectrogram(axis, wave: np.ndarray) -> None:
     from asdjax.frontend.fbank import BEATS, HOP_SAMPLES, fbank
 
     mel = np.asarray(fbank(wave[None], BEATS))[0].T
+    if not np.isfinite(mel).all():
+        raise InputError("NaN or infinite samples")
     seconds = np.arange(mel.shape[1] + 1) * HOP_SAMPLES / SAMPLE_RATE_HZ
     # Bands end half way to the next center. Kaldi's mel scale is HTK's.
     points = 2 * len(mel) + 3

@@ -47,8 +47,8 @@ def test_they_are_an_embedding_without_weights():
     wave, lengths = noise(4000), np.array([3000])
     found = jax.jit(embedder.apply)({}, wave, lengths)
     assert found.shape == (1, LogMel().network().width)
-    # 1e-5: float32, compiled in two ways
-    np.testing.assert_allclose(found, statistics(wave, lengths), rtol=0, atol=1e-5)
+    # 1e-4: float32; without its mean, the wave rounds in another way
+    np.testing.assert_allclose(found, statistics(wave, lengths), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("frames", [22, 23, 24, 45, 46, 47, 60])

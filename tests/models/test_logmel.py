@@ -51,7 +51,7 @@ def test_they_are_an_embedding_without_weights():
     np.testing.assert_allclose(found, statistics(wave, lengths), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("frames", [22, 23, 24, 45, 46, 47, 60])
+@pytest.mark.parametrize("frames", [23, 24, 46, 60])
 def test_long_clips_in_windows_have_the_statistics_of_the_whole(monkeypatch, frames):
     samples = 400 + 160 * (frames - 1) + 37
     wave = np.repeat(noise(samples, seed=2), 3, 0) * np.linspace(0.1, 3, samples, dtype=np.float32)

@@ -49,17 +49,27 @@ def attend(head: Head, rate: float = 0.0) -> tuple[jax.Array, jax.Array]:
 
 
 def _softmax(scores: jax.Array) -> jax.Array:
-    """Return the softmax over the last axis.
-
-    Its maximum is that of halves, and of their halves: on a CPU, XLA takes the maximum of rows one
-    value at a time where the fusion that `arithmetic.py` switches off does not do it.
-    """
-    largest = lax.stop_gradient(scores)
-    while (size := largest.shape[-1]) > 32:
-        half = -(-size // 2)  # the middle of an odd size is in both
-        largest = jnp.maximum(largest[..., :half], largest[..., size - half :])
-    weight = jnp.exp(scores - largest.max(-1, keepdims=True))
+    """Return the softmax over the last axis."""
+    scores_only = lax.stop_gradient(scores)
+    largest = lax.platform_dependent(scores_only, cpu=_largest_by_halves, default=_largest)
+    weight = jnp.exp(scores - largest)
     return weight / weight.sum(-1, keepdims=True)
+
+
+def _largest(scores: jax.Array) -> jax.Array:
+    return scores.max(-1, keepdims=True)
+
+
+def _largest_by_halves(scores: jax.Array) -> jax.Array:
+    """Return the maximum of the last axis, of halves and of their halves.
+
+    On a CPU, XLA takes the maximum of rows one value at a time where the fusion that
+    `arithmetic.py` switches off does not do it.
+    """
+    while (size := scores.shape[-1]) > 32:
+        half = -(-size // 2)  # the middle of an odd size is in both
+        scores = jnp.maximum(scores[..., :half], scores[..., size - half :])
+    return _largest(scores)
 
 
 def attention(

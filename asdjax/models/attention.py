@@ -33,27 +33,22 @@ class Head(NamedTuple):
     keep: jax.Array | None = None  # [B, L, L] bool, False = a weight that dropout sets to 0
 
 
-def attend(head: Head, rate: float = 0.0) -> tuple[jax.Array, jax.Array]:
+def attend(head: Head, rate: float = 0.0, by_halves: bool = False) -> tuple[jax.Array, jax.Array]:
     """Return softmax(q k^T + gate * bias) v, `[B, L, d]`, and the softmax, `[B, L, L]`.
 
     Args:
         rate: of the dropout that `head.keep` was drawn for.
+        by_halves: how the largest score of a query is found; for CPUs.
     """
     scores = jnp.einsum("bid,bjd->bij", head.q, head.k, preferred_element_type=jnp.float32)
     if head.bias is not None:
         scores = scores + _gated(head.bias, head.gate)
     if head.padding is not None:
         scores = jnp.where(head.padding[:, None], jnp.finfo(jnp.float32).min, scores)
-    weight = _softmax(scores).astype(head.v.dtype)
-    return jnp.matmul(_dropped(weight, head.keep, rate), head.v), weight
-
-
-def _softmax(scores: jax.Array) -> jax.Array:
-    """Return the softmax over the last axis."""
-    scores_only = lax.stop_gradient(scores)
-    largest = lax.platform_dependent(scores_only, cpu=_largest_by_halves, default=_largest)
+    largest = (_largest_by_halves if by_halves else _largest)(lax.stop_gradient(scores))
     weight = jnp.exp(scores - largest)
-    return weight / weight.sum(-1, keepdims=True)
+    weight = (weight / weight.sum(-1, keepdims=True)).astype(head.v.dtype)
+    return jnp.matmul(_dropped(weight, head.keep, rate), head.v), weight
 
 
 def _largest(scores: jax.Array) -> jax.Array:
@@ -164,7 +159,7 @@ def _attend_heads(how: How, qkv, by_head, padding):
     """
 
     def one(qkv, extras):
-        return attend(_draw(how, padding, qkv, extras), how.rate)[0]
+        return attend(_draw(how, padding, qkv, extras), how.rate, not how.at_once)[0]
 
     return _concatenate(_each_head(one, how, qkv, by_head))
 
@@ -172,7 +167,7 @@ def _attend_heads(how: How, qkv, by_head, padding):
 def _attend_heads_forward(how, qkv, by_head, padding):
     def one(qkv, extras):
         head = _draw(how, padding, qkv, extras)
-        return *attend(head, how.rate), head.keep
+        return *attend(head, how.rate, not how.at_once), head.keep
 
     out, weight, keep = _each_head(one, how, qkv, by_head)
     out = _concatenate(out)

@@ -26,6 +26,7 @@ import soundfile
 import soxr
 
 from asdjax.data import audio, dcase
+from asdjax.data.content import to_float
 from asdjax.types import InputError
 
 Rng = np.random.Generator
@@ -184,7 +185,7 @@ def check_file(file: File, path: Path) -> str:
     if info.rate_hz != 16_000:
         expected = soxr.resample(np.float32(expected), info.rate_hz, 16_000, quality="HQ")
     both = min(len(wave), len(expected))
-    wave, expected = audio.to_float(wave)[:both], expected[:both]
+    wave, expected = to_float(wave)[:both], expected[:both]
     apart = np.abs(wave - expected) > STEPS.get(file.subtype, 1e-6) * (1 + np.abs(expected))
     if apart.any() or abs(len(wave) - len(expected)) > 1:
         return f"wrong: {apart.sum()} of {both} samples differ"

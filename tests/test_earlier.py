@@ -176,7 +176,10 @@ def test_a_training_says_itself_what_it_is_of_but_not_what_is_tested(tmp_path):
 
 def test_nothing_is_refused_where_nothing_was_embedded(tmp_path):
     folder.save(tmp_path, make_run(tmp_path))
-    earlier.refuse_another(tmp_path, with_audio(make_run(tmp_path)))
+    other = with_audio(make_run(tmp_path))
+    earlier.refuse_another(tmp_path, other)
+    folder.save(tmp_path, other)
+    assert folder.load(tmp_path).system == other.system
 
 
 def test_what_does_not_follow_from_a_run_that_replaces_another_is_removed(tmp_path):

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from asdjax.data import containers
-from asdjax.data.content import Content
+from asdjax.data.content import Content, to_float
 from asdjax.types import SAMPLE_RATE_HZ, InputError
 
 if TYPE_CHECKING:
@@ -305,11 +305,6 @@ def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
 def channels_of(count: int) -> str:
     """Return e.g. "2 channels"."""
     return f"{count} channel{'s' if count > 1 else ''}"
-
-
-def to_float(wave: np.ndarray) -> np.ndarray:
-    """Return samples with full scale 1.0; integers are taken as 16-bit PCM."""
-    return wave / np.float32(32768) if wave.dtype == np.int16 else wave
 
 
 # --- decoded files in memory

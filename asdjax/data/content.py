@@ -52,18 +52,18 @@ class Content:
             self._kind = block.dtype.str[1:]
             self._frames = _some_frames(wave, self.rate_hz)
         if self._told.valid_bits < self._told.bits:
-            steps = _float(wave) * 2.0 ** (self._told.valid_bits - 1)
+            steps = to_float(wave) * 2.0 ** (self._told.valid_bits - 1)
             self._fine = self._fine or bool((steps != np.round(steps)).any())
         if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
-        self._low = np.minimum(self._low, _float(wave.min()))  # NaN stays, where `min` loses it
-        self._high = np.maximum(self._high, _float(wave.max()))
+        self._low = np.minimum(self._low, to_float(wave.min()))  # NaN stays, where `min` loses it
+        self._high = np.maximum(self._high, to_float(wave.max()))
         if self.channels > 1 or block.dtype != np.int16:
             self._sound.update(_plain(wave))
         if self.mixed:
-            each = _float(np.ascontiguousarray(block.T))
-            each = each - each.mean(1, keepdims=True)
+            each = to_float(np.ascontiguousarray(block.T))
             with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
+                each = each - each.mean(1, keepdims=True)
                 self._products += each @ each.T
 
     @property
@@ -190,14 +190,14 @@ def _plain(wave: np.ndarray) -> np.ndarray:
     """Return a wave as 16-bit integers where that loses nothing, else as float32."""
     if wave.dtype == np.int16:
         return wave
-    if (np.modf(wave[:256] * np.float32(32768))[0] != 0).any():
-        return wave
     with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
+        if (np.modf(wave[:256] * np.float32(32768))[0] != 0).any():
+            return wave  # most are, which the first samples tell
         whole = wave * np.float32(32768)
         pcm = whole.astype(np.int16)
     return pcm if (pcm == whole).all() else wave
 
 
-def _float(x):
-    """Return samples with full scale 1.0."""
-    return x / np.float32(32768) if x.dtype == np.int16 else x
+def to_float(wave):
+    """Return samples with full scale 1.0; integers are taken as 16-bit PCM."""
+    return wave / np.float32(32768) if wave.dtype == np.int16 else wave

@@ -104,7 +104,8 @@ def refuse_long(run: Run) -> None:
     """
     system = run.system
     encoders = [encoder for encoder in system.encoders if not encoder.one_length]
-    together = system.train.batch if system.train and system.train.heads else 1
+    whole = system.audio.seconds is None and system.train and system.train.heads
+    together = system.train.batch if whole else 1  # rows of a training are as long as the longest
 
     def needed(samples: int) -> float:
         return together * sum(encoder.clip_bytes(samples) for encoder in encoders)

@@ -5,14 +5,19 @@ import itertools
 import os
 import shutil
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 import jax
+import processes
 import pytest
 
-# LLVM's optimizations take longer than small tests run; JAX_DISABLE_MOST_OPTIMIZATIONS=0 has them.
+# LLVM's optimizations and XLA's fusion emitters take longer than small tests run: they are left
+# out. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 every test computes as users do.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-OPTIMIZED = "test_arithmetic", "test_beats", "test_fbank", "test_knn"  # as users compute
+if QUICK and version("jaxlib") < "0.12":  # newer ones have no other emitters
+    os.environ["XLA_FLAGS"] = f"{processes.users_flags()} {processes.OTHER_EMITTERS}".strip()
+OPTIMIZED = "test_beats", "test_fbank", "test_knn"  # by LLVM
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")  # parity on accelerators too

@@ -10,28 +10,42 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+OTHER_EMITTERS = "--xla_cpu_use_fusion_emitters=false"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["asdjax.__main__", "asdjax.train.loop", "asdjax.scoring.knn"])
 
 
+def users_flags() -> str:
+    """Return XLA_FLAGS without what the tests add."""
+    return os.environ.get("XLA_FLAGS", "").replace(OTHER_EMITTERS, "").strip()
+
+
 def call(
-    work: Callable, log: Path, *given, cache: Path, devices: int = 1, **environment
+    work: Callable,
+    log: Path,
+    *given,
+    cache: Path,
+    devices: int = 1,
+    optimized: bool = False,
+    **environment,
 ) -> BaseProcess:
     """Start `work(*given)`, a function of a module, in a process.
 
     Args:
       log: is continued by what it prints.
       cache: of compiled programs.
+      optimized: by LLVM; otherwise it takes half the time to compile, the same mathematics.
       environment: more variables.
     """
     settings = {
         "jax_compilation_cache_dir": str(cache),
-        "jax_disable_most_optimizations": True,  # half the time to compile, the same mathematics
+        "jax_disable_most_optimizations": not optimized,
         "jax_num_cpu_devices": devices,
         "jax_persistent_cache_min_compile_time_secs": 0,
         "jax_platforms": "cpu",
     }
     environment = {name: str(value) for name, value in environment.items()}
+    environment["XLA_FLAGS"] = users_flags()
     given = work, log, given, settings, environment
     process = SERVER.Process(target=_run, args=given, daemon=True)  # ends with the tests
     process.start()

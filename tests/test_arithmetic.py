@@ -5,19 +5,27 @@ import os
 import jax
 import jax.numpy as jnp
 import numpy as np
+import processes
 import pytest
 
 from asdjax import arithmetic
 
 
-def test_sums_of_fused_products_are_right():
-    """The case of jax issue 39103: squares of rows (i, 0, 0), which are exact in float32."""
+def sum_fused_products():
+    """Sum the squares of rows (i, 0, 0), the case of jax issue 39103."""
     row = jnp.arange(32_769, dtype=jnp.float32)
     rows = jnp.stack([row, 0 * row, 0 * row], 1)
     matrix = jnp.eye(3)
     found = jax.jit(jax.vmap(lambda x: jnp.sum((matrix @ x) ** 2)))(rows)
     # One rounding of float32.
     np.testing.assert_allclose(found, np.arange(32_769.0) ** 2, rtol=2**-23)
+
+
+def test_sums_of_fused_products_are_right_as_users_compute(tmp_path):
+    log = tmp_path / "log"
+    process = processes.call(sum_fused_products, log, cache=tmp_path, optimized=True)
+    process.join()
+    assert process.exitcode == 0, log.read_text()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from machines import one_encoder
 from asdjax.config import SystemConfig
 from asdjax.data.batches import Audio
 from asdjax.losses.margin import Margin
+from asdjax.models import weights_file
 from asdjax.models.backbone import Backbone
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
@@ -90,3 +91,16 @@ def lines(out: Path) -> list[dict]:
     """Return the lines of a run's log, without what differs from run to run."""
     read = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     return [{name: line[name] for name in line if name not in TIMES} for line in read]
+
+
+def assert_trained_alike(ours: Path, theirs: Path) -> None:
+    """Compare what two programs trained with the same clips and random numbers.
+
+    Each rounds by 1e-7 where it likes; the logarithm of quiet bands and the updates enlarge that
+    to 4e-4. The clips of one other batch change weights by 1e-2.
+    """
+    mine, other = (weights_file.load(out / "model.safetensors").arrays for out in (ours, theirs))
+    assert mine.keys() == other.keys()
+    for name, array in other.items():
+        limit = 2e-3 * np.abs(array).max()
+        np.testing.assert_allclose(mine[name], array, rtol=0, atol=limit, err_msg=name)

@@ -26,7 +26,7 @@ from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, recordings, stages
 from asdjax.stages.lock import locked
 from asdjax.train.interrupt import TERMINATED
-from asdjax.types import InputError
+from asdjax.types import InputError, counted
 from asdjax.version import __version__
 
 INTERRUPTED = "interrupted; what is finished is kept: give the same command to continue"
@@ -183,14 +183,14 @@ def data_list(directory: Positional[Path], ground_truth: Path | None = None) -> 
 def data_verify(
     directory: Positional[Path],
     ground_truth: Path | None = None,
-    channel: int | Literal["mean"] | None = None,
+    channel: Annotated[int | Literal["mean"] | None, tyro.conf.arg(name="audio.channel")] = None,
 ) -> None:
     """Check a folder: list machines and clips, decode every file, report broken ones.
 
     Args:
       directory: the recordings.
       ground_truth: labels of an evaluation set, as the official evaluators publish them.
-      channel: as --audio.channel of a run.
+      channel: the one of each file that is used; as of a run.
     """
     _inspect(directory, ground_truth, channel, decode=True)
 
@@ -211,10 +211,13 @@ def _inspect(
         console.note(line)
     recordings.refuse_broken(problems, len(clips))
     if decode:
-        good = [clip for clip in clips if clip.path in infos]
-        odd = remarks.unlike_lines(good, remarks.unlike_training(good, infos))
-        for line in (*remarks.once(good, infos)[1], *odd):
+        odd = remarks.unlike_lines(clips, remarks.unlike_training(clips, infos))
+        for line in (*remarks.once(clips, infos)[1], *odd):
             console.note(line)
+        tested = {clip.group for clip in clips if clip.split == "test"}
+        for group in sorted({clip.group for clip in clips} - tested):
+            console.note(f"{'/'.join(group)}: no test clip, which a run needs")
+        console.note(f"{counted(len(clips), 'file')}, none broken")
 
 
 def data_fetch(
@@ -342,11 +345,19 @@ def _help(args: list[str]) -> None:
     if args == ["--version"]:
         print(__version__)
         sys.exit(0)
-    asked = args in ([], ["-h"], ["--help"])
-    lines = [f"{name:16}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
-    if not asked:
-        lines.insert(0, f"unknown command {' '.join(args[:2])!r}; there are:")
-    print("\n  ".join([f"asdjax {__version__}", *lines]), file=sys.stdout if asked else sys.stderr)
+    first = f"{args[0]} " if args else ""
+    group = first if any(name.startswith(first) for name in COMMANDS) else ""
+    asked = not args or args[bool(group) :] in (["-h"], ["--help"])
+    lines = [] if asked else [f"unknown command {' '.join(args[:2])!r}; there are:"]
+    lines += [
+        f"  {name:16}{command.__doc__.splitlines()[0]}"
+        for name, command in COMMANDS.items()
+        if name.startswith(group)
+    ]
+    usage = (
+        f"asdjax {__version__}\nusage: asdjax COMMAND [OPTIONS]; `asdjax COMMAND --help` tells more"
+    )
+    print("\n".join([usage, *lines]), file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)
 
 

@@ -6,6 +6,7 @@ Flags follow from the dataclasses: `Options`, and the recipe's own configuration
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import sys
 import textwrap
 import typing
@@ -79,7 +80,9 @@ def parse(command: str, args: list[str]) -> Arguments:
     recipe = RECIPES.get(args[0]) if args else None
     if recipe is None:
         asked = args[:1] in (["-h"], ["--help"])
-        unknown = f"unknown recipe {args[0]!r}\n" if args and not asked else ""
+        close = difflib.get_close_matches(args[0], RECIPES, n=3) if args else []
+        meant = f"; close names: {', '.join(close)}" if close else ""
+        unknown = f"unknown recipe {args[0]!r}{meant}\n" if args and not asked else ""
         usage = f"{unknown}usage: asdjax {command} RECIPE --data DIR --out RUN [OPTIONS]; recipes:"
         more = f"`asdjax recipes` describes them; `asdjax {command} RECIPE --help` lists options"
         lines = [usage, *(f"  {name}" for name in RECIPES), more]

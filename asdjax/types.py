@@ -35,6 +35,12 @@ def preview(names: Iterable[object], most: int = 200) -> str:
     return ", ".join(names[:most]) + more
 
 
+def counted(count: int, noun: str) -> str:
+    """Return e.g. "1 copy" or "2 copies"."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{count:,} {noun if count == 1 else plural}"
+
+
 def random_numbers(seed: int, stream: int, number: int = 0) -> np.random.Generator:
     """Return the random numbers of a step or turn; two streams of one seed never coincide."""
     return np.random.default_rng((seed, number, stream))

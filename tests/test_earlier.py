@@ -123,7 +123,7 @@ ACCEPTED = {
         "scorer.k: 1 before, 7 now",
     ),
     "the year": (lambda run: replace(run, year=2025), "year: 2024 before, 2025 now"),
-    "a label": (lambda run: changed(run, -1, label=None), "labels of 1 clips"),
+    "a label": (lambda run: changed(run, -1, label=None), "labels of 1 clip"),
 }
 
 

@@ -93,6 +93,10 @@ def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
         assert code == 0
         assert "fan section_00" in out
         assert "16000" in out
+    code, _, err = call("data", "verify", made, "--audio.channel", 0)
+    assert code == 0
+    assert "none broken" in err
+    assert "no test clip" not in err
     broken = shutil.copytree(made, tmp_path / "data")
     clips = sorted((broken / "fan" / "train").iterdir())
     clips[0].write_bytes(b"")
@@ -111,6 +115,7 @@ def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
         (["data"], 2, "unknown command 'data'"),
         (["run"], 2, "frozen/beats"),
         (["run", "frozen/none"], 2, "frozen/beats"),
+        (["run", "frozen/logmell"], 2, "close names: frozen/logmel"),
         (["evaluate", "scores"], 1, "expected the recordings (data) or"),
         (["score", "nowhere"], 1, "expected a run's folder, got nowhere"),
         (
@@ -118,7 +123,17 @@ def test_data_list_and_verify_show_what_is_there(call, made, tmp_path):
             1,
             "asdjax weights fetch beats-iter3",
         ),
-        (["run", "frozen/logmel", "--data", "no", "--out", "x"], 1, "no"),
+        (["run", "frozen/logmel", "--data", "no", "--out", "x"], 1, "no, got nothing; check"),
+        (
+            ["run", "frozen/logmel", "--data", ".", "--out", "x"],
+            1,
+            "--out outside of the recordings",
+        ),
+        (
+            ["run", "frozen/logmel", "--data", "x", "--out", "x"],
+            1,
+            "--out outside of the recordings",
+        ),
         (["run", "frozen/logmel", "--data", ".", "--out", "x", "--weights", "y"], 2, "--weights"),
         (
             ["run", "frozen/logmel", "--data", ".", "--out", "x", "--scorer.k", "0"],
@@ -144,7 +159,12 @@ def test_mistakes_get_one_message_and_leave_nothing(
 def test_help_and_version_are_no_mistakes(call):
     for words in (
         *([], ["--help"], ["run", "--help"], ["run", "frozen/beats", "--help"]),
-        *(["score", "--help"], ["score", "run", "--help"], ["score", "run", "knn", "--help"]),
+        *(
+            ["data", "--help"],
+            ["score", "--help"],
+            ["score", "run", "--help"],
+            ["score", "run", "knn", "--help"],
+        ),
     ):
         code, out, err = call(*words)
         assert (code, err) == (0, "")

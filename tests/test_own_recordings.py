@@ -1,6 +1,7 @@
 """A person's own recordings, as they really come, run to scores with the commands of the README."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,10 @@ def test_it_runs_to_scores(recipe, write, tmp_path, capsys):
         assert {decision for _, decision in read_csv(path)} <= {"0", "1"}
     assert (out / "results.csv").exists() == (write is not without_labels)
     said = " ".join(capsys.readouterr().err.split())
+    if write is without_labels:
+        above = [name for name, decision in read_csv(path) if decision == "1"]
+        found = re.search(r"(\d+) of \d+ test clips of pump/section_00 above the threshold", said)
+        assert int(found[1]) == len(above)
     if recipe == "small/dual":
         assert "too few classes to train on" in said
         assert "instead of 64: there are" in said

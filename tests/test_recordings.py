@@ -54,7 +54,7 @@ def test_equal_recordings_that_are_normal_and_anomaly_are_refused(tmp_path):
     test = tmp_path / "fan" / "test"
     shutil.copy(next(test.glob("*anomaly*")), test / "test_normal_99.wav")
     for check in (prepare, lambda data: dispatch(["data", "verify", str(data)])):
-        with pytest.raises(InputError, match="1 recordings are there twice, equal in"):
+        with pytest.raises(InputError, match="equal in every sample, got two of 1; remove"):
             check(tmp_path)
 
 
@@ -136,7 +136,7 @@ def test_clips_beyond_the_memory_are_refused_with_the_limit(memory):
     with pytest.raises(InputError) as caught:
         recordings.refuse_long(run_of(LOGMEL, 2, 3600, 900))
     message = str(caught.value)
-    assert message.startswith("2 recordings are too long: with 0.1 GiB of memory this system can")
+    assert message.startswith("2 recordings too long: with 0.1 GiB of memory this system can")
     assert message.endswith("--audio.seconds\n  1.wav: 3600 s\n  2.wav: 900 s")
     most = int(message.split(" can take ")[1].split()[0])
     recordings.refuse_long(run_of(LOGMEL, most))

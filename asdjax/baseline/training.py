@@ -38,7 +38,16 @@ from asdjax.train import interrupt
 from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job
 from asdjax.train.log import Log
-from asdjax.types import HELD_OUT, ORDER, SAMPLE_RATE_HZ, Clip, InputError, check, random_numbers
+from asdjax.types import (
+    HELD_OUT,
+    ORDER,
+    SAMPLE_RATE_HZ,
+    Clip,
+    InputError,
+    check,
+    counted,
+    random_numbers,
+)
 
 HELD_OUT_SHARE = 0.1  # of a machine's vectors, drawn at random; they only measure
 LEAST_VECTORS = 3  # one is held out, and a batch of one is not trained on
@@ -321,7 +330,9 @@ def train(
         initial = start(adam, how.seed, most)
         states = dict.fromkeys(machines, initial)
         count = weights_file.count(initial.trainable)
-        console.note(f"{len(states)} autoencoders of {count:,} parameters, one for each machine")
+        console.note(
+            f"{counted(len(states), 'autoencoder')} of {count:,} parameters, one for each machine"
+        )
         console.training_table(summary({}, initial.trainable), (count, count), job.reported)
         first = 0
         if checkpoints.latest() is not None:

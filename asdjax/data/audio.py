@@ -20,7 +20,7 @@ import numpy as np
 
 from asdjax.data import containers
 from asdjax.data.content import Content, to_float
-from asdjax.types import SAMPLE_RATE_HZ, InputError
+from asdjax.types import SAMPLE_RATE_HZ, InputError, counted
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
@@ -46,7 +46,8 @@ class AudioInfo:
     digest: str = ""  # e.g. "i2-16000-1-<32 hexadecimal digits>"; "": only the header was read
     sound: str = ""  # as `digest`, of what is used of them: equal for a copy of another sample type
     bandwidth_hz: int = 0  # up to where there is sound; 0: only the header was read
-    remarks: tuple[str, ...] = ()  # on the channels, e.g. "channel 1 carries no sound"
+    level_db: float = 0.0  # the usual range of the samples; 0 is that of full scale
+    remarks: tuple[str, ...] = ()  # such as "channel 1 carries no sound"
 
     @property
     def seconds(self) -> float:
@@ -249,6 +250,7 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
         digest=content.digest,
         sound=content.sound,
         bandwidth_hz=content.bandwidth_hz,
+        level_db=content.level_db,
         remarks=content.remarks(),
     )
     if _kept is not None:
@@ -295,16 +297,12 @@ def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
         return to_float(data).mean(axis=1)
     index = 0 if channel == "mean" else channel
     if not 0 <= index < channels:
+        got = counted(channels, "channel")
         raise InputError(
-            f"expected a channel {index} (the first is 0), got a file of {channels_of(channels)}; "
+            f"expected a channel {index} (the first is 0), got a file of {got}; "
             'choose one it has, or "mean"'
         )
     return np.ascontiguousarray(data[:, index])
-
-
-def channels_of(count: int) -> str:
-    """Return e.g. "2 channels"."""
-    return f"{count} channel{'s' if count > 1 else ''}"
 
 
 # --- decoded files in memory

@@ -190,8 +190,8 @@ def _check_size(file: BinaryIO, size: int, end: int, frame_bytes: int, may_strea
     behind = present - size
     if not any(_is_no_sound(file, start + size + pad, end) for pad in {0, size % 2}):
         raise InputError(
-            f"expected the size of the samples in the header, got {size} bytes before {behind} "
-            "others that are no text: the recorder did not finish the file, or it is above 4 GiB; "
+            f"expected the size of the samples in the header, got {size} bytes, and {behind} more "
+            "follow that are no text: the recorder did not finish the file, or it is above 4 GiB; "
             "rewrite it, e.g. with ffmpeg (with -ignore_length 1 if sound follows)"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -13,6 +14,7 @@ from asdjax.types import SAMPLE_RATE_HZ, InputError
 LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
 CANCELED = 0.01  # of the power of a mean of unrelated channels
 TURNED = -0.5  # correlation of a channel with the others
+PARTLY = 0.1  # of a file that has no sound, or is clipped, to be told
 BAND_HZ = 250  # steps of a bandwidth
 _LOWEST_HZ = 4000  # up to where there is sound in a file of which the bandwidth is looked at
 _LOWEST_EDGE_HZ = 3000  # telephones have 3.4 kHz; further down, machines may fall as steeply
@@ -42,7 +44,8 @@ class Content:
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
         # Not cryptographic, but 10 times as fast as SHA-256
         self._hash, self._sound = xxhash.xxh3_128(), xxhash.xxh3_128()
-        self._low, self._high = np.inf, -np.inf  # of what is used
+        self._lows, self._highs = [], []  # of each tenth of a second of what is used
+        self._ends: tuple[np.ndarray, np.ndarray] | None = None  # all of them, as float
         self._products = np.zeros((channels, channels))  # of deviations, where channels are mixed
 
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
@@ -56,8 +59,9 @@ class Content:
             self._fine = self._fine or bool((steps != np.round(steps)).any())
         if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
-        self._low = np.minimum(self._low, to_float(wave.min()))  # NaN stays, where `min` loses it
-        self._high = np.maximum(self._high, to_float(wave.max()))
+        tenths = np.arange(0, len(wave), max(self.rate_hz // 10, 1))
+        self._lows.append(np.minimum.reduceat(wave, tenths))  # NaN stays
+        self._highs.append(np.maximum.reduceat(wave, tenths))
         if self.channels > 1 or block.dtype != np.int16:
             self._sound.update(_plain(wave))
         if self.mixed:
@@ -82,6 +86,20 @@ class Content:
         """Return up to where there is sound, as `bandwidth` of frames spread over the file."""
         return bandwidth(self._frames, self.rate_hz)
 
+    @property
+    def level_db(self) -> float:
+        """Return the range of the samples in the median tenth of a second; 0: full scale, twice."""
+        low, high = self._extremes()
+        ranges = np.sort(high - low)
+        return 20 * math.log10(max(ranges[len(ranges) // 2], self.step) / 2)
+
+    def _extremes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the lowest and the highest sample of each tenth of a second of what is used."""
+        if self._ends is None:  # a cached property locks the other threads out
+            ends = np.concatenate(self._lows), np.concatenate(self._highs)
+            self._ends = to_float(ends[0]), to_float(ends[1])
+        return self._ends
+
     def refuse(self) -> None:
         """Raise an InputError if the samples are no sound that a score could mean something of."""
         if self._told.md5 not in (b"", self._md5.digest()):
@@ -89,7 +107,9 @@ class Content:
                 "expected the samples whose MD5 is in the FLAC header, got others, or a part of "
                 "them: the file is damaged; copy or download it again"
             )
-        loudest = max(abs(self._low), abs(self._high))
+        low, high = self._extremes()
+        low, high = low.min(), high.max()
+        loudest = max(abs(low), abs(high))
         if not np.isfinite(loudest):
             raise InputError("expected numbers, got NaN or infinite samples; export the file again")
         if self._fine and loudest <= 2.0 ** (self._told.valid_bits - self._told.bits):
@@ -102,7 +122,7 @@ class Content:
                 f"expected samples of full scale 1.0, got up to {loudest:.4g}: float samples in "
                 "other units; divide them by a constant, 32768 for those in the range of 16 bits"
             )
-        constant = self._high - self._low < self.step
+        constant = high - low < self.step
         canceled = self.mixed and self._left() < CANCELED and len(self._sounding()) > 1
         if canceled:
             raise InputError(
@@ -111,14 +131,20 @@ class Content:
             )
         if constant:
             other = "check the microphone" + ", or choose another channel" * (self.channels > 1)
-            raise InputError(
-                f"expected sound, got a constant {self._low:.4g}; remove the file, {other}"
-            )
+            raise InputError(f"expected sound, got a constant {low:.4g}; remove the file, {other}")
 
     def remarks(self) -> tuple[str, ...]:
-        """Return what a user should know of the channels whose mean is used."""
-        if not self.mixed:
-            return ()
+        """Return what a user should know of the sound, and of channels whose mean is used."""
+        low, high = self._extremes()
+        peaks, least = np.maximum(high, -low), max(1, PARTLY * len(low))
+        parts = {
+            "no sound": high - low < self.step,
+            "full scale (clipped)": (peaks >= 1 - 2 * self.step) & (peaks <= 1),
+        }
+        found = [f"{what} in a part" for what, w in parts.items() if np.count_nonzero(w) > least]
+        return (*found, *(self._of_channels() if self.mixed else ()))
+
+    def _of_channels(self) -> list[str]:
         sounding = self._sounding()
         dead = [i for i in range(self.channels) if i not in sounding]
         found = [f"channel {i} carries no sound" for i in dead]
@@ -130,7 +156,7 @@ class Content:
             against = row.sum() - self._products[i, i]
             if against < TURNED * np.sqrt(max(others, 0) * self._products[i, i]):
                 found.append(f"channel {i} is turned over against the others")
-        return tuple(found)
+        return found
 
     def _sounding(self) -> list[int]:
         """Return the channels that are neither constant nor 60 dB below the loudest."""
@@ -164,6 +190,8 @@ def bandwidth(frames: np.ndarray, rate_hz: int) -> int:
     power = (np.square(spectrum.real) + np.square(spectrum.imag)).sum(0)
     edges = np.arange(bands + 1) * (BAND_HZ * size) // rate_hz
     level = 10 * np.log10(np.add.reduceat(power[: edges[-1]], edges[:-1]) + 1e-30)
+    if level[_LOWEST_EDGE_HZ // BAND_HZ - 4 :].max() - level[-1] < _EDGE_DB:  # as most
+        return highest
     below = np.min([level[i : bands - 6 + i] for i in range(4)], 0)  # of 1 kHz
     above = np.maximum.accumulate(level[::-1])[::-1]  # of a band and all behind it
     fall = below - above[5 : bands - 1]  # a band between them may hold the edge

@@ -22,7 +22,7 @@ from asdjax.data import attributes as csv_attributes
 from asdjax.data import folder, layout
 from asdjax.data import ground_truth as truths
 from asdjax.data.audio import AudioInfo
-from asdjax.types import Clip, DataSet, Domain, InputError, preview
+from asdjax.types import Clip, DataSet, Domain, InputError, counted, preview
 
 _YEAR = re.compile(r"dcase(20\d\d)t2", re.IGNORECASE)
 _NESTING = ("raw", "dev_data", "eval_data")  # between an edition's folder and the machines
@@ -139,7 +139,7 @@ def _notes(
     lines = layout.label_notes(tests, origins, "--ground-truth labels an evaluation set")
     if copies := [path.name for path, stem in stems.items() if stem != path.stem]:
         shown = preview(copies, layout.MOST_IN_NOTE)
-        lines.append(f"{len(copies)} copies by name, described as what they copy: {shown}")
+        lines.append(f"{counted(len(copies), 'copy')} by name, described as the original: {shown}")
     return lines
 
 
@@ -206,16 +206,16 @@ def supplemental(dataset: DataSet, kinds: Collection[str]) -> tuple[tuple[Clip, 
         )
     counts = Counter((clip.machine, clip.supplement) for clip in chosen)
     lines = [
-        f"{count} {kind} supplemental clips of {machine}"
+        f"{counted(count, f'{kind} supplemental clip')} of {machine}"
         for (machine, kind), count in sorted(counts.items())
     ]
     machines = {clip.machine for clip in dataset.clips}
     if without := sorted(machines - {machine for machine, _ in counts}):
         lines.append(f"no {wanted} supplemental clip of {preview(without)}: left as they are")
     if unknown := [clip.name for clip in every if clip.supplement == "unknown"]:
+        left_out = counted(len(unknown), "supplemental clip")
         lines.append(
-            f"{len(unknown)} supplemental clips left out, whose names say neither machine nor "
-            f"noise: {preview(unknown, 3)}"
+            f"{left_out} left out, whose names say neither machine nor noise: {preview(unknown, 3)}"
         )
     return chosen, lines
 

@@ -109,7 +109,7 @@ def _read(file: Path, known: _Known, said: _Said) -> list[str]:
             before, where = said.setdefault((paths[0], column), (value, row))
             if before != value:
                 wrong.append(f"expected the {column} of {where.place}, which is {where}")
-        problems += [f"{row.place}: {what}, got {row}; correct it" for what in wrong]
+        problems += [f"{row.place}: {what}; correct the row {row}" for what in wrong]
     return problems
 
 

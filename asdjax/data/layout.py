@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from asdjax.types import ANOMALY, NORMAL, Clip, Domain, InputError, Split, preview
+from asdjax.types import ANOMALY, NORMAL, Clip, Domain, InputError, Split, counted, preview
 
 MOST_IN_NOTE = 5  # names in a line on the console
 SECTION = "section_00"  # of a clip whose name has none
@@ -56,7 +56,10 @@ def machine_folders(root: Path) -> list[Path]:
         InputError: there are none, or `root` is itself the folder of one machine.
     """
     if not root.is_dir():
-        raise InputError(f"expected a directory of machine folders, got {root}; check the path")
+        what = "a file" if root.exists() else "nothing"
+        raise InputError(
+            f"expected a directory of machine folders at {root}, got {what}; check the path"
+        )
     if _is_machine(root):
         raise InputError(
             f"expected a directory of machine folders, got the folder of one machine: {root}; "
@@ -64,7 +67,7 @@ def machine_folders(root: Path) -> list[Path]:
         )
     machines = [folder for base in _bases(root) for folder in _folders(base) if _is_machine(folder)]
     if not machines:
-        content = preview(sorted(child.name for child in root.iterdir())) or "nothing"
+        content = preview(sorted(child.name for child in root.iterdir()), 20) or "nothing"
         raise InputError(
             f"expected machine folders {root}/<machine>/train/*.wav, got {content}; "
             "check the path, or move each machine's recordings into <machine>/train"
@@ -87,7 +90,7 @@ def find_problems(machines: Sequence[Path], found: Sequence[Clip]) -> list[str]:
     """Return a line for each folder of misplaced or unreadable recordings, each machine without
     any, and for recordings found twice."""
     problems = [
-        f"{folder}: {len(files)} recordings outside <machine>/train and <machine>/test; "
+        f"{folder}: {counted(len(files), 'recording')} outside <machine>/train and <machine>/test; "
         "move or remove them"
         for folder in sorted(_other_folders(machines))
         if (files := _files(folder))
@@ -117,8 +120,8 @@ def find_untrained(clips: Sequence[Clip]) -> list[str]:
     trained = {clip.group for clip in clips if clip.split == "train"}
     counts = Counter(clip.group for clip in clips if clip.group not in trained)
     return [
-        f"{machine} {section}: {count} clips but none to train on; put normal recordings into "
-        f"{machine}/train (the challenge has the train part in an archive of its own)"
+        f"{machine} {section}: {counted(count, 'clip')} but none to train on; put normal "
+        f"recordings into {machine}/train (the challenge's train part is an archive of its own)"
         for (machine, section), count in sorted(counts.items())
     ]
 
@@ -147,7 +150,7 @@ def label_notes(tests: Sequence[Clip], origins: Mapping[Path, str], remedy: str)
     ]
     if unknown := [clip.name for clip in tests if clip.label is None]:
         shown = preview(unknown, MOST_IN_NOTE)
-        lines.append(f"labels: {len(unknown)} test clips have none: {shown}; {remedy}")
+        lines.append(f"labels: {counted(len(unknown), 'test clip')} without one: {shown}; {remedy}")
     return lines
 
 

@@ -7,12 +7,13 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from asdjax.data.audio import AudioInfo, Channel, channels_of
+from asdjax.data.audio import AudioInfo, Channel
 from asdjax.data.batches import Audio
 from asdjax.data.content import BAND_HZ
-from asdjax.types import ANOMALY, NORMAL, SAMPLE_RATE_HZ, Clip, InputError, preview
+from asdjax.types import ANOMALY, NORMAL, SAMPLE_RATE_HZ, Clip, InputError, counted, preview
 
 FEW = 3  # names in a line
+LEVEL_DB = 20  # what a test clip is quieter or louder by, to be told: a factor of 10
 
 
 def formats(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Channel) -> list[str]:
@@ -30,14 +31,19 @@ def formats(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Cha
             changes.append("mean of channels" if channel == "mean" else f"channel {channel} taken")
         if changes:
             lines.append(
-                f"{count} of {totals[machine]} clips of {machine}: {rate_hz} Hz, "
-                f"{channels_of(channels)}; {', '.join(changes)}"
+                f"{count} of {counted(totals[machine], 'clip')} of {machine}: {rate_hz} Hz, "
+                f"{counted(channels, 'channel')}; {', '.join(changes)}"
             )
-    odd = Counter((machine, remark) for machine, info in known for remark in info.remarks)
-    lines += [
-        f"{count} of {totals[machine]} clips of {machine}: {remark}; choose with --audio.channel"
-        for (machine, remark), count in sorted(odd.items())
-    ]
+    odd: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for clip in clips:
+        for remark in infos[clip.path].remarks if clip.path in infos else ():
+            odd[clip.machine, remark].append(clip.name)
+    for (machine, remark), names in sorted(odd.items()):
+        remedy = "; choose with --audio.channel" if remark.startswith("channel") else ""
+        lines.append(
+            f"{len(names)} of {counted(totals[machine], 'clip')} of {machine}: {remark}{remedy}: "
+            f"{preview(names, FEW)}"
+        )
     return lines
 
 
@@ -59,15 +65,18 @@ def lengths(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], audio: Audio
     lines = []
     for machine, counts in sorted(changed.items()):
         found = " and ".join(f"{counts[how]} {how}" for how in (longer, "cut") if counts[how])
-        lines.append(f"{machine}: of {totals[machine]} clips, {found} to {audio.seconds:g} s")
+        lines.append(
+            f"{machine}: of {counted(totals[machine], 'clip')}, {found} to {audio.seconds:g} s"
+        )
     return lines
 
 
 def unlike_training(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> dict[str, str]:
-    """Return the path of each test clip -> its rate, sample type and bandwidth, where they are odd.
+    """Return the path of each test clip -> what is odd of it, if anything is.
 
-    Odd is what no training clip of its machine and section has. Such a clip was recorded or stored
-    in another way, and its score may say more of that than of the machine.
+    Odd is a rate, a sample type, a bandwidth, a level, a length or a remark that no training clip
+    of its machine and section has. Such a clip was recorded or stored in another way, and its score
+    may say more of that than of the machine.
     """
     by_group: dict[tuple[str, str], list[Clip]] = defaultdict(list)
     for clip in clips:
@@ -75,14 +84,31 @@ def unlike_training(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> d
     found = {}
     for own in by_group.values():
         train = [infos[clip.path] for clip in own if clip.split == "train"]
+        if not train:
+            continue
         rates, types = {info.rate_hz for info in train}, {info.subtype for info in train}
         bands = {info.bandwidth_hz for info in train}
+        levels, seconds = [info.level_db for info in train], [info.seconds for info in train]
+        remarks = {remark for info in train for remark in info.remarks}
         for clip in own:
             info = infos[clip.path]
             near = any(abs(info.bandwidth_hz - band) <= BAND_HZ for band in bands)
             odd = [f"{info.rate_hz} Hz"] if info.rate_hz not in rates else []
             odd += [info.subtype] if info.subtype not in types else []
             odd += [] if near else [f"sound up to {info.bandwidth_hz} Hz"]
+            odd += (
+                [f"more than {LEVEL_DB} dB quieter"]
+                if info.level_db < min(levels) - LEVEL_DB
+                else []
+            )
+            odd += (
+                [f"more than {LEVEL_DB} dB louder"]
+                if info.level_db > max(levels) + LEVEL_DB
+                else []
+            )
+            odd += ["less than half as long"] if 2 * info.seconds < min(seconds) else []
+            odd += ["more than twice as long"] if info.seconds > 2 * max(seconds) else []
+            odd += [remark for remark in info.remarks if remark not in remarks]
             if odd and clip.split == "test":
                 found[str(clip.path)] = ", ".join(odd)
     return found
@@ -95,7 +121,7 @@ def unlike_lines(clips: Sequence[Clip], unlike: Mapping[str, str]) -> list[str]:
         if how := unlike.get(str(clip.path)):
             found[clip.machine, how].append(clip.name)
     return [
-        f"{len(names)} test clips of {machine}: {how}; no training clip is like that: "
+        f"{counted(len(names), 'test clip')} of {machine}: {how}; no training clip is like that: "
         f"{preview(names, FEW)}"
         for (machine, how), names in sorted(found.items())
     ]
@@ -123,15 +149,15 @@ def once(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> tuple[list[C
     test = [clip for clip in order if clip.split == "test"]
     copies = _later(trained, key)
     _refuse_contradictions(order, infos, copies)
-    lines = _lines(copies, "copies of others that are trained on, counted once")
+    lines = _lines(copies, "copy", "of others that are trained on, counted once")
     train = {(clip.group, infos[clip.path].sound): clip for clip in reversed(trained)}
     both = [(clip.group, infos[clip.path].sound) for clip in test]
     known = [(clip, train[place]) for clip, place in zip(test, both, strict=True) if place in train]
-    lines += _lines(known, "test clips that are training clips, too")
-    lines += _lines(_later(test, key), "copies of other test clips")
+    lines += _lines(known, "test clip", "found in training, too")
+    lines += _lines(_later(test, key), "copy", "of other test clips, all scored and counted")
     elsewhere = _later(trained, lambda clip: infos[clip.path].sound)
     elsewhere = [(clip, other) for clip, other in elsewhere if clip.machine != other.machine]
-    lines += _lines(elsewhere, "copies of clips of another machine")
+    lines += _lines(elsewhere, "copy", "of clips of another machine")
     left_out = {clip.path for clip, _ in copies}
     domain = {first.path: clip.domain for clip, first in copies if clip.domain}
     attributes = {first.path: clip.attributes for clip, first in copies if clip.attributes}
@@ -166,8 +192,9 @@ def _refuse_contradictions(
                 wrong.append(f"{first.path} has the {what} {told[0]}, {clip.path} {told[1]}")
     if wrong:
         raise InputError(
-            f"{len(wrong)} recordings are there twice, equal in every sample, and described in two "
-            "ways; remove one of each, or correct what is said of it:\n  " + "\n  ".join(wrong)
+            f"expected one description of files that are equal in every sample, got two of "
+            f"{len(wrong)}; remove one of each pair, or correct what is said of it:\n  "
+            + "\n  ".join(wrong)
         )
 
 
@@ -178,12 +205,12 @@ def _later(clips: Sequence[Clip], key: Callable[[Clip], Hashable]) -> list[tuple
     return [(clip, other) for clip, other in pairs if clip is not other]
 
 
-def _lines(pairs: Sequence[tuple[Clip, Clip]], what: str) -> list[str]:
+def _lines(pairs: Sequence[tuple[Clip, Clip]], noun: str, what: str) -> list[str]:
     """Return a line for each machine."""
     by_machine: dict[str, list[str]] = defaultdict(list)
     for clip, other in pairs:
         by_machine[clip.machine].append(f"{clip.name} = {other.name}")
     return [
-        f"{machine}: {len(names)} {what}: {preview(names, FEW)}"
+        f"{machine}: {counted(len(names), noun)} {what}: {preview(names, FEW)}"
         for machine, names in sorted(by_machine.items())
     ]

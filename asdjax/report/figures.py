@@ -169,6 +169,8 @@ def _histograms(
                     axis.annotate(f"{threshold:.4g}", (threshold, 1.02), **above)
                 axis.set(xlabel="anomaly score", ylabel="clips")
                 axis.yaxis.get_major_locator().set_params(integer=True)
+                axis.locator_params("x", nbins=5)
+                axis.ticklabel_format(axis="x", scilimits=(-2, 4))
                 _title(axis, " ".join(filter(None, (*machine.group, domain))), fontsize=10, pad=14)
 
 

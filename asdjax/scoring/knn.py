@@ -31,7 +31,7 @@ from asdjax.scoring.folds import (
     unit,
 )
 from asdjax.scoring.smote import Smote, oversample
-from asdjax.types import Embeddings, check
+from asdjax.types import Embeddings, check, counted
 
 # Cosines of rows of E values err by 6e-8 sqrt(E), 3e-6 at E = 2304: 1e-5 of a larger distance.
 NEAR = 0.25
@@ -67,6 +67,10 @@ class Knn:
         threshold from them is high. `note` says which machines get no synthetic clips, and why.
         """
         sets = reference_sets(train, self.references)
+        for g, rows in sets:
+            if len(rows) < self.k:
+                there = counted(len(rows), "training clip")
+                note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
         if self.standardize:
             left_out = _left_out_standardized(train, sets, self.k)
             test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]

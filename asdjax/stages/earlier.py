@@ -15,7 +15,7 @@ from asdjax.artifact import differences
 from asdjax.config import to_json
 from asdjax.report import console
 from asdjax.stages.folder import MODEL, SCORES, Run, load
-from asdjax.types import InputError, preview
+from asdjax.types import InputError, counted, preview
 from asdjax.version import __version__
 
 MOST = 3  # of clips, in a line
@@ -55,7 +55,7 @@ def note_changes(out: Path, run: Run) -> None:
         {(c.group, c.split, c.name): (c.label, c.domain) for c in r.clips} for r in (before, run)
     )
     if count := sum(then[clip] != now[clip] for clip in then.keys() & now.keys()):
-        lines.append(f"labels of {count} clips")
+        lines.append(f"labels of {counted(count, 'clip')}")
     rules = ({"scorer": to_json(r.system.scorer), "year": r.year} for r in (before, run))
     lines += differences(*rules)
     if lines:

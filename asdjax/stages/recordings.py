@@ -19,7 +19,7 @@ from asdjax.report import console
 from asdjax.stages.folder import Run, is_challenge
 from asdjax.stages.options import Options
 from asdjax.train.batches import device_memory
-from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError
+from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError, counted
 
 FREE_SHARE = 0.8  # of the free memory of a device that a clip may take
 
@@ -119,9 +119,9 @@ def refuse_long(run: Run) -> None:
     most = bisect_right(seconds, free, key=lambda n: needed(n * SAMPLE_RATE_HZ))
     listed = [f"{path}: {n / SAMPLE_RATE_HZ:g} s" for path, n in lengths.items() if n in long]
     raise InputError(
-        f"{len(listed)} recordings are too long: with {free / 2**30:.1f} GiB of memory this system "
-        f"can take {most} s of each; cut them, or take their first seconds with --audio.seconds"
-        "\n  " + "\n  ".join(listed)
+        f"{counted(len(listed), 'recording')} too long: with {free / 2**30:.1f} GiB of memory "
+        f"this system can take {most} s of each; cut them, or take their first seconds with "
+        "--audio.seconds\n  " + "\n  ".join(listed)
     )
 
 

@@ -37,7 +37,7 @@ from asdjax.stages.folder import MODEL, SCORES, Run
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
-from asdjax.types import Clip, InputError, Scores, preview
+from asdjax.types import ANOMALY, Clip, InputError, Scores, counted, preview
 
 
 def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
@@ -106,6 +106,7 @@ def score(out: Path, scorer: Any = None) -> None:
         if scorer is not None:
             made = replace(made, system=replace(made.system, scorer=scorer))
         _score(made, out, force=True)
+        console.note(f"numbers and figures of these scores: asdjax report {out}")
 
 
 def report(out: Path) -> list[Metric]:
@@ -126,6 +127,8 @@ def _prepare(
 
 def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
     """Return the run, with its recordings checked, which may work in the folder."""
+    if Path(data).resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(f"expected --out outside of the recordings in {data}, got {out}")
     folder.refuse_others(out, options.force)
     made = prepare(system, data, options)
     if not options.force:
@@ -188,7 +191,8 @@ def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
     scores = score_files.load(out / SCORES)
     write_csv(out / "skipped.csv", [("file", "reason"), *made.skipped.items()])
     if made.skipped:
-        console.note(f"{len(made.skipped)} broken files left out: {out / 'skipped.csv'}")
+        broken = counted(len(made.skipped), "broken file")
+        console.note(f"{broken} left out: {out / 'skipped.csv'}")
     metrics = report_numbers(out, made, scores, f"{out}, no statistics of test clips used")
     product = made.figures(out)
 
@@ -227,6 +231,9 @@ def report_numbers(
     lacking = official.lacking(made.clips, made.year)
     for (machine, section), reason in lacking.items():
         console.note(f"no official numbers of {machine}/{section}: {reason}")
+    for one in scores:
+        if (one.machine, one.section) in lacking and one.decisions is not None:
+            console.note(_verdicts(one))
     for line in remarks.unlike_lines(made.clips, made.unlike):
         console.note(line)
     clips = [clip for clip in made.clips if clip.group not in lacking]
@@ -282,9 +289,19 @@ def evaluate(
     return metrics
 
 
+def _verdicts(scores: Scores) -> str:
+    """Return a line on the clips that are decided to be anomalies, the highest score first."""
+    order = np.argsort(-scores.values, kind="stable")
+    names = [scores.names[i] for i in order if scores.decisions[i] == ANOMALY]
+    of = f"{len(names)} of {counted(len(scores.names), 'test clip')} of {scores.machine}"
+    return f"{of}/{scores.section} above the threshold: {preview(names, 10)}".removesuffix(": ")
+
+
 def _note_rule(clips: Sequence[Clip], year: int | None) -> None:
     if year is None and any(clip.domain for clip in clips):
-        console.note("official numbers by the rule of 2023, for no edition is told; see --year")
+        console.note(
+            "official numbers by the rule of 2023, as the edition is not known; see --year"
+        )
 
 
 def _refuse_undecided(where: Path, found: Sequence[Scores]) -> None:

@@ -22,7 +22,7 @@ def tone(frequency_hz: float, rate_hz: int, seconds: float = 0.5) -> np.ndarray:
 
 
 def header(info: AudioInfo) -> AudioInfo:
-    return replace(info, digest="", sound="", bandwidth_hz=0, remarks=())
+    return replace(info, digest="", sound="", bandwidth_hz=0, level_db=0.0, remarks=())
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac"])

@@ -90,14 +90,14 @@ def test_an_odd_number_of_bytes_may_lack_its_padding(tmp_path):
 
 
 WRONG = {
-    "size of the first second": (wav(size=8000), "got 8000 bytes before 24000 others"),
+    "size of the first second": (wav(size=8000), "got 8000 bytes, and 24000 more"),
     "size of one byte": (wav(size=1), "got 1 bytes: the header is damaged"),
     "size of no whole samples": (wav(size=31_999), "got 31999 bytes: the header is damaged"),
     "size that wrapped": (wav(size=0, sound=SOUND), "got 0 before 32000 bytes"),
-    "sound behind text": (wav(size=8000, sound=SOUND[:8000], after=TEXT + SOUND), "32034 others"),
+    "sound behind text": (wav(size=8000, sound=SOUND[:8000], after=TEXT + SOUND), "32034 more"),
     "second data chunk": (
         wav(size=8000, sound=SOUND[:8000], after=b"data" + struct.pack("<I", 32_000) + SOUND),
-        "got 8000 bytes before 32008 others",
+        "got 8000 bytes, and 32008 more",
     ),
     "more zeros than a file is filled up with": (wav(after=bytes(2**20 + 2)), "are no text"),
     "cut off": (wav()[:-100], "expected 32000 bytes of samples as the header says, got 31900"),

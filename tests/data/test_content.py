@@ -91,6 +91,30 @@ def test_float_samples_in_other_units_are_refused(check, peak, sound):
     assert problem == "" if sound else "divide them by a constant" in problem
 
 
+@pytest.mark.parametrize(
+    ("subtype", "full"), [("PCM_16", 1.0), ("PCM_24", 1.0), ("FLOAT", 1.0), ("PCM_U8", 1.0)]
+)
+def test_sound_that_is_clipped_or_missing_in_a_part_is_told(check, subtype, full):
+    clipped = np.where(np.arange(RATE_HZ) < 0.2 * RATE_HZ, np.clip(90 * NOISE, -full, full), NOISE)
+    silent = np.where(np.arange(RATE_HZ) < 0.2 * RATE_HZ, 0.25, NOISE)
+    loud = NOISE / np.abs(NOISE).max()  # reaches full scale once
+    for samples, remarks in (
+        (clipped, ("full scale (clipped) in a part",)),
+        (silent, ("no sound in a part",)),
+        (loud, ()),
+    ):
+        assert check(samples, 0, subtype)[0].remarks == remarks
+
+
+@pytest.mark.parametrize("gain_db", [0, -20, -40])
+def test_the_level_is_the_usual_range_of_the_samples(check, gain_db):
+    """Of a tone of full scale 0 dB, whatever one knock in it does."""
+    tone = 10 ** (gain_db / 20) * np.sin(2 * np.pi * 100 * np.arange(RATE_HZ) / RATE_HZ)
+    tone[777] = 1.0
+    # Half a step of 16 bits at either end of 0.01.
+    assert check(tone)[0].level_db == pytest.approx(gain_db, abs=0.03)
+
+
 def test_long_files_are_looked_at_in_blocks_that_change_nothing(check, monkeypatch):
     samples = stereo(NOISE, 0.6 * OTHER - NOISE)
     whole = check(samples)[0]

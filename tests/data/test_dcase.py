@@ -8,7 +8,7 @@ from asdjax.data.audio import AudioInfo
 from asdjax.recipes import RECIPES
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
-from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, InputError
+from asdjax.types import ANOMALY, NORMAL, Clip, DataSet, InputError, counted
 
 # per edition: path section split domain label attributes; "-" is None or ""
 EDITIONS = {
@@ -196,7 +196,7 @@ def test_a_copy_by_name_is_described_as_what_it_copies(make_tree, write, mark, a
         f"{STEM}1_copy.wav": ("section_00", "copy"),
     }
     assert dataset.notes == (
-        f"1 copies by name, described as what they copy: {STEM}0{attributes}{mark}.wav",
+        f"1 copy by name, described as the original: {STEM}0{attributes}{mark}.wav",
     )
 
 
@@ -230,7 +230,7 @@ def test_where_labels_come_from_is_told(make_tree, write):
     make_tree(["raw/pump/test/section_00_source_test_anomaly_0000.wav"])
     assert dcase.scan(root / "raw").notes == (
         "labels: 0 normal, 1 anomaly from file names",
-        "labels: 2 test clips have none: section_00_0000.wav, section_00_0001.wav; "
+        "labels: 2 test clips without one: section_00_0000.wav, section_00_0001.wav; "
         "--ground-truth labels an evaluation set",
     )
     assert dcase.scan(root / "raw", root / "truth").notes == (
@@ -261,9 +261,11 @@ def test_every_problem_of_a_tree_is_listed_at_once(make_tree):
         dcase.scan(root)
     lines = str(caught.value).splitlines()[1:]
     for path, count in ((root, 1), (root / "noise", 1), (root / "fan/test/normal", 1)):
-        assert sum(f"- {path}: {count} recordings outside" in line for line in lines) == 1
+        assert (
+            sum(f"- {path}: {counted(count, 'recording')} outside" in line for line in lines) == 1
+        )
     assert sum(f"- {root / 'pump'}: no wav or flac" in line for line in lines) == 1
-    assert sum("valve section_00: 1 clips but none to train on" in line for line in lines) == 1
+    assert sum("valve section_00: 1 clip but none to train on" in line for line in lines) == 1
     strange = [line for line in lines if "names that are not" in line]
     assert len(strange) == 3
     assert "section_00_source_test_0001.wav" in strange[0]
@@ -435,9 +437,9 @@ def test_only_the_kinds_asked_for_are_taken():
 def test_the_user_is_told_of_each_machine_and_of_those_without():
     assert dcase.supplemental(DATA, ("clean", "noise"))[1] == [
         "2 clean supplemental clips of fan",
-        "1 noise supplemental clips of slider",
+        "1 noise supplemental clip of slider",
         "no clean or noise supplemental clip of valve: left as they are",
-        "1 supplemental clips left out, whose names say neither machine nor noise: unknown_0.wav",
+        "1 supplemental clip left out, whose names say neither machine nor noise: unknown_0.wav",
     ]
 
 

@@ -45,14 +45,14 @@ def test_notes_tell_what_reading_changes_per_machine():
             Audio(2.0, "tile"),
             [
                 "fan: of 5 clips, 2 repeated and 1 cut to 2 s",
-                "valve: of 1 clips, 1 repeated to 2 s",
+                "valve: of 1 clip, 1 repeated to 2 s",
             ],
         ),
         (
             Audio(2.0, "pad"),
             [
                 "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s",
-                "valve: of 1 clips, 1 padded with zeros to 2 s",
+                "valve: of 1 clip, 1 padded with zeros to 2 s",
             ],
         ),
         (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s"]),
@@ -74,7 +74,7 @@ def test_a_dead_channel_is_told_per_machine():
     odd = replace(plain, channels=2, remarks=("channel 1 carries no sound",))
     infos = {clips[0].path: odd, clips[1].path: plain, clips[2].path: plain}
     assert remarks.formats(clips, infos, "mean")[1:] == [
-        "1 of 2 clips of fan: channel 1 carries no sound; choose with --audio.channel"
+        "1 of 2 clips of fan: channel 1 carries no sound; choose with --audio.channel: a.wav"
     ]
 
 
@@ -85,16 +85,22 @@ def test_a_dead_channel_is_told_per_machine():
     ("change", "how"),
     [
         ({}, None),
-        ({"rate_hz": 48_000}, "48000 Hz"),
+        ({"rate_hz": 32_000}, "32000 Hz"),
         ({"subtype": "PCM_24"}, "PCM_24"),
         ({"bandwidth_hz": 4000}, "sound up to 4000 Hz"),
         ({"bandwidth_hz": 7750}, None),  # the next band
-        ({"rate_hz": 44_100, "subtype": "FLOAT"}, "44100 Hz, FLOAT"),
-        ({"samples": 99_000}, None),
+        ({"rate_hz": 22_050, "subtype": "FLOAT"}, "22050 Hz, FLOAT"),
+        ({"samples": 8000}, None),
+        ({"samples": 7000}, "less than half as long"),
+        ({"samples": 99_000}, "more than twice as long"),
+        ({"level_db": -49.0}, None),
+        ({"level_db": -51.0}, "more than 20 dB quieter"),
+        ({"level_db": -9.0}, "more than 20 dB louder"),
+        ({"remarks": ("no sound in a part",)}, "no sound in a part"),
     ],
 )
 def test_a_test_clip_is_unlike_when_no_training_clip_of_its_machine_is_like_it(change, how):
-    plain = AudioInfo(16_000, 16_000, 1, "PCM_16", bandwidth_hz=8000)
+    plain = AudioInfo(16_000, 16_000, 1, "PCM_16", bandwidth_hz=8000, level_db=-30.0)
     clips = [clip("a.wav"), clip("t.wav", "test"), clip("b.wav", machine="pump")]
     infos = {clips[0].path: plain, clips[1].path: replace(plain, **change)}
     infos[clips[2].path] = infos[clips[1].path]  # of another machine: no help
@@ -129,9 +135,9 @@ def test_copies_are_trained_on_once_and_told():
     assert lines == [
         "fan: 2 copies of others that are trained on, counted once: a.flac = a.wav, "
         "a (1).wav = a.wav",
-        "fan: 2 test clips that are training clips, too: v.wav = b.wav, w.wav = a.wav",
-        "fan: 1 copies of other test clips: u.wav = t.wav",
-        "pump: 1 copies of clips of another machine: p.wav = b.wav",
+        "fan: 2 test clips found in training, too: v.wav = b.wav, w.wav = a.wav",
+        "fan: 1 copy of other test clips, all scored and counted: u.wav = t.wav",
+        "pump: 1 copy of clips of another machine: p.wav = b.wav",
     ]
 
 

@@ -1,5 +1,6 @@
 """Figures show the right values, and what cannot be drawn never stops the rest."""
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,6 +82,22 @@ def test_without_labels_there_is_no_roc(scored, tmp_path):
     files, notes = write(tmp_path / "figures", scores, clips, lambda path: np.ones(800))
     assert files == ["histograms.png", "top_clips.png"]
     assert notes == []
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1e-3, 1.0, 1e4])
+def test_numbers_on_the_axes_do_not_overlap(scored, tmp_path, drawn, unit):
+    (scores,), clips = scored
+    write(tmp_path, [replace(scores, values=unit * scores.values)], clips)
+    figure = drawn["histograms"]
+    figure.canvas.draw()
+    for axis in figure.axes:
+        low, high = axis.get_xlim()
+        shown = [
+            label for label in axis.get_xticklabels() if low <= label.get_position()[0] <= high
+        ]
+        boxes = [label.get_window_extent() for label in shown]
+        assert len(boxes) > 1
+        assert all(left.x1 < right.x0 for left, right in itertools.pairwise(boxes))
 
 
 @pytest.mark.parametrize("threshold", [0.25, 0.0, 7.0, np.inf, None])

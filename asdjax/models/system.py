@@ -173,12 +173,17 @@ class Architecture(NamedTuple):
         if problems := misfits(params, expected):
             raise InputError(f"the trained weights do not fit the system{problems}")
 
+        return Embedder(params, self.apply_of(parts))
+
+    def apply_of(self, parts: Parts) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+        """Return what an `Embedder` applies, of the parts of this system built for use."""
+
         def apply(params, wave, lengths):
             wave = without_offset(wave, lengths)
             inputs = [network.front_end(wave, lengths) for network in self.networks]
             return merge(parts.graph, params)(inputs)
 
-        return Embedder(params, apply)
+        return apply
 
     def _pretrained(self) -> Params:
         return {

@@ -23,6 +23,7 @@ from asdjax.train.optimizer import Optimizer, Schedule, make_optimizer
 from asdjax.train.step import make_front_ends, make_step
 
 LEARNING_RATE, SCALE = 1e-3, 30.0
+OPTIMIZER = Optimizer("adam", Schedule("constant", LEARNING_RATE))
 ENCODERS = ConvNet1d(cbam=True), ResNet(cbam=True)
 TASK = Task(Margin("softmax", scale=SCALE), (1,) * CLASSES)
 SYSTEM = Architecture(tuple(encoder.network(SAMPLES) for encoder in ENCODERS), (TASK,))
@@ -35,7 +36,7 @@ def initial() -> tuple[dict, dict, dict]:
 
 def step(batch: int) -> Callable[[], float]:
     """Return a function that does one training step on the same batch and returns its loss."""
-    how = Train(batch=batch, optimizer=Optimizer("adam", Schedule("constant", LEARNING_RATE)))
+    how = Train(batch=batch, optimizer=OPTIMIZER)
     mesh = data_mesh(jax.devices()[:1])
     parts = SYSTEM.parts(train=True)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)

@@ -1,0 +1,145 @@
+"""Compile asdjax's programs for GPUs and TPUs that are not there, and say what bounds their speed.
+
+    pip install "jax[tpu]"        # or "jax[cuda13]"; in an environment of its own
+    python experiments/bench/aot.py --target v5e [--case LoRA] [--out FILE] [--against FILE]
+    python experiments/bench/aot.py --target h100 --chips 8
+
+Nothing runs. A table has for each program the clips on a chip, the GFLOP of its matrix products,
+what its operations read and write in the device's memory, the cycles that the compiler of TPUs
+estimates (of loops as often as they turn), memory, collectives and the bound that follows: on a GPU
+no call is faster than its bytes at the full bandwidth, nor than its products at the peak; on a TPU
+the compiler's cycles at the published clock. **All of these are estimates, but memory and
+collectives.** The JSON has them by kind of operation as well, and the ten heaviest operations.
+`--against` prints the ratios to an earlier JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+import hlo
+from targets import TARGETS, TPU, environment, mesh
+
+HEAVIEST = 10
+
+
+def main() -> None:
+    given = arguments()
+    os.environ |= environment(given.target)
+    from programs import CASES
+
+    names = [n for n in CASES if not given.case or any(c.lower() in n.lower() for c in given.case)]
+    if not names:
+        raise SystemExit(f"--case: none of {', '.join(CASES)} has {' or '.join(given.case)}")
+    batch = given.batch or given.chips * TARGETS[given.target].batch
+    if batch % given.chips:
+        raise SystemExit(f"--batch: expected a multiple of --chips {given.chips}, got {batch}")
+    devices = mesh(given.target, given.chips)
+    rows = []
+    for name in names:
+        rows.append(row(given.target, name, CASES[name](devices, batch), given.chips))
+        print(line(rows[-1]), flush=True)
+        if given.out:  # nothing compiled is lost
+            given.out.write_text(json.dumps({"about": about(given), "rows": rows}, indent=1) + "\n")
+    if given.against:
+        print("\n".join(compared(rows, json.loads(given.against.read_text())["rows"])))
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--target", required=True, choices=TARGETS)
+    parser.add_argument("--chips", type=int, default=1)
+    parser.add_argument("--batch", type=int, help="clips of all chips; 64 on a GPU, 16 on a TPU")
+    parser.add_argument("--case", nargs="+", default=[], help="parts of names; all by default")
+    parser.add_argument("--out", type=Path, help="write this JSON")
+    parser.add_argument("--against", type=Path, help="print ratios to this JSON")
+    return parser.parse_args()
+
+
+def about(given: argparse.Namespace) -> dict:
+    """Return what the numbers are of."""
+    import jax
+    from compare import machine
+
+    found = {"target": given.target, "figures": TARGETS[given.target]._asdict()}
+    return found | {"chips": given.chips, "jax": jax.__version__, "compiled on": machine()}
+
+
+def row(target: str, name: str, program, chips: int) -> dict:
+    """Compile a program; return what can be said of one chip."""
+    how = TARGETS[target]
+    began = time.perf_counter()
+    lowered = program.function.trace(*program.arguments).lower(lowering_platforms=(how.platform,))
+    compiled = lowered.compile()
+    took = time.perf_counter() - began
+    memory, works = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    moved = sum(w.times * w.bytes for w in works)
+    cycles = sum(w.times * w.cycles for w in works)
+    gflop = program.gflop / chips if program.gflop else None
+    products = (gflop or 0) / how.gflop_s
+    bound = cycles / how.ghz / 1e9 if how.platform == TPU else moved / how.gb_s / 1e9
+    bound = max(bound, products)
+    weight = (
+        (lambda w: w.times * w.cycles) if how.platform == TPU else (lambda w: w.times * w.bytes)
+    )
+    heaviest = sorted(works, key=weight, reverse=True)[:HEAVIEST]
+    collectives = [w for w in works if w.kind == "collective"]
+    return {
+        "case": name,
+        "rows_per_chip": program.rows // chips,
+        "dtype": program.dtype,
+        "gflop_needed": gflop,
+        "estimated_bytes": moved,
+        "kernels": sum(w.times for w in works),
+        "estimated_cycles": cycles or None,
+        "estimated_by_kind": hlo.by_kind(works),
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "argument_bytes": memory.argument_size_in_bytes,
+        "collectives": [{"name": w.name, "bytes": w.result, "times": w.times} for w in collectives],
+        "collective_bytes": sum(w.times * w.result for w in collectives),
+        "compile_s": took,
+        "bound_s": bound,
+        "bound_rows_per_s": program.rows / bound,
+        "bound_utilisation": products / bound if gflop else None,
+        "heaviest": [w._asdict() for w in heaviest],
+    }
+
+
+def line(row: dict) -> str:
+    """Return a row of the table."""
+    cycles, share = row["estimated_cycles"], row["bound_utilisation"]
+    cells = [
+        f"{row['case']:26}{row['rows_per_chip']:7} a chip",
+        f"{row['gflop_needed'] or 0:9.0f} GFLOP" if row["gflop_needed"] else f"{'-':>9}      ",
+        f"{row['estimated_bytes'] / 1e9:8.1f} GB moved",
+        f"{row['kernels']:6} operations",
+        f"{cycles:9.3g} cycles" if cycles else "",
+        f"{row['temporary_bytes'] / 1e9:6.2f} + {row['argument_bytes'] / 1e9:.2f} GB",
+        f"{row['collective_bytes'] / 1e6:8.1f} MB sent" if row["collectives"] else "",
+        f"bound {1e3 * row['bound_s']:8.1f} ms {row['bound_rows_per_s']:10.0f}/s",
+        f"{share:5.0%} of the peak" if share else "",
+        f"compiled in {row['compile_s']:.0f} s",
+    ]
+    return ", ".join(cell for cell in cells if cell)
+
+
+def compared(rows: list[dict], before: list[dict]) -> list[str]:
+    """Return the ratios of rows to earlier ones of the same case, now / before."""
+    old, lines = {one["case"]: one for one in before}, []
+    fields = ("estimated_bytes", "estimated_cycles", "temporary_bytes", "kernels", "bound_s")
+    for one in rows:
+        if one["case"] in old:
+            pairs = [(name, one[name], old[one["case"]][name]) for name in fields]
+            ratios = [f"{name} {now / then:.2f}" for name, now, then in pairs if now and then]
+            lines.append(f"{one['case']}, now / before: {', '.join(ratios)}")
+    return lines
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    main()

@@ -1,0 +1,161 @@
+"""The programs that asdjax runs on accelerators, ready to be compiled without one.
+
+A program is what a training or a scorer compiles, with the shapes of its arguments on a mesh of
+devices that need not be there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import spectral
+from autoencoders import BATCH as VECTORS
+from autoencoders import FRAMES
+from autoencoders import GFLOP as VECTORS_GFLOP
+from compare import BEATS, EAT, LORA
+from finetune import CLASSES, LOSS, SAMPLES, STRUCTURES, encoder
+
+from asdjax.baseline.training import Frames, train_epoch
+from asdjax.baseline.training import start as start_autoencoder
+from asdjax.devices import copied, split
+from asdjax.models.attention import Implementation
+from asdjax.models.backbone import Backbone, initialize
+from asdjax.models.system import Architecture, Task
+from asdjax.scoring.knn import knn_distance
+from asdjax.train.batches import Batch
+from asdjax.train.config import Train
+from asdjax.train.loop import start
+from asdjax.train.optimizer import make_optimizer
+from asdjax.train.step import make_front_ends, make_step
+
+FORWARD = {"beats": BEATS[0], "eat": EAT[0]}  # GFLOP of a clip
+STEP = {"lora": {"beats": LORA["BEATs"], "eat": LORA["EAT"]}}
+STEP["full"] = {name: 3 * flop for name, flop in FORWARD.items()}
+MACHINES, STEPS = 7, 40
+QUERIES, REFERENCES, WIDTH = 2_000, 1_000_000, 768
+
+
+@dataclass(frozen=True)
+class Program:
+    """A jitted function, its arguments as shapes with shardings, and what it has to compute."""
+
+    function: Callable
+    arguments: tuple
+    rows: int  # clips, vectors or queries in one call, on all devices
+    gflop: float | None  # of the matrix products that are needed; None: not counted
+    dtype: str = "bfloat16"  # of most products
+
+
+def networks(kind: str, names: Sequence[str], attention: Implementation):
+    """Return encoders without weights."""
+    return tuple(
+        encoder(kind, STRUCTURES[name], "bfloat16", attention).network_of(
+            Backbone(STRUCTURES[name], initialize(STRUCTURES[name]))
+        )
+        for name in names
+    )
+
+
+def embed(name: str, mesh, batch: int, attention: Implementation = "auto") -> Program:
+    """Return the embedding of int16 clips of 10 s by an adapted backbone."""
+    plain = Architecture(networks("full", [name], attention))
+    parts, params = plain.parts(train=False, adapted=False), {}
+    for some in (parts.statistics, parts.trainable, parts.frozen):
+        params |= placed(some, copied(mesh))
+    rows, whole = jax.P("data"), jax.P()
+    apply = jax.shard_map(
+        plain.apply_of(parts),
+        mesh=mesh,
+        in_specs=(whole, rows, rows),
+        out_specs=rows,
+        check_vma=False,
+    )
+    wave, lengths, _ = clips(mesh, batch)
+    gflop = batch * FORWARD[name]
+    return Program(jax.jit(apply), (params, wave, lengths), batch, gflop)
+
+
+def train_step(
+    kind: str, names: Sequence[str], mesh, batch: int, attention: Implementation = "auto"
+) -> Program:
+    """Return a step of one system with an encoder for each name."""
+    whole = Task(LOSS, (1,) * CLASSES)
+    parts = range(len(names)) if len(names) > 1 else ()
+    tasks = (whole, *(whole._replace(weight=0.5, branch=i) for i in parts))
+    made = Architecture(networks(kind, names, attention), tasks)
+    gflop = batch * sum(STEP[kind][name] for name in names)
+    return step_of(made, Train(batch=batch), mesh, batch, gflop)
+
+
+def spectral_step(mesh, batch: int) -> Program:
+    how = Train(batch=batch, optimizer=spectral.OPTIMIZER)
+    return step_of(spectral.SYSTEM, how, mesh, batch, None, "float32")
+
+
+def step_of(made: Architecture, how: Train, mesh, batch: int, gflop, dtype="bfloat16") -> Program:
+    parts = made.parts(train=True)
+    optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps)
+    state = jax.eval_shape(
+        lambda *weights: start(*weights, optimizer, how), parts.statistics, parts.trainable
+    )
+    front_ends = make_front_ends(made.networks, mesh, padded=False)
+    step = make_step(parts, front_ends, lambda _, sent: Batch(*sent), how, optimizer, SAMPLES)
+    arguments = placed((state, parts.frozen, ()), copied(mesh))
+    return Program(step, (*arguments, clips(mesh, batch)), batch, gflop, dtype)
+
+
+def autoencoders(mesh, machines: int = MACHINES) -> Program:
+    """Return 40 steps of the autoencoders of all machines, each on the next 256 vectors."""
+    adam = optax.adam(1e-3)
+    one = jax.eval_shape(lambda: start_autoencoder(adam, 0, STEPS))
+    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((machines, *x.shape), x.dtype), one)
+    frames = Frames(shape((FRAMES, 128), "float32"), shape((FRAMES,), "bool"))
+    batches = shape((machines, STEPS, VECTORS), "int32")
+    epoch = jax.jit(jax.vmap(partial(train_epoch, adam), (None, 0, 0)))
+    arguments = placed((frames, states, batches), copied(mesh))
+    vectors = machines * STEPS * VECTORS
+    return Program(epoch, arguments, vectors, machines * STEPS * VECTORS_GFLOP, "float32")
+
+
+def nearest(mesh) -> Program:
+    """Return the distances of 2,000 queries to the nearest of 1,000,000 references."""
+    rows = (1, QUERIES), (1, REFERENCES)
+    values = [shape((*count, WIDTH), "float32") for count in rows]
+    arguments = placed((*values, *(shape(count, "int32") for count in rows)), copied(mesh))
+    gflop = 2e-9 * QUERIES * REFERENCES * WIDTH
+    return Program(knn_distance, arguments, QUERIES, gflop, "float32")
+
+
+def clips(mesh, batch: int) -> tuple:
+    """Return int16 waves of 10 s, their lengths and labels."""
+    sent = shape((batch, SAMPLES), "int16"), shape((batch,), "int32"), shape((batch, 1), "int32")
+    return placed(sent, split(mesh))
+
+
+def shape(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype))
+
+
+def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Return shapes that lie on devices."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
+
+
+CASES: dict[str, Callable[..., Program]] = {  # (mesh, batch of all chips) -> Program
+    "BEATs embedding": partial(embed, "beats"),
+    "BEATs LoRA step": partial(train_step, "lora", ["beats"]),
+    "BEATs full step": partial(train_step, "full", ["beats"]),
+    "EAT embedding": partial(embed, "eat"),
+    "EAT LoRA step": partial(train_step, "lora", ["eat"]),
+    "EAT full step": partial(train_step, "full", ["eat"]),
+    "dual LoRA step": partial(train_step, "lora", ["beats", "eat"]),
+    "spectral step": spectral_step,
+    "autoencoders, 7 machines": lambda mesh, batch: autoencoders(mesh),
+    "kNN, 1,000,000 references": lambda mesh, batch: nearest(mesh),
+}

@@ -1,0 +1,150 @@
+"""GPUs and TPUs that programs are compiled for without having one.
+
+Figures are the makers': NVIDIA's H100 and H200 data sheets and the CUDA programming guide (compute
+capability 9.0), Google Cloud's pages on TPU v5e, v5p and v6e. `gflop_s` is of bfloat16 products. Of
+the H100 it is what its products reach when measured, 790 TFLOP/s; the data sheet says 989.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+
+TPU, CUDA = "tpu", "cuda"
+
+
+class Target(NamedTuple):
+    platform: str
+    topology: dict[int, str]  # devices -> its name; of a GPU any number can be had
+    gflop_s: float
+    gb_s: float  # of the device's memory
+    gb: float
+    ghz: float  # of a TPU's cycles: the published peak over its multipliers
+    batch: int  # clips on each chip, by default
+
+
+TARGETS = {
+    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64),
+    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64),
+    "v5e": Target(
+        TPU,
+        {4: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"},
+        197e3,
+        819.0,
+        16,
+        1.5,
+        16,
+    ),
+    "v6e": Target(
+        TPU,
+        {4: "v6e:2x2", 8: "v6e:2x4", 64: "v6e:8x8", 256: "v6e:16x16"},
+        918e3,
+        1640.0,
+        32,
+        1.75,
+        16,
+    ),
+    "v5p": Target(
+        TPU,
+        {4: "v5p:2x2x1", 8: "v5p:2x2x2", 64: "v5p:4x4x4", 256: "v5p:4x8x8"},
+        459e3,
+        2765.0,
+        95,
+        1.75,
+        16,
+    ),
+}
+PACKAGE = {TPU: "jax[tpu]", CUDA: "jax[cuda13]"}
+HOPPER = {  # of each multiprocessor unless it is of a block
+    "threads_per_block_limit": 1024,
+    "threads_per_warp": 32,
+    "shared_memory_per_block": 48 * 1024,
+    "shared_memory_per_block_optin": 227 * 1024,
+    "shared_memory_per_core": 228 * 1024,
+    "threads_per_core_limit": 2048,
+    "registers_per_core_limit": 65536,
+    "registers_per_block_limit": 65536,
+    "core_count": 132,
+    "fpus_per_core": 128,
+    "block_dim_limit_x": 2**31 - 1,
+    "block_dim_limit_y": 65535,
+    "block_dim_limit_z": 65535,
+    "thread_dim_limit_x": 1024,
+    "thread_dim_limit_y": 1024,
+    "thread_dim_limit_z": 64,
+    "l2_cache_size": 50 * 2**20,
+    "device_address_bits": 64,
+}
+
+
+def environment(target: str) -> dict[str, str]:
+    """Return what has to be in the environment before JAX is imported."""
+    found = {"JAX_PLATFORMS": "cpu"}
+    if TARGETS[target].platform == TPU:
+        return found | {"TPU_SKIP_MDS_QUERY": "1"}
+    # Autotuning would need the card: the compiler takes its default for each product.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
+    return found | {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": flags}
+
+
+def mesh(target: str, chips: int):
+    """Return a mesh of devices that are not there.
+
+    Raises:
+      SystemExit: the compiler is not installed; there is no topology of so many chips.
+    """
+    import jax
+    from jax.experimental.topologies import get_topology_desc
+
+    how = TARGETS[target]
+    try:
+        if how.platform == CUDA:
+            text = description(target)
+            found = get_topology_desc(
+                platform="cuda", topology_name="", target_config=text, topology=f"1x1x{chips}"
+            )
+        else:
+            enough = [count for count in how.topology if count >= chips]
+            if not enough:
+                raise SystemExit(f"--chips: expected at most {max(how.topology)}, got {chips}")
+            found = get_topology_desc(platform="tpu", topology_name=how.topology[min(enough)])
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        package = PACKAGE[how.platform]
+        raise SystemExit(
+            f'the compiler for {target} is not there: pip install "{package}=={jax.__version__}" '
+            f"in an environment of its own ({str(error).splitlines()[0]})"
+        ) from error
+    devices = np.array(found.devices[:chips])
+    return jax.sharding.Mesh(devices, ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def description(target: str) -> str:
+    """Return an H100 or H200 as the fields of XLA's GpuTargetConfigProto, in text form."""
+    how = TARGETS[target]
+    own = HOPPER | {
+        "memory_bandwidth": round(how.gb_s * 1e9),
+        "device_memory_size": round(how.gb * 1e9),
+        "clock_rate_ghz": how.ghz,
+    }
+    lines = [f"  {name}: {value}" for name, value in own.items()]
+    lines += [
+        "  cuda_compute_capability { major: 9 feature_extension: ACCELERATED_FEATURES }",
+        '  device_vendor: "NVIDIA Corporation"',
+        f'  name: "NVIDIA {target.upper()}"',
+        '  driver_version: "13.0.0"',
+        '  runtime_version: "13.0.0"',
+        '  compile_time_toolkit_version: "13.0.0"',
+        '  dnn_version: "9.10.0"',
+    ]
+    return "\n".join(
+        [
+            "gpu_device_info {",
+            *lines,
+            "}",
+            'platform_name: "CUDA"',
+            "dnn_version_info { major: 9 minor: 10 patch: 0 }",
+            f'device_description_str: "NVIDIA {target.upper()}"',
+        ]
+    )

@@ -1,0 +1,131 @@
+"""What `experiments/bench/hlo.py` reads from the text of a compiled program."""
+
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "bench"))
+import hlo
+
+TEXT = """\
+HloModule jit_step, is_scheduled=true
+
+%fused_product (param_0: bf16[8,16], param_1: bf16[12,16,4]) -> f32[8,4] {
+  %param_1 = bf16[12,16,4]{2,1,0} parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,16,4]{2,1,0} dynamic-slice(%param_1, %zero, %zero, %zero)
+  %weight = bf16[16,4]{1,0} bitcast(%slice)
+  %param_0 = bf16[8,16]{1,0} parameter(0)
+  ROOT %dot = f32[8,4]{1,0} dot(%param_0, %weight), lhs_contracting_dims={1}
+}
+
+%fused_update (param_0.1: f32[100,4], param_1.1: f32[8,4]) -> f32[100,4] {
+  %param_0.1 = f32[100,4]{1,0} parameter(0)
+  %param_1.1 = f32[8,4]{1,0} parameter(1)
+  %at = s32[] constant(3)
+  ROOT %update = f32[100,4]{1,0} dynamic-update-slice(%param_0.1, %param_1.1, %at, %at)
+}
+
+%body (state: (bf16[8,16], bf16[12,16,4], f32[100,4])) -> (bf16[8,16], bf16[12,16,4], f32[100,4]) {
+  %state = (bf16[8,16]{1,0}, bf16[12,16,4]{2,1,0}, f32[100,4]{1,0}) parameter(0)
+  %x = bf16[8,16]{1,0:T(8,128)} get-tuple-element(%state), index=0
+  %w = bf16[12,16,4]{2,1,0} get-tuple-element(%state), index=1
+  %y = f32[100,4]{1,0} get-tuple-element(%state), index=2
+  %product = f32[8,4]{1,0} fusion(%x, %w), kind=kOutput, calls=%fused_product, \
+metadata={op_name="jit(step)/dot"}, backend_config={"window_config":{"estimated_cycles":"70"}}
+  %kept = f32[100,4]{1,0} fusion(%y, %product), kind=kLoop, calls=%fused_update
+  ROOT %next = (bf16[8,16]{1,0}, bf16[12,16,4]{2,1,0}, f32[100,4]{1,0}) tuple(%x, %w, %kept)
+}
+
+%condition (state.1: (bf16[8,16], bf16[12,16,4], f32[100,4])) -> pred[] {
+  %state.1 = (bf16[8,16]{1,0}, bf16[12,16,4]{2,1,0}, f32[100,4]{1,0}) parameter(0)
+  ROOT %more = pred[] constant(true)
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+ENTRY %main (x.1: bf16[8,16], w.1: bf16[12,16,4], y.1: f32[100,4]) -> f32[100,4] {
+  %x.1 = bf16[8,16]{1,0} parameter(0)
+  %w.1 = bf16[12,16,4]{2,1,0} parameter(1)
+  %y.1 = f32[100,4]{1,0} parameter(2)
+  %given = (bf16[8,16]{1,0}, bf16[12,16,4]{2,1,0}, f32[100,4]{1,0}) tuple(%x.1, %w.1, %y.1)
+  %loop = (bf16[8,16]{1,0}, bf16[12,16,4]{2,1,0}, f32[100,4]{1,0}) while(%given), \
+condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"12"}}
+  %all = f32[100,4]{1,0} get-tuple-element(%loop), index=2
+  %sums = f32[100,4]{1,0} all-reduce(%all), replica_groups={{0,1}}, to_apply=%add
+  %gemm = (f32[100,100]{1,0}, s8[64]{0}) custom-call(%sums, %sums), \
+custom_call_target="__cublas$gemm"
+  ROOT %copy = f32[100,4]{0,1} copy(%sums), backend_config={"estimated_cycles":"5"}
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def works():
+    return {work.name: work for work in hlo.read(TEXT)}
+
+
+def test_loops_count_as_often_as_they_turn(works):
+    assert works.keys() == {"product", "kept", "sums", "gemm", "copy"}
+    assert {name: work.times for name, work in works.items() if work.times > 1} == {
+        "product": 12,
+        "kept": 12,
+    }
+    assert (works["product"].cycles, works["copy"].cycles) == (70, 5)
+    assert works["product"].label == "jit(step)/dot"
+
+
+def test_bytes_are_what_is_read_and_written_once(works):
+    assert works["product"].bytes == 2 * 8 * 16 + 2 * 16 * 4 + 4 * 8 * 4  # one slice of twelve
+    assert works["kept"].bytes == 2 * 4 * 8 * 4  # the update alone, read and written
+    assert works["sums"].bytes == 2 * 4 * 100 * 4
+    assert works["gemm"].bytes == 2 * 4 * 100 * 4 + 4 * 100 * 100 + 64
+
+
+def test_kinds_are_by_what_is_fused(works):
+    kinds = {name: work.kind for name, work in works.items()}
+    assert kinds == {
+        "product": "product",
+        "kept": "movement",
+        "sums": "collective",
+        "gemm": "product",
+        "copy": "movement",
+    }
+    summed = hlo.by_kind(list(works.values()))
+    assert summed["product"] == {
+        "kernels": 13,
+        "bytes": 12 * works["product"].bytes + works["gemm"].bytes,
+        "cycles": 12 * 70,
+    }
+    assert summed["collective"]["bytes"] == works["sums"].bytes
+
+
+def test_a_real_program_moves_what_goes_in_and_out():
+    """One fusion: x and y in, their sum's exponential out."""
+    function = jax.jit(lambda x, y: jnp.exp(x + y) * 2)
+    x = jax.ShapeDtypeStruct((1000,), "float32")
+    works = hlo.read(function.lower(x, x).compile().as_text())
+    assert sum(work.times * work.bytes for work in works) == 3 * 4 * 1000
+    assert {work.kind for work in works} == {"elementwise"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("f32[2,3]{1,0:T(8,128)}", 24),
+        ("(bf16[4], (pred[], s4[6]))", 12),
+        ("f8e4m3fn[10]", 10),
+        ("c64[2]", 16),
+        ("token[]", 0),
+        ("s32[]", 4),
+    ],
+)
+def test_sizes_of_types(kind, size):
+    assert hlo.size(kind) == size

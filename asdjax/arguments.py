@@ -80,7 +80,7 @@ def parse(command: str, args: list[str]) -> Arguments:
     recipe = RECIPES.get(args[0]) if args else None
     if recipe is None:
         asked = args[:1] in (["-h"], ["--help"])
-        close = difflib.get_close_matches(args[0], RECIPES, n=3) if args else []
+        close = difflib.get_close_matches(args[0], RECIPES, n=3, cutoff=0.8) if args else []
         meant = f"; close names: {', '.join(close)}" if close else ""
         unknown = f"unknown recipe {args[0]!r}{meant}\n" if args and not asked else ""
         usage = f"{unknown}usage: asdjax {command} RECIPE --data DIR --out RUN [OPTIONS]; recipes:"

@@ -98,16 +98,19 @@ def read_rows(path: Path | str, separators: str = ",") -> list[tuple[int, list[s
     Raises:
         InputError: the file is not there, or is not text.
     """
-    rows = []
+    rows, line = [], ""
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
             separator = max(separators, key=file.readline().count)
             file.seek(0)
             reader = csv.reader(file, delimiter=separator, strict=True)
-            for row in reader:
-                rows.append((reader.line_num, [cell.strip() for cell in row]))
+            try:
+                for row in reader:
+                    rows.append((reader.line_num, [cell.strip() for cell in row]))
+            except csv.Error:
+                line = f" line {rows[-1][0] + 1 if rows else 1}"  # where an open quote began
+                raise
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        line = f" line {rows[-1][0] + 1}" if rows else ""  # where a quote that is open began
         raise InputError(
             f"expected a csv file (UTF-8 text) at {path}{line}, got: {error}; correct the path, "
             "the quotes, or save it as csv in UTF-8"

@@ -45,7 +45,7 @@ def call(
         "jax_platforms": "cpu",
     }
     environment = {name: str(value) for name, value in environment.items()}
-    environment["XLA_FLAGS"] = users_flags()
+    environment.setdefault("XLA_FLAGS", users_flags())
     given = work, log, given, settings, environment
     process = SERVER.Process(target=_run, args=given, daemon=True)  # ends with the tests
     process.start()

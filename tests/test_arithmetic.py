@@ -24,7 +24,7 @@ def sum_fused_products():
 def test_sums_of_fused_products_are_right_as_users_compute(tmp_path):
     log = tmp_path / "log"
     process = processes.call(sum_fused_products, log, cache=tmp_path, optimized=True)
-    process.join()
+    process.join(600)
     assert process.exitcode == 0, log.read_text()
 
 

@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "bench"))
 import hlo
+import programs
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true
@@ -82,6 +83,13 @@ def test_loops_count_as_often_as_they_turn(works):
     assert works["product"].label == "jit(step)/dot"
 
 
+def test_a_loop_of_unknown_turns_is_refused_unless_told():
+    text = TEXT.replace('"known_trip_count":{"n":"12"}', "")
+    with pytest.raises(ValueError, match="how often loop turns"):
+        hlo.read(text)
+    assert {work.times for work in hlo.read(text, 5)} == {1, 5}
+
+
 def test_bytes_are_what_is_read_and_written_once(works):
     assert works["product"].bytes == 2 * 8 * 16 + 2 * 16 * 4 + 4 * 8 * 4  # one slice of twelve
     assert works["kept"].bytes == 2 * 4 * 8 * 4  # the update alone, read and written
@@ -129,3 +137,28 @@ def test_a_real_program_moves_what_goes_in_and_out():
 )
 def test_sizes_of_types(kind, size):
     assert hlo.size(kind) == size
+
+
+def test_products_are_counted_with_their_gradients_and_turns():
+    def loss(x, w):
+        y, _ = jax.lax.scan(lambda y, _: (jnp.tanh(y @ w), None), x, length=3)
+        return y.sum()
+
+    x, w = jax.ShapeDtypeStruct((5, 7), "float32"), jax.ShapeDtypeStruct((7, 7), "float32")
+    traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, w)
+    # Forward, and back to x and to w.
+    assert programs.products(traced.jaxpr.jaxpr) == pytest.approx(2e-9 * 3 * 3 * 5 * 7 * 7)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolutions_count_the_taps_that_are_there(stride):
+    def convolve(x, kernel):
+        return jax.lax.conv(x, kernel, (stride,), "VALID").sum()
+
+    x, kernel = (jax.ShapeDtypeStruct(s, "float32") for s in ((2, 3, 21), (4, 3, 5)))
+    forward = jax.jit(convolve).trace(x, kernel)
+    out = 17 if stride == 1 else 9
+    expected = 2e-9 * 2 * 4 * out * 3 * 5
+    assert programs.products(forward.jaxpr.jaxpr) == pytest.approx(expected)
+    both = jax.jit(jax.value_and_grad(convolve, 1)).trace(x, kernel)
+    assert programs.products(both.jaxpr.jaxpr) == pytest.approx(2 * expected)

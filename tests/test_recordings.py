@@ -54,7 +54,7 @@ def test_equal_recordings_that_are_normal_and_anomaly_are_refused(tmp_path):
     test = tmp_path / "fan" / "test"
     shutil.copy(next(test.glob("*anomaly*")), test / "test_normal_99.wav")
     for check in (prepare, lambda data: dispatch(["data", "verify", str(data)])):
-        with pytest.raises(InputError, match="equal in every sample, got two of 1; remove"):
+        with pytest.raises(InputError, match="equal in every sample, got 1 pair with two; remove"):
             check(tmp_path)
 
 

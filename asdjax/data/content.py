@@ -21,6 +21,7 @@ _LOWEST_EDGE_HZ = 3000  # telephones have 3.4 kHz; further down, machines may fa
 _EDGE_DB = 25.0  # what a spectrum falls by inside one band where a filter has cut it
 _FRAMES, _FRAME_SAMPLES = 4, 1024  # of which the bandwidth is taken; at 16 kHz
 _STEP = {"PCM_U8": 2**-7, "PCM_S8": 2**-7, "ALAW": 2**-11, "ULAW": 2**-12, "PCM_16": 2**-15}
+_FULL_SCALE = {"PCM_U8": 127 / 128, "PCM_S8": 127 / 128, "ALAW": 0.984, "ULAW": 0.98}
 _SMALLEST_STEP = 2**-23  # of 24 bits, and all that float32 has
 
 
@@ -41,6 +42,7 @@ class Content:
         self.rate_hz, self.channels = rate_hz, channels
         self.mixed = channel == "mean" and channels > 1
         self.step = _STEP.get(subtype, _SMALLEST_STEP)
+        self.full_scale = _FULL_SCALE.get(subtype, 1 - 2**-15)  # 16 bits may be inside finer ones
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
         # Not cryptographic, but 10 times as fast as SHA-256
         self._hash, self._sound = xxhash.xxh3_128(), xxhash.xxh3_128()
@@ -59,7 +61,7 @@ class Content:
             self._fine = self._fine or bool((steps != np.round(steps)).any())
         if self._told.md5:
             self._md5.update(_pcm(block, self._subtype))
-        tenths = np.arange(0, len(wave), max(self.rate_hz // 10, 1))
+        tenths = np.arange(0, len(wave), max(self.rate_hz // 10, 16))
         self._lows.append(np.minimum.reduceat(wave, tenths))  # NaN stays
         self._highs.append(np.maximum.reduceat(wave, tenths))
         if self.channels > 1 or block.dtype != np.int16:
@@ -88,10 +90,14 @@ class Content:
 
     @property
     def level_db(self) -> float:
-        """Return the range of the samples in the median tenth of a second; 0: full scale, twice."""
+        """Return the range of the samples in dB of that from -1 to 1.
+
+        That is the median over the tenths of a second that have sound.
+        """
         low, high = self._extremes()
         ranges = np.sort(high - low)
-        return 20 * math.log10(max(ranges[len(ranges) // 2], self.step) / 2)
+        ranges = ranges[np.searchsorted(ranges, self.step) :]
+        return 20 * math.log10((ranges[len(ranges) // 2] if len(ranges) else self.step) / 2)
 
     def _extremes(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the lowest and the highest sample of each tenth of a second of what is used."""
@@ -139,7 +145,7 @@ class Content:
         peaks, least = np.maximum(high, -low), max(1, PARTLY * len(low))
         parts = {
             "no sound": high - low < self.step,
-            "full scale (clipped)": (peaks >= 1 - 2 * self.step) & (peaks <= 1),
+            "full scale (clipped?)": (peaks >= self.full_scale) & (peaks <= 1),
         }
         found = [f"{what} in a part" for what, w in parts.items() if np.count_nonzero(w) > least]
         return (*found, *(self._of_channels() if self.mixed else ()))

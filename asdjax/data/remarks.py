@@ -192,9 +192,9 @@ def _refuse_contradictions(
                 wrong.append(f"{first.path} has the {what} {told[0]}, {clip.path} {told[1]}")
     if wrong:
         raise InputError(
-            f"expected one description of files that are equal in every sample, got two of "
-            f"{len(wrong)}; remove one of each pair, or correct what is said of it:\n  "
-            + "\n  ".join(wrong)
+            "expected one description of recordings that are equal in every sample, got "
+            f"{counted(len(wrong), 'pair')} with two; remove one of each, or correct what is said "
+            "of it:\n  " + "\n  ".join(wrong)
         )
 
 

@@ -105,23 +105,41 @@ def attention(
         loop, at_once = (partial(_attend_heads, How(heads, dropped, way)) for way in (False, True))
         return lax.platform_dependent(*inputs, cpu=loop, default=at_once)
     if key is not None:
-        raise InputError(
-            f"attention {implementation!r} has no dropout, which this checkpoint's rates ask "
-            'for; use attention "auto" or set dropout to False'
-        )
+        _refuse_dropout(implementation)
     bias = None if bias is None else _gated(bias, gate)
     return _library((q, k, v), bias, padding, heads, implementation)
 
 
+def _refuse_dropout(implementation):
+    raise InputError(
+        f"attention {implementation!r} has no dropout, which this checkpoint's rates ask "
+        'for; use attention "auto" or set dropout to False'
+    )
+
+
 def _library(qkv, bias, padding, heads, implementation):
-    """Attend with `jax.nn.dot_product_attention`; its arrays are `[B, L, H, d]`."""
+    """Attend with `jax.nn.dot_product_attention`; its arrays are `[B, L, H, d]`.
+
+    cuDNN has gradients of even numbers of tokens alone (jax 0.10.2), and EAT has 513: one more is
+    added that nobody attends to.
+    """
     batch, tokens, _ = qkv[0].shape
-    q, k, v = (x.reshape(batch, tokens, heads, -1) for x in qkv)
-    whole = batch, heads, tokens, tokens
+    odd = tokens % 2 if implementation == "cudnn" else 0
+    length = tokens + odd
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, odd), (0, 0))).reshape(batch, length, heads, -1) for x in qkv
+    )
+    whole, there = (batch, heads, length, length), None
+    if odd:
+        there = jnp.full(batch, tokens, jnp.int32)
+        bias = None if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, 1), (0, 1)))
+        padding = None if padding is None else jnp.pad(padding, ((0, 0), (0, 1)))
     bias = None if bias is None else jnp.broadcast_to(bias, whole).astype(q.dtype)
     mask = None if padding is None else jnp.broadcast_to(~padding[:, None, None], whole)
-    y = jax.nn.dot_product_attention(q, k, v, bias, mask, implementation=implementation)
-    return y.reshape(batch, tokens, -1)
+    y = jax.nn.dot_product_attention(
+        q, k, v, bias, mask, key_value_seq_lengths=there, implementation=implementation
+    )
+    return y[:, :tokens].reshape(batch, tokens, -1)
 
 
 def attention_bytes(tokens: int, heads: int, biased: bool) -> int:
@@ -281,6 +299,8 @@ class SelfAttention(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
+        if dropped and implementation != "auto":
+            _refuse_dropout(implementation)
         project = partial(linear, width, width, dtype=dtype, rngs=rngs)
         self.q, self.k = project(gain=gains[0]), project(gain=gains[0])
         self.v, self.out = project(gain=gains[1]), project(gain=gains[1])

@@ -67,15 +67,17 @@ class Knn:
         threshold from them is high. `note` says which machines get no synthetic clips, and why.
         """
         sets = reference_sets(train, self.references)
-        for g, rows in sets:
-            if len(rows) < self.k:
-                there = counted(len(rows), "training clip")
-                note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
         if self.standardize:
             left_out = _left_out_standardized(train, sets, self.k)
             test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
             train = [_standardize(t, t) for t in train]
         grown = self._with_synthetic(train, sets, note) if self.smote else None
+        for (g, rows), all_rows in zip(sets, grown or [rows for _, rows in sets], strict=True):
+            if len(all_rows) < self.k:
+                domains = {train[g].clips[i].domain for i in rows} if len(sets) > len(train) else ()
+                what = " ".join([*filter(None, domains), "clip"])
+                there = counted(len(all_rows), what)
+                note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
         found, of_train = search(train, test, sets, self.k, grown)
         if not self.standardize:
             left_out = smallest(of_train, sets)

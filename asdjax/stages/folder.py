@@ -61,7 +61,7 @@ class Run:
       year: the edition whose rules apply; None where neither data nor user say.
       weights: SHA-256 of the weights of each encoder, "" without.
       skipped: broken files and what is wrong with them.
-      unlike: test clips in another format than all training clips of their machine, and which.
+      unlike: test clips unlike all training clips of their machine, and in what.
       supplement: clips that only training uses.
       infos: what is known of each file while it is at hand; not stored.
     """

@@ -127,10 +127,13 @@ def _prepare(
 
 def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
     """Return the run, with its recordings checked, which may work in the folder."""
-    if Path(data).resolve() in (out.resolve(), *out.resolve().parents):
-        raise InputError(f"expected --out outside of the recordings in {data}, got {out}")
     folder.refuse_others(out, options.force)
     made = prepare(system, data, options)
+    inside = {clip.path.parents[1].resolve() for clip in made.clips}  # folders of machines
+    if inside.intersection((out.resolve(), *out.resolve().parents)) or out.samefile(made.data):
+        raise InputError(
+            f"expected --out outside of the recordings, got {out}; choose a new folder"
+        )
     if not options.force:
         refuse_another(out, made)
     return made
@@ -293,8 +296,10 @@ def _verdicts(scores: Scores) -> str:
     """Return a line on the clips that are decided to be anomalies, the highest score first."""
     order = np.argsort(-scores.values, kind="stable")
     names = [scores.names[i] for i in order if scores.decisions[i] == ANOMALY]
-    of = f"{len(names)} of {counted(len(scores.names), 'test clip')} of {scores.machine}"
-    return f"{of}/{scores.section} above the threshold: {preview(names, 10)}".removesuffix(": ")
+    where = "/".join(filter(None, (scores.machine, scores.section, scores.domain)))
+    of = f"{len(names)} of {counted(len(scores.names), 'test clip')} of {where}"
+    listed = f", highest first: {preview(names, 10)}" if names else ""
+    return f"{of} above the threshold{listed}"
 
 
 def _note_rule(clips: Sequence[Clip], year: int | None) -> None:

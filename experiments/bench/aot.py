@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 
 import hlo
-from targets import TARGETS, TPU, environment, mesh
+from targets import CUDA, TARGETS, TPU, environment, mesh
 
 HEAVIEST = 10
 
@@ -72,16 +72,25 @@ def about(given: argparse.Namespace) -> dict:
 
 def row(target: str, name: str, program, chips: int) -> dict:
     """Compile a program; return what can be said of one chip."""
+    import jax
+    import programs
+
     how = TARGETS[target]
     began = time.perf_counter()
-    lowered = program.function.trace(*program.arguments).lower(lowering_platforms=(how.platform,))
-    compiled = lowered.compile()
+    traced = program.function.trace(*program.arguments)
+    lowered, tiled = traced.lower(lowering_platforms=(how.platform,)), True
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError:  # without autotuning, XLA's own kernels may find no tiles
+        if how.platform != CUDA:
+            raise
+        compiled, tiled = lowered.compile({"xla_gpu_enable_triton_gemm": False}), False
     took = time.perf_counter() - began
-    memory, works = compiled.memory_analysis(), hlo.read(compiled.as_text())
+    memory, works = compiled.memory_analysis(), hlo.read(compiled.as_text(), program.turns)
     moved = sum(w.times * w.bytes for w in works)
     cycles = sum(w.times * w.cycles for w in works)
-    gflop = program.gflop / chips if program.gflop else None
-    products = (gflop or 0) / how.gflop_s
+    gflop = (program.gflop or programs.products(traced.jaxpr.jaxpr)) / chips
+    products = gflop / how.gflop_s
     bound = cycles / how.ghz / 1e9 if how.platform == TPU else moved / how.gb_s / 1e9
     bound = max(bound, products)
     weight = (
@@ -94,6 +103,7 @@ def row(target: str, name: str, program, chips: int) -> dict:
         "rows_per_chip": program.rows // chips,
         "dtype": program.dtype,
         "gflop_needed": gflop,
+        "products_by": "XLA" if tiled else "cuBLAS",
         "estimated_bytes": moved,
         "kernels": sum(w.times for w in works),
         "estimated_cycles": cycles or None,
@@ -105,7 +115,7 @@ def row(target: str, name: str, program, chips: int) -> dict:
         "compile_s": took,
         "bound_s": bound,
         "bound_rows_per_s": program.rows / bound,
-        "bound_utilisation": products / bound if gflop else None,
+        "bound_utilisation": products / bound,
         "heaviest": [w._asdict() for w in heaviest],
     }
 
@@ -115,14 +125,14 @@ def line(row: dict) -> str:
     cycles, share = row["estimated_cycles"], row["bound_utilisation"]
     cells = [
         f"{row['case']:26}{row['rows_per_chip']:7} a chip",
-        f"{row['gflop_needed'] or 0:9.0f} GFLOP" if row["gflop_needed"] else f"{'-':>9}      ",
+        f"{row['gflop_needed']:9.0f} GFLOP",
         f"{row['estimated_bytes'] / 1e9:8.1f} GB moved",
         f"{row['kernels']:6} operations",
         f"{cycles:9.3g} cycles" if cycles else "",
         f"{row['temporary_bytes'] / 1e9:6.2f} + {row['argument_bytes'] / 1e9:.2f} GB",
         f"{row['collective_bytes'] / 1e6:8.1f} MB sent" if row["collectives"] else "",
         f"bound {1e3 * row['bound_s']:8.1f} ms {row['bound_rows_per_s']:10.0f}/s",
-        f"{share:5.0%} of the peak" if share else "",
+        f"{share:5.0%} of the peak",
         f"compiled in {row['compile_s']:.0f} s",
     ]
     return ", ".join(cell for cell in cells if cell)

@@ -111,13 +111,21 @@ def size(kind: str) -> float:
     return total
 
 
-def read(text: str) -> list[Work]:
-    """Return what runs in one call of a compiled program."""
+def read(text: str, turns: int | None = None) -> list[Work]:
+    """Return what runs in one call of a compiled program.
+
+    Args:
+      text: of the program.
+      turns: of loops whose number the compiler does not know.
+
+    Raises:
+      ValueError: there is such a loop, and `turns` is None.
+    """
     module = parse(text)
-    return list(_walk(module, module.entry, 1))
+    return list(_walk(module, module.entry, 1, turns))
 
 
-def _walk(module: Module, name: str, times: int) -> Iterator[Work]:
+def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[Work]:
     own = module.computations[name]
     for one in own.values():
         target = _TARGET.search(one.text)
@@ -127,9 +135,12 @@ def _walk(module: Module, name: str, times: int) -> Iterator[Work]:
             continue
         if one.opcode == "while":
             trips = _TRIPS.search(one.text)
-            yield from _walk(module, one.called[0], times * (int(trips[1]) if trips else 1))
+            own_turns = int(trips[1]) if trips else turns
+            if own_turns is None:
+                raise ValueError(f"the compiler does not know how often {one.name} turns")
+            yield from _walk(module, one.called[0], times * own_turns, turns)
         elif one.opcode in ("call", "conditional", "async-start"):
-            branches = [list(_walk(module, each, times)) for each in one.called]
+            branches = [list(_walk(module, each, times, turns)) for each in one.called]
             yield from max(branches, key=lambda works: sum(w.times * w.bytes for w in works))
         else:
             yield _work(module, own, one, times)

@@ -6,6 +6,7 @@ devices that need not be there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from autoencoders import FRAMES
 from autoencoders import GFLOP as VECTORS_GFLOP
 from compare import BEATS, EAT, LORA
 from finetune import CLASSES, LOSS, SAMPLES, STRUCTURES, encoder
+from jax.extend.core import jaxprs_in_params
 
 from asdjax.baseline.training import Frames, train_epoch
 from asdjax.baseline.training import start as start_autoencoder
@@ -48,8 +50,9 @@ class Program:
     function: Callable
     arguments: tuple
     rows: int  # clips, vectors or queries in one call, on all devices
-    gflop: float | None  # of the matrix products that are needed; None: not counted
+    gflop: float | None  # of the matrix products that are needed; None: those of the program
     dtype: str = "bfloat16"  # of most products
+    turns: int | None = None  # of loops that end by what they compute
 
 
 def networks(kind: str, names: Sequence[str], attention: Implementation):
@@ -120,7 +123,7 @@ def autoencoders(mesh, machines: int = MACHINES) -> Program:
     epoch = jax.jit(jax.vmap(partial(train_epoch, adam), (None, 0, 0)))
     arguments = placed((frames, states, batches), copied(mesh))
     vectors = machines * STEPS * VECTORS
-    return Program(epoch, arguments, vectors, machines * STEPS * VECTORS_GFLOP, "float32")
+    return Program(epoch, arguments, vectors, machines * STEPS * VECTORS_GFLOP, "float32", STEPS)
 
 
 def nearest(mesh) -> Program:
@@ -136,6 +139,27 @@ def clips(mesh, batch: int) -> tuple:
     """Return int16 waves of 10 s, their lengths and labels."""
     sent = shape((batch, SAMPLES), "int16"), shape((batch,), "int32"), shape((batch, 1), "int32")
     return placed(sent, split(mesh))
+
+
+def products(jaxpr: Any) -> float:
+    """Return the GFLOP of the matrix products and convolutions of a traced program."""
+    total = 0.0
+    for one in jaxpr.eqns:
+        out, given = one.outvars[0].aval, [v.aval for v in one.invars]
+        if one.primitive.name == "dot_general":
+            (contracted, _), _ = one.params["dimension_numbers"]
+            total += 2e-9 * out.size * math.prod(given[0].shape[i] for i in contracted)
+        elif one.primitive.name == "conv_general_dilated":
+            kernel = one.params["dimension_numbers"].rhs_spec
+            taps = math.prod(
+                given[1].shape[i] for i in kernel[1:]
+            )  # channels of a group among them
+            total += 2e-9 * out.size * taps / math.prod(one.params["lhs_dilation"])
+        else:
+            turns = one.params.get("length", 1) if one.primitive.name == "scan" else 1
+            inner = [products(each) for each in jaxprs_in_params(one.params)]
+            total += turns * (max(inner, default=0) if one.primitive.name == "cond" else sum(inner))
+    return total
 
 
 def shape(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -91,17 +91,16 @@ def test_float_samples_in_other_units_are_refused(check, peak, sound):
     assert problem == "" if sound else "divide them by a constant" in problem
 
 
-@pytest.mark.parametrize(
-    ("subtype", "full"), [("PCM_16", 1.0), ("PCM_24", 1.0), ("FLOAT", 1.0), ("PCM_U8", 1.0)]
-)
-def test_sound_that_is_clipped_or_missing_in_a_part_is_told(check, subtype, full):
-    clipped = np.where(np.arange(RATE_HZ) < 0.2 * RATE_HZ, np.clip(90 * NOISE, -full, full), NOISE)
-    silent = np.where(np.arange(RATE_HZ) < 0.2 * RATE_HZ, 0.25, NOISE)
-    loud = NOISE / np.abs(NOISE).max()  # reaches full scale once
+@pytest.mark.parametrize("subtype", ["PCM_16", "PCM_24", "FLOAT", "PCM_U8", "ALAW", "ULAW"])
+def test_sound_that_is_clipped_or_missing_in_a_part_is_told(check, subtype):
+    early = np.arange(RATE_HZ) < 0.2 * RATE_HZ
+    clipped = np.where(early, np.clip(90 * NOISE, -1, 32767 / 32768), NOISE)
     for samples, remarks in (
-        (clipped, ("full scale (clipped) in a part",)),
-        (silent, ("no sound in a part",)),
-        (loud, ()),
+        (clipped, ("full scale (clipped?) in a part",)),
+        (np.maximum(clipped, -0.9), ("full scale (clipped?) in a part",)),
+        (np.where(early, 0.25, NOISE), ("no sound in a part",)),
+        (NOISE / np.abs(NOISE).max(), ()),  # reaches full scale once
+        (0.9 * np.sign(NOISE), ()),
     ):
         assert check(samples, 0, subtype)[0].remarks == remarks
 
@@ -113,6 +112,8 @@ def test_the_level_is_the_usual_range_of_the_samples(check, gain_db):
     tone[777] = 1.0
     # Half a step of 16 bits at either end of 0.01.
     assert check(tone)[0].level_db == pytest.approx(gain_db, abs=0.03)
+    gated = np.where(np.arange(RATE_HZ) % 4000 < 1700, tone, 0)  # less than half of the time
+    assert check(gated)[0].level_db == pytest.approx(gain_db, abs=0.03)
 
 
 def test_long_files_are_looked_at_in_blocks_that_change_nothing(check, monkeypatch):

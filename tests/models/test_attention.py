@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from asdjax.models.attention import Head, How, _attend_heads, attend, attention
+from asdjax.models.attention import Head, How, SelfAttention, _attend_heads, attend, attention
 from asdjax.models.layers import kept
 from asdjax.types import InputError
 
@@ -84,10 +85,42 @@ def test_the_library_gives_the_same(inputs, extras):
     np.testing.assert_allclose(ours, oracle(**arguments), atol=2e-6)
 
 
+@pytest.mark.parametrize("extras", EXTRAS)
+def test_cudnn_gets_an_even_number_of_tokens(inputs, extras, monkeypatch):
+    """As it differentiates no other (jax 0.10.2). What is added changes nothing."""
+    library, seen = jax.nn.dot_product_attention, []
+
+    def even(query, *rest, implementation, **how):
+        assert implementation == "cudnn"
+        seen.append(query.shape[1])
+        return library(query, *rest, implementation="xla", **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", even)
+    arguments = {n: x for n, x in inputs.items() if n in ("q", "k", "v", *extras)}
+    slope = np.random.default_rng(1).normal(size=(B, L, D)).astype(np.float32)
+
+    def loss(qkv, how):
+        own = arguments | dict(zip("qkv", qkv, strict=True))
+        out = attention(**own, heads=HEADS, implementation=how)
+        return (out * slope).sum(), out
+
+    qkv = tuple(arguments[name] for name in "qkv")
+    (_, ours), to_ours = jax.value_and_grad(loss, has_aux=True)(qkv, "cudnn")
+    (_, want), to_want = jax.value_and_grad(loss, has_aux=True)(qkv, "auto")
+    assert seen == [L + 1]
+    np.testing.assert_allclose(ours, want, atol=2e-6)  # float32 rounding of values around 1
+    for mine, other in zip(to_ours, to_want, strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5)  # of sums of them
+
+
 def test_the_library_has_no_dropout(inputs):
     arguments = {"heads": HEADS, "dropped": 0.1, "key": jax.random.key(0)}
     with pytest.raises(InputError, match=r"'xla' has no dropout.*set dropout to False"):
         attention(**inputs, **arguments, implementation="xla")
+    with pytest.raises(InputError, match="'cudnn' has no dropout"):  # when the layer is made
+        SelfAttention(
+            12, 3, dropped=0.1, implementation="cudnn", dtype=jnp.float32, rngs=nnx.Rngs(0)
+        )
 
 
 @pytest.mark.parametrize("way", FAST)

@@ -190,7 +190,7 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_nothing_had_happened(
 
 
 def test_the_source_and_the_log_may_change_on_the_way(copied, finished, system, data):
-    """Clips are now decoded on the way: the other data path gives the same numbers."""
+    """Clips are now decoded on the way: the other data path trains alike."""
     train(with_train(system, source="streaming", log_every=4), data, copied)
     assert_trained_alike(copied, finished[0])
     log = [json.loads(line) for line in (copied / "log.jsonl").read_text().splitlines()]

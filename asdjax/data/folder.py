@@ -74,7 +74,7 @@ def _notes(
     """Return where labels came from, names that a csv overrules, and columns that nobody reads."""
     tests = [clip for clip in clips if clip.split == "test"]
     by_csv = {path for path, column in said if column == "label"}
-    remedy = "their names do not say normal or anomaly for certain, so label them in labels.csv"
+    remedy = "their names do not say normal or anomaly for certain; labels.csv can"
     lines = layout.label_notes(tests, dict.fromkeys(by_csv, "labels.csv"), remedy)
     named = {c.path.stem: by_name[c.path.stem] for c in tests if c.path not in by_csv}
     if others := words.beside(named):

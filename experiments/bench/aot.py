@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import hlo
@@ -39,11 +42,16 @@ def main() -> None:
     batch = given.batch or given.chips * TARGETS[given.target].batch
     if batch % given.chips:
         raise SystemExit(f"--batch: expected a multiple of --chips {given.chips}, got {batch}")
-    devices = mesh(given.target, given.chips)
-    rows = []
+    rows, apart = [], multiprocessing.get_context("spawn")
     for name in names:
-        rows.append(row(given.target, name, CASES[name](devices, batch), given.chips))
-        print(line(rows[-1]), flush=True)
+        # A compiler that crashes ends its process: the other programs go on.
+        with ProcessPoolExecutor(1, apart) as one:
+            try:
+                rows.append(one.submit(row, given.target, name, given.chips, batch).result())
+                print(line(rows[-1]), flush=True)
+            except BrokenProcessPool:
+                rows.append({"case": name, "failed": "the compiler crashed"})
+                print(f"{name:26} the compiler crashed", flush=True)
         if given.out:  # nothing compiled is lost
             given.out.write_text(json.dumps({"about": about(given), "rows": rows}, indent=1) + "\n")
     if given.against:
@@ -70,11 +78,12 @@ def about(given: argparse.Namespace) -> dict:
     return found | {"chips": given.chips, "jax": jax.__version__, "compiled on": machine()}
 
 
-def row(target: str, name: str, program, chips: int) -> dict:
+def row(target: str, name: str, chips: int, batch: int) -> dict:
     """Compile a program; return what can be said of one chip."""
     import jax
     import programs
 
+    program = programs.CASES[name](mesh(target, chips), batch)
     how = TARGETS[target]
     began = time.perf_counter()
     traced = program.function.trace(*program.arguments)
@@ -140,10 +149,10 @@ def line(row: dict) -> str:
 
 def compared(rows: list[dict], before: list[dict]) -> list[str]:
     """Return the ratios of rows to earlier ones of the same case, now / before."""
-    old, lines = {one["case"]: one for one in before}, []
+    old, lines = {one["case"]: one for one in before if "failed" not in one}, []
     fields = ("estimated_bytes", "estimated_cycles", "temporary_bytes", "kernels", "bound_s")
     for one in rows:
-        if one["case"] in old:
+        if one["case"] in old and "failed" not in one:
             pairs = [(name, one[name], old[one["case"]][name]) for name in fields]
             ratios = [f"{name} {now / then:.2f}" for name, now, then in pairs if now and then]
             lines.append(f"{one['case']}, now / before: {', '.join(ratios)}")

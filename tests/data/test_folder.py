@@ -270,7 +270,7 @@ def test_where_labels_come_from_is_told_and_what_is_not_used(make_tree, write):
         "labels: 2 normal, 1 anomaly from file names",
         "labels: 1 normal, 1 anomaly from labels.csv",
         "labels: 2 test clips without one: 7.wav, no_anomaly_3.wav; their names do not say normal "
-        "or anomaly for certain, so label them in labels.csv",
+        "or anomaly for certain; labels.csv can",
         "labels.csv counts, not the word in the name: anomaly_9.wav",
         "columns of labels.csv that are not read: speed",
     )

@@ -88,6 +88,12 @@ def test_a_loop_of_unknown_turns_is_refused_unless_told():
     with pytest.raises(ValueError, match="how often loop turns"):
         hlo.read(text)
     assert {work.times for work in hlo.read(text, 5)} == {1, 5}
+    counted = """  %i = s32[] get-tuple-element(%state.1), index=3
+  %end = s32[] constant(9)
+  ROOT %more = pred[] compare(%i, %end), direction=LT"""
+    assert "ROOT %more = pred[] constant(true)" in text
+    scan = text.replace("  ROOT %more = pred[] constant(true)", counted)
+    assert {work.times for work in hlo.read(scan)} == {1, 9}
 
 
 def test_bytes_are_what_is_read_and_written_once(works):

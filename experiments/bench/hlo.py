@@ -22,6 +22,8 @@ _CALLED = re.compile(
     r"false_computation)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)"
 )
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_CONSTANT = re.compile(r" constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LABEL = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
@@ -134,8 +136,7 @@ def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[
         if target and target[1] in _LAYOUTS:
             continue
         if one.opcode == "while":
-            trips = _TRIPS.search(one.text)
-            own_turns = int(trips[1]) if trips else turns
+            own_turns = _turns(module, one) or turns
             if own_turns is None:
                 raise ValueError(f"the compiler does not know how often {one.name} turns")
             yield from _walk(module, one.called[0], times * own_turns, turns)
@@ -144,6 +145,18 @@ def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[
             yield from max(branches, key=lambda works: sum(w.times * w.bytes for w in works))
         else:
             yield _work(module, own, one, times)
+
+
+def _turns(module: Module, loop: Operation) -> int | None:
+    """Return how often a loop turns: as it says, or as a scan's condition does (i < constant)."""
+    if trips := _TRIPS.search(loop.text):
+        return int(trips[1])
+    condition = module.computations[_CONDITION.search(loop.text)[1]]
+    root = next(reversed(condition.values()))
+    if root.opcode != "compare" or "direction=LT" not in root.text:
+        return None
+    bounds = [_CONSTANT.search(condition[name].text) for name in root.operands]
+    return next((int(bound[1]) for bound in bounds if bound), None)
 
 
 def _work(module: Module, own: dict[str, Operation], one: Operation, times: int) -> Work:

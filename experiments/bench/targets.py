@@ -93,7 +93,7 @@ def mesh(target: str, chips: int):
     """Return a mesh of devices that are not there.
 
     Raises:
-      SystemExit: the compiler is not installed; there is no topology of so many chips.
+      SystemExit: the compiler is not installed, or in use; there is no topology of so many chips.
     """
     import jax
     from jax.experimental.topologies import get_topology_desc
@@ -111,6 +111,10 @@ def mesh(target: str, chips: int):
                 raise SystemExit(f"--chips: expected at most {max(how.topology)}, got {chips}")
             found = get_topology_desc(platform="tpu", topology_name=how.topology[min(enough)])
     except (RuntimeError, NotImplementedError, ValueError) as error:
+        if "lockfile" in str(error):
+            raise SystemExit(
+                "libtpu compiles in one process at a time; another is at work"
+            ) from error
         package = PACKAGE[how.platform]
         raise SystemExit(
             f'the compiler for {target} is not there: pip install "{package}=={jax.__version__}" '

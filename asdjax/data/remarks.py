@@ -89,6 +89,7 @@ def unlike_training(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> d
         rates, types = {info.rate_hz for info in train}, {info.subtype for info in train}
         bands = {info.bandwidth_hz for info in train}
         levels, seconds = [info.level_db for info in train], [info.seconds for info in train]
+        quiet, loud = min(levels) - LEVEL_DB, max(levels) + LEVEL_DB
         remarks = {remark for info in train for remark in info.remarks}
         for clip in own:
             info = infos[clip.path]
@@ -96,16 +97,8 @@ def unlike_training(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> d
             odd = [f"{info.rate_hz} Hz"] if info.rate_hz not in rates else []
             odd += [info.subtype] if info.subtype not in types else []
             odd += [] if near else [f"sound up to {info.bandwidth_hz} Hz"]
-            odd += (
-                [f"more than {LEVEL_DB} dB quieter"]
-                if info.level_db < min(levels) - LEVEL_DB
-                else []
-            )
-            odd += (
-                [f"more than {LEVEL_DB} dB louder"]
-                if info.level_db > max(levels) + LEVEL_DB
-                else []
-            )
+            odd += [f"more than {LEVEL_DB} dB quieter"] if info.level_db < quiet else []
+            odd += [f"more than {LEVEL_DB} dB louder"] if info.level_db > loud else []
             odd += ["less than half as long"] if 2 * info.seconds < min(seconds) else []
             odd += ["more than twice as long"] if info.seconds > 2 * max(seconds) else []
             odd += [remark for remark in info.remarks if remark not in remarks]

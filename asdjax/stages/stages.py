@@ -130,7 +130,10 @@ def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> R
     folder.refuse_others(out, options.force)
     made = prepare(system, data, options)
     inside = {clip.path.parents[1].resolve() for clip in made.clips}  # folders of machines
-    if inside.intersection((out.resolve(), *out.resolve().parents)) or out.samefile(made.data):
+    if (
+        inside.intersection((out.resolve(), *out.resolve().parents))
+        or out.resolve() == made.data.resolve()
+    ):
         raise InputError(
             f"expected --out outside of the recordings, got {out}; choose a new folder"
         )

@@ -20,15 +20,13 @@ from autoencoders import BATCH as VECTORS
 from autoencoders import FRAMES
 from autoencoders import GFLOP as VECTORS_GFLOP
 from compare import BEATS, EAT, LORA
-from finetune import CLASSES, LOSS, SAMPLES, STRUCTURES, encoder
+from finetune import SAMPLES, STRUCTURES, system
 from jax.extend.core import jaxprs_in_params
 
 from asdjax.baseline.training import Frames, train_epoch
 from asdjax.baseline.training import start as start_autoencoder
 from asdjax.devices import copied, split
-from asdjax.models.attention import Implementation
-from asdjax.models.backbone import Backbone, initialize
-from asdjax.models.system import Architecture, Task
+from asdjax.models.system import Architecture
 from asdjax.scoring.knn import knn_distance
 from asdjax.train.batches import Batch
 from asdjax.train.config import Train
@@ -55,19 +53,9 @@ class Program:
     turns: int | None = None  # of loops that end by what they compute
 
 
-def networks(kind: str, names: Sequence[str], attention: Implementation):
-    """Return encoders without weights."""
-    return tuple(
-        encoder(kind, STRUCTURES[name], "bfloat16", attention).network_of(
-            Backbone(STRUCTURES[name], initialize(STRUCTURES[name]))
-        )
-        for name in names
-    )
-
-
-def embed(name: str, mesh, batch: int, attention: Implementation = "auto") -> Program:
-    """Return the embedding of int16 clips of 10 s by an adapted backbone."""
-    plain = Architecture(networks("full", [name], attention))
+def embed(name: str, mesh, batch: int) -> Program:
+    """Return the embedding of int16 clips of 10 s, with statistics pooling."""
+    plain = system("full", [STRUCTURES[name]], "bfloat16")._replace(tasks=())
     parts, params = plain.parts(train=False, adapted=False), {}
     for some in (parts.statistics, parts.trainable, parts.frozen):
         params |= placed(some, copied(mesh))
@@ -84,14 +72,9 @@ def embed(name: str, mesh, batch: int, attention: Implementation = "auto") -> Pr
     return Program(jax.jit(apply), (params, wave, lengths), batch, gflop)
 
 
-def train_step(
-    kind: str, names: Sequence[str], mesh, batch: int, attention: Implementation = "auto"
-) -> Program:
+def train_step(kind: str, names: Sequence[str], mesh, batch: int) -> Program:
     """Return a step of one system with an encoder for each name."""
-    whole = Task(LOSS, (1,) * CLASSES)
-    parts = range(len(names)) if len(names) > 1 else ()
-    tasks = (whole, *(whole._replace(weight=0.5, branch=i) for i in parts))
-    made = Architecture(networks(kind, names, attention), tasks)
+    made = system(kind, [STRUCTURES[name] for name in names], "bfloat16")
     gflop = batch * sum(STEP[kind][name] for name in names)
     return step_of(made, Train(batch=batch), mesh, batch, gflop)
 
@@ -113,17 +96,17 @@ def step_of(made: Architecture, how: Train, mesh, batch: int, gflop, dtype="bflo
     return Program(step, (*arguments, clips(mesh, batch)), batch, gflop, dtype)
 
 
-def autoencoders(mesh, machines: int = MACHINES) -> Program:
+def autoencoders(mesh) -> Program:
     """Return 40 steps of the autoencoders of all machines, each on the next 256 vectors."""
     adam = optax.adam(1e-3)
     one = jax.eval_shape(lambda: start_autoencoder(adam, 0, STEPS))
-    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((machines, *x.shape), x.dtype), one)
+    states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((MACHINES, *x.shape), x.dtype), one)
     frames = Frames(shape((FRAMES, 128), "float32"), shape((FRAMES,), "bool"))
-    batches = shape((machines, STEPS, VECTORS), "int32")
+    batches = shape((MACHINES, STEPS, VECTORS), "int32")
     epoch = jax.jit(jax.vmap(partial(train_epoch, adam), (None, 0, 0)))
     arguments = placed((frames, states, batches), copied(mesh))
-    vectors = machines * STEPS * VECTORS
-    return Program(epoch, arguments, vectors, machines * STEPS * VECTORS_GFLOP, "float32", STEPS)
+    vectors = MACHINES * STEPS * VECTORS
+    return Program(epoch, arguments, vectors, MACHINES * STEPS * VECTORS_GFLOP, "float32", STEPS)
 
 
 def nearest(mesh) -> Program:
@@ -151,9 +134,7 @@ def products(jaxpr: Any) -> float:
             total += 2e-9 * out.size * math.prod(given[0].shape[i] for i in contracted)
         elif one.primitive.name == "conv_general_dilated":
             kernel = one.params["dimension_numbers"].rhs_spec
-            taps = math.prod(
-                given[1].shape[i] for i in kernel[1:]
-            )  # channels of a group among them
+            taps = math.prod(given[1].shape[i] for i in kernel[1:])  # and channels of a group
             total += 2e-9 * out.size * taps / math.prod(one.params["lhs_dilation"])
         else:
             turns = one.params.get("length", 1) if one.primitive.name == "scan" else 1

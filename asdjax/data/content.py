@@ -1,4 +1,4 @@
-"""What a recording holds, from its samples in blocks: a digest, whether it is sound, how wide and loud."""
+"""What a recording holds, from its samples in blocks: a digest, whether it is sound, how loud."""
 
 from __future__ import annotations
 

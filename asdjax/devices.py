@@ -40,6 +40,14 @@ def copied(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     return jax.NamedSharding(mesh, jax.P())
 
 
+def over(mesh: jax.sharding.Mesh):
+    """Return a context that tells a traced function which devices its batch is split over.
+
+    The compiler splits all but kernels, which do it themselves (`asdjax.models.fused`).
+    """
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def put_copies(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """Put arrays, random keys among them, onto every device; all processes give the same.
 

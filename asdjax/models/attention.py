@@ -1,13 +1,14 @@
 """Multi-head attention with an optional gated bias, and the self-attention layer of the backbones.
 
 `attend` is attention of one head, as defined. The rest computes it for every head, faster: see
-`_attend_heads`. Scores and softmax are float32 whatever the inputs are. The batch axis is never
-looped over, so a batch sharded over devices stays sharded.
+`_attend_heads`, and `fused.py` for accelerators. Scores and softmax are float32 whatever the inputs
+are. The batch axis is never looped over, so a batch sharded over devices stays sharded.
 """
 
 from __future__ import annotations
 
-from functools import partial
+import warnings
+from functools import cache, partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,10 +16,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asdjax.models.layers import Dropout, keep_only, kept, linear
+from asdjax.models.fused import PLATFORMS, Platform, fused, refused, uncompiled
+from asdjax.models.fused import How as Fused
+from asdjax.models.layers import Dropout, keep_only, linear, random_words, survivors
 from asdjax.types import InputError
 
-Implementation = Literal["auto", "xla", "cudnn"]
+Implementation = Literal["auto", "plain", "cudnn"]
 
 
 class Head(NamedTuple):
@@ -88,43 +91,63 @@ def attention(
         gate: `[B, H, L]` float32, multiplies the bias of each query; needs `bias`.
         padding: `[B, L]` bool, True = a key nobody attends to. Padded queries are computed like
             any other; in a clip that is all padding every key counts alike (not nan).
-        dropped: rate of dropout on the weights after the softmax, drawn from `key`.
-        implementation: "auto" is this file's; "xla" and "cudnn" are those of
-            `jax.nn.dot_product_attention`, without dropout. cuDNN is a fused kernel of NVIDIA
-            cards for bfloat16; it saves little with a gated bias, which has to be made whole.
+        dropped: rate of dropout on the weights after the softmax, drawn from `key`: the same on
+            every device.
+        implementation: "auto" takes the kernels of `fused.py` on NVIDIA GPUs and TPUs, and "plain"
+            on CPUs and for what the kernels do not take; "plain" is this file's everywhere; "cudnn"
+            is that of `jax.nn.dot_product_attention`, a fused kernel of NVIDIA cards for bfloat16,
+            without dropout. It saves little with a gated bias, which has to be made whole.
 
     Returns:
         `[B, L, D]` in the dtype of `v`.
     """
     if gate is not None and bias is None:
         raise ValueError("attention: gate multiplies bias, but no bias was given")
-    if implementation == "auto":
-        keys = None if key is None else jax.random.split(key, heads)
-        by_head = bias, None if gate is None else gate.swapaxes(0, 1), keys
-        inputs = (q * (q.shape[-1] // heads) ** -0.5, k, v), by_head, padding
-        loop, at_once = (partial(_attend_heads, How(heads, dropped, way)) for way in (False, True))
-        return lax.platform_dependent(*inputs, cpu=loop, default=at_once)
-    if key is not None:
-        _refuse_dropout(implementation)
-    bias = None if bias is None else _gated(bias, gate)
-    return _library((q, k, v), bias, padding, heads, implementation)
+    if implementation == "cudnn":
+        if key is not None:
+            _refuse_dropout()
+        bias = None if bias is None else _gated(bias, gate)
+        return _library((q, k, v), bias, padding, heads)
+    given = (q, k, v), bias, gate, padding, key
+    loop, at_once = (partial(_plain, How(heads, dropped, way)) for way in (False, True))
+    kernels = {
+        platform: partial(fused, how=Fused(platform, heads, q.shape[1], dropped))
+        for platform in PLATFORMS
+        if implementation == "auto" and _takes(platform, q, heads)
+    }
+    return lax.platform_dependent(*given, cpu=loop, **kernels, default=at_once)
 
 
-def _refuse_dropout(implementation):
+def _takes(platform: Platform, q: jax.Array, heads: int) -> bool:
+    """Return whether the kernels are for such queries; if this device has others, say so once."""
+    reason = refused(q, heads, platform)
+    if PLATFORMS[platform] == jax.default_backend():
+        reason = f"the kernels take {reason}" if reason else uncompiled(platform)
+        if reason:
+            _note(f"attention is computed without the fused kernels, which is slower: {reason}")
+    return not reason
+
+
+@cache
+def _note(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def _refuse_dropout():
     raise InputError(
-        f"attention {implementation!r} has no dropout, which this checkpoint's rates ask "
-        'for; use attention "auto" or set dropout to False'
+        "attention 'cudnn' has no dropout, which this checkpoint's rates ask for; use attention "
+        '"auto" or set dropout to False'
     )
 
 
-def _library(qkv, bias, padding, heads, implementation):
+def _library(qkv, bias, padding, heads):
     """Attend with `jax.nn.dot_product_attention`; its arrays are `[B, L, H, d]`.
 
     cuDNN has gradients of even numbers of tokens alone (jax 0.10.2), and EAT has 513: one more is
     added that nobody attends to.
     """
     batch, tokens, _ = qkv[0].shape
-    odd = tokens % 2 if implementation == "cudnn" else 0
+    odd = tokens % 2
     length = tokens + odd
     q, k, v = (
         jnp.pad(x, ((0, 0), (0, odd), (0, 0))).reshape(batch, length, heads, -1) for x in qkv
@@ -137,7 +160,7 @@ def _library(qkv, bias, padding, heads, implementation):
     bias = None if bias is None else jnp.broadcast_to(bias, whole).astype(q.dtype)
     mask = None if padding is None else jnp.broadcast_to(~padding[:, None, None], whole)
     y = jax.nn.dot_product_attention(
-        q, k, v, bias, mask, key_value_seq_lengths=there, implementation=implementation
+        q, k, v, bias, mask, key_value_seq_lengths=there, implementation="cudnn"
     )
     return y[:, :tokens].reshape(batch, tokens, -1)
 
@@ -159,8 +182,17 @@ class How(NamedTuple):
     at_once: bool  # all heads in one product, or one head after the other
 
 
+def _plain(how: How, qkv, bias, gate, padding, key):
+    q, k, v = qkv
+    words = None if key is None else random_words(key)
+    by_head = bias, None if gate is None else gate.swapaxes(0, 1), jnp.arange(how.heads)
+    return _attend_heads(
+        how, (q * (q.shape[-1] // how.heads) ** -0.5, k, v), by_head, padding, words
+    )
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend_heads(how: How, qkv, by_head, padding):
+def _attend_heads(how: How, qkv, by_head, padding, words):
     """Return what `attend` gives for each head, heads concatenated.
 
     On a CPU the heads are computed one after the other, so that a head's scores stay in the cache:
@@ -172,19 +204,20 @@ def _attend_heads(how: How, qkv, by_head, padding):
 
     Args:
         qkv: q (scaled), k and v, `[B, L, D]`.
-        by_head: bias `[H, L, L]`, gate `[H, B, L]` and random keys `[H]`; or None.
+        by_head: bias `[H, L, L]` or None, gate `[H, B, L]` or None, and numbers of heads `[H]`.
         padding: `[B, L]` or None.
+        words: `[2]`, of the random key of dropout; or None.
     """
 
     def one(qkv, extras):
-        return attend(_draw(how, padding, qkv, extras), how.rate, not how.at_once)[0]
+        return attend(_draw(how, padding, words, qkv, extras), how.rate, not how.at_once)[0]
 
     return _concatenate(_each_head(one, how, qkv, by_head))
 
 
-def _attend_heads_forward(how, qkv, by_head, padding):
+def _attend_heads_forward(how, qkv, by_head, padding, words):
     def one(qkv, extras):
-        head = _draw(how, padding, qkv, extras)
+        head = _draw(how, padding, words, qkv, extras)
         return *attend(head, how.rate, not how.at_once), head.keep
 
     out, weight, keep = _each_head(one, how, qkv, by_head)
@@ -202,18 +235,28 @@ def _attend_heads_backward(how, saved, slope):
 
     wide, by_head = (*qkv, out, slope), (bias, gate, weight, keep)
     *to_qkv, to_bias, to_gate = _each_head(one, how, wide, by_head)
-    return tuple(map(_concatenate, to_qkv)), (to_bias, to_gate, None), None
+    return tuple(map(_concatenate, to_qkv)), (to_bias, to_gate, None), None, None
 
 
 _attend_heads.defvjp(_attend_heads_forward, _attend_heads_backward)
 
 
-def _draw(how, padding, qkv, extras) -> Head:
-    """Return a head with what its dropout keeps; `extras` are its bias, gate and key, or None."""
-    bias, gate, key = extras
-    batch, tokens, _ = qkv[0].shape
-    keep = None if key is None else kept((batch, tokens, tokens), how.rate, key)
+def _draw(how, padding, words, qkv, extras) -> Head:
+    """Return a head with what its dropout keeps; `extras` are its bias, gate and number."""
+    bias, gate, head = extras
+    keep = None if words is None else kept_weights(how, words, head, qkv[0].shape)
     return Head(*qkv, bias, gate, padding, keep)
+
+
+def kept_weights(how: How, words: jax.Array, head: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Return `[B, L, L]` bool: which weights of a head dropout keeps, as `fused.py` has it."""
+    batch, tokens, _ = shape
+    clip, query, key = (
+        lax.broadcasted_iota(jnp.uint32, sizes, axis)
+        for axis, sizes in enumerate([(batch, 1, 1), (1, tokens, 1), (1, 1, tokens)])
+    )
+    rows = (clip * how.heads + head.astype(jnp.uint32)) * tokens + query
+    return survivors(how.rate, (words[0], words[1]), rows, key)
 
 
 def _gradient(head: Head, rate, weight, out, slope):
@@ -299,8 +342,8 @@ class SelfAttention(nnx.Module):
         dtype: Any,
         rngs: nnx.Rngs,
     ):
-        if dropped and implementation != "auto":
-            _refuse_dropout(implementation)
+        if dropped and implementation == "cudnn":
+            _refuse_dropout()
         project = partial(linear, width, width, dtype=dtype, rngs=rngs)
         self.q, self.k = project(gain=gains[0]), project(gain=gains[0])
         self.v, self.out = project(gain=gains[1]), project(gain=gains[1])

@@ -7,6 +7,7 @@ no keys and draws nothing; the names of the weights are the same in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import partial, reduce
 
@@ -94,16 +95,51 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 def kept(shape: tuple[int, ...], rate: float, key: jax.Array) -> jax.Array:
     """Return a random bool array: False where dropout puts 0."""
-    pairs = *shape[:-1], -(-shape[-1] // 2)  # JAX draws 32 bits at a time; 16 are enough
-    bits = lax.bitcast_convert_type(jax.random.bits(key, pairs, jnp.uint32), jnp.uint16)
-    bits = bits.reshape(*shape[:-1], -1)[..., : shape[-1]]
-    return bits >= round(rate * RESOLUTION)
+    rows = lax.iota(jnp.uint32, math.prod(shape[:-1])).reshape(*shape[:-1], 1)
+    columns = lax.iota(jnp.uint32, shape[-1]).reshape(*[1] * (len(shape) - 1), -1)
+    first, second = random_words(key)
+    return survivors(rate, (first, second), rows, columns)
+
+
+def random_words(key: jax.Array) -> jax.Array:
+    """Return two words of a random key, `[2]` uint32, for `survivors`."""
+    return jax.random.key_data(key).reshape(-1)[:2]
+
+
+def survivors(
+    rate: float, words: tuple[jax.Array, jax.Array], rows: jax.Array, columns: jax.Array
+) -> jax.Array:
+    """Return which values dropout keeps, by their place alone: the same on every device.
+
+    The generator counts: a value is the finalizer of MurmurHash3 (Appleby 2008) of its column in
+    the stream of its row, and a row has 64 bits, of its number and `words`. It costs a dozen
+    operations where it is used, in a fusion or a kernel, and nothing is kept for the gradient.
+
+    Args:
+        rows, columns: uint32 that broadcast to what is returned.
+    """
+    first = _mixed(_mixed(rows ^ words[0]) + words[1])
+    second = _mixed(first ^ jnp.uint32(0x9E3779B9) ^ words[0])
+    x = first + columns * jnp.uint32(0x9E3779B9)  # 2^32 / golden ratio: all columns differ
+    return (_mixed(x, second) >> 16).astype(jnp.int32) >= round(rate * RESOLUTION)
+
+
+def _mixed(x: jax.Array, more: jax.Array | int = 0) -> jax.Array:
+    """Return uint32 whose bits each depend on all bits of `x`; `more` enters halfway."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = x ^ more if isinstance(more, jax.Array) else x
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
+
+
+def survivors_scale(rate: float) -> float:
+    """Return what dropout multiplies the kept values by."""
+    return RESOLUTION / (RESOLUTION - round(rate * RESOLUTION))
 
 
 def keep_only(x: jax.Array, keep: jax.Array, rate: float) -> jax.Array:
     """Return `x` with 0 where not `keep` and the others scaled up."""
-    scale = RESOLUTION / (RESOLUTION - round(rate * RESOLUTION))
-    return jnp.where(keep, x * scale, 0.0).astype(x.dtype)
+    return jnp.where(keep, x * survivors_scale(rate), 0.0).astype(x.dtype)
 
 
 def keys_for(names: list[str], key: jax.Array) -> dict[str, jax.Array]:

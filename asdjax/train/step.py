@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from asdjax.devices import over
 from asdjax.frontend import augment
 from asdjax.frontend.augment import Augment
 from asdjax.frontend.fbank import without_offset
@@ -22,7 +23,12 @@ from asdjax.train.batches import Batch
 from asdjax.train.config import Train
 from asdjax.train.optimizer import updates_done
 
-FrontEnds = Callable[[jax.Array, jax.Array], tuple[Input, ...]]
+
+class FrontEnds(NamedTuple):
+    """The front ends of all encoders: `apply(wave, lengths) -> inputs`, over a mesh."""
+
+    apply: Callable[[jax.Array, jax.Array], tuple[Input, ...]]
+    mesh: jax.sharding.Mesh
 
 
 class TrainState(NamedTuple):
@@ -39,7 +45,7 @@ class TrainState(NamedTuple):
 def make_front_ends(
     networks: Sequence[Network], mesh: jax.sharding.Mesh, padded: bool
 ) -> FrontEnds:
-    """Return the front ends over a mesh: `(wave, lengths) -> inputs`, one for each encoder.
+    """Return the front ends over a mesh, one for each encoder.
 
     Args:
       padded: some clips are shorter than their row, so that tokens have to be masked; else there is
@@ -54,7 +60,8 @@ def make_front_ends(
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
     rows = jax.P("data")
-    return jax.shard_map(front_ends, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    apply = jax.shard_map(front_ends, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
+    return FrontEnds(apply, mesh)
 
 
 def make_step(
@@ -81,11 +88,12 @@ def make_step(
         augment_key, key = jax.random.split(jax.random.fold_in(state.key, state.step))
         keys = keys_for(list(parts.keys), key)
         taken = _with_noise(take(store, batch), config, augment_key)
-        given = _augmented(taken, front_ends, config.augment, samples, augment_key)
+        given = _augmented(taken, front_ends.apply, config.augment, samples, augment_key)
 
         def loss_of(trainable):
             system = merge(parts.graph, keys, state.statistics, trainable, frozen)
-            embedding = system(given.inputs)
+            with over(front_ends.mesh):
+                embedding = system(given.inputs)
             loss, accuracy = classify(system, embedding, given)
             length = jnp.sqrt(jnp.square(embedding).sum(-1)).mean()
             metrics = {"loss": loss, "accuracy": accuracy, "embedding_norm": length}
@@ -120,9 +128,10 @@ def make_validate(
     @jax.jit
     def validate(trainable, statistics, frozen, store, batch):
         taken = take(store, batch)
-        inputs = front_ends(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
+        inputs = front_ends.apply(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
         system = merge(parts.graph, statistics, trainable, frozen)
-        embedding = system(inputs)
+        with over(front_ends.mesh):
+            embedding = system(inputs)
         whole = jnp.ones((len(embedding), 1))
         right = [
             cosine.argmax(-1) == label[:, 0]
@@ -150,7 +159,7 @@ def _with_noise(batch: Batch, config: Train, key) -> Batch:
     return batch._replace(wave=wave, noise=None)
 
 
-def _augmented(batch: Batch, front_ends: FrontEnds, how: Augment, samples: int, key) -> Augmented:
+def _augmented(batch: Batch, front_ends: Callable, how: Augment, samples: int, key) -> Augmented:
     """Cut, shift, warp, transform, mask and mix the clips of a batch, in this order.
 
     Waves are mixed before they are transformed. All encoders get the same waves and mix the same

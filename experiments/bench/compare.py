@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path, help="also write the rows to this JSON file")
-    kernels = "auto", "xla", "cudnn"
+    kernels = "auto", "plain", "cudnn"
     parser.add_argument("--attention", choices=kernels, default="auto", help="in steps of EAT")
     options = parser.parse_args()
     os.environ["EAT_ATTENTION"] = options.attention  # for the sides

@@ -334,8 +334,8 @@ def test_bfloat16_stays_close_and_keeps_float32_at_the_borders(tiny, arrays):
     assert 1e-3 < np.sqrt(np.square(error).mean()) < 0.03
 
 
-def test_attention_of_the_library_gives_the_same(tiny, arrays):
-    graph = split(nnx.eval_shape(lambda: TINY.build(attention="xla", rngs=nnx.Rngs(0))))[0]
+def test_plain_attention_gives_the_same(tiny, arrays):
+    graph = split(nnx.eval_shape(lambda: TINY.build(attention="plain", rngs=nnx.Rngs(0))))[0]
     mel, padding = arrays["input"][:, 0], with_class_token(arrays["tokenmask_padding_mask"])
     found = jax.jit(lambda params: merge(graph, params)(mel, padding))(tiny.params)
     np.testing.assert_allclose(found, arrays["tokenmask_x"], atol=ATOL)

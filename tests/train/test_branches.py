@@ -114,7 +114,7 @@ def made() -> Made:
     frozen = jax.device_put(random(parts.frozen, 2), copied(data_mesh()))
     front_ends = make_front_ends(dual.networks, data_mesh(), padded=True)
     augment_key, _ = jax.random.split(jax.random.fold_in(state.key, state.step))
-    augmented = partial(_augmented, front_ends=front_ends, how=AUGMENT, samples=SAMPLES)
+    augmented = partial(_augmented, front_ends=front_ends.apply, how=AUGMENT, samples=SAMPLES)
     given = jax.jit(augmented)(batch(), key=augment_key)
     step = make_step(parts, front_ends, lambda _, sent: Batch(*sent), how, keeping, SAMPLES)
     after, _ = step(jax.tree.map(jnp.copy, state), frozen, (), tuple(batch()))

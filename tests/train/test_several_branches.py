@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from asdjax.devices import data_mesh
 from asdjax.losses.margin import Margin
 from asdjax.models.system import STATISTICS, Architecture, Network, Parts, System, Task
 from asdjax.models.weights_file import split
 from asdjax.train.batches import Batch
 from asdjax.train.optimizer import layer_factors
-from asdjax.train.step import Augmented, classify, make_validate
+from asdjax.train.step import Augmented, FrontEnds, classify, make_validate
 
 
 def test_layers_of_each_branch_count_from_their_own_top():
@@ -83,7 +84,8 @@ def test_heads_of_single_branches_have_no_part_in_validation(heads, accuracy):
     def front_ends(wave, lengths):
         return wave[:, :2], wave[:, 2:]
 
-    validate = make_validate(parts, front_ends, lambda _, sent: sent, samples=4)
+    both = FrontEnds(front_ends, data_mesh())
+    validate = make_validate(parts, both, lambda _, sent: sent, samples=4)
     right, unit = jax.device_get(validate(trainable, statistics, {}, (), batch))
     np.testing.assert_array_equal(right, np.full(4, accuracy))
     np.testing.assert_allclose(unit, EMBEDDING / np.sqrt(2), rtol=1e-6)  # float32

@@ -1,0 +1,167 @@
+"""The kernels of attention, interpreted on a CPU, against the definition in float64.
+
+Blocks of a GPU are 64 tokens, those of a TPU all tokens up to 640, then 128 or more.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from asdjax.models.attention import How as Plain
+from asdjax.models.attention import attention, kept_weights
+from asdjax.models.fused import MOST, How, fused, refused
+from asdjax.models.layers import random_words, survivors_scale
+
+HEADS, DEPTH = 2, 64
+ALL = "bias", "gate", "padding"
+EXTRAS = (), ("padding",), ("bias",), ("bias", "gate"), ALL
+KEY = jax.random.key(3)
+
+
+def made(clips, tokens, extras, dtype=np.float32):
+    """Return arrays of attention by name, in float64, and the gradient of its result."""
+    rng = np.random.default_rng(tokens)
+    wide = clips, tokens, HEADS * DEPTH
+    found = {name: rng.normal(size=wide).astype(dtype) for name in ("q", "k", "v", "slope")}
+    found["bias"] = rng.normal(size=(HEADS, tokens, tokens)).astype(np.float32)
+    found["gate"] = rng.normal(size=(clips, HEADS, tokens)).astype(np.float32)
+    found["padding"] = np.arange(tokens) >= rng.integers(0, tokens, (clips, 1))
+    found["padding"][0] = True  # a clip of padding alone
+    slope = found.pop("slope")
+    return {n: x for n, x in found.items() if n in ("q", "k", "v", *extras)}, slope
+
+
+def differentiated(attend, arrays, slope):
+    """Return what `attend` gives and its gradients, by name."""
+    fixed = {n: x for n, x in arrays.items() if n == "padding"}
+    free = {n: jnp.asarray(x) for n, x in arrays.items() if n != "padding"}
+    out, back = jax.vjp(lambda free: attend(**free, **fixed), free)
+    return {"out": out} | back(jnp.asarray(slope, out.dtype))[0]
+
+
+def kernels(platform, q, k, v, bias=None, gate=None, padding=None, rate=0.0):
+    how = How(platform, HEADS, q.shape[1], rate, interpret=True)
+    return fused((q, k, v), bias, gate, padding, KEY if rate else None, how)
+
+
+def defined(q, k, v, bias=None, gate=None, padding=None, rate=0.0):
+    """Attend as the docstring of `attention` says, with whole scores."""
+
+    def by_head(x):
+        return x.reshape(*x.shape[:2], HEADS, DEPTH).swapaxes(1, 2)
+
+    scores = by_head(q) @ by_head(k).swapaxes(2, 3) / DEPTH**0.5
+    if bias is not None:
+        scores = scores + (1.0 if gate is None else gate[..., None]) * bias[None]
+    if padding is not None:
+        scores = jnp.where(padding[:, None, None], -1e30, scores)
+    weight = jnp.exp(scores - scores.max(-1, keepdims=True))
+    weight = weight / weight.sum(-1, keepdims=True)
+    if rate:
+        words, how = random_words(KEY), Plain(HEADS, rate, True)
+        heads = [kept_weights(how, words, jnp.uint32(h), q.shape) for h in range(HEADS)]
+        weight = weight * jnp.stack(heads, 1) * survivors_scale(rate)
+    return (weight @ by_head(v)).swapaxes(1, 2).reshape(q.shape)
+
+
+def exact(arrays, slope, rate=0.0):
+    with jax.enable_x64(True):
+        wide = {n: x if n == "padding" else np.asarray(x, float) for n, x in arrays.items()}
+        found = differentiated(partial(defined, rate=rate), wide, np.asarray(slope, float))
+        return {name: np.asarray(x) for name, x in found.items()}
+
+
+def errors(found, want):
+    """Return the largest error of each array, relative to its largest value."""
+    assert found.keys() == want.keys()
+    return {
+        n: np.abs(np.asarray(x, float) - want[n]).max() / np.abs(want[n]).max()
+        for n, x in found.items()
+    }
+
+
+# On a TPU 641 tokens are the first that need several blocks; 700 are 768, of two blocks of 384.
+@pytest.mark.parametrize(
+    ("extras", "rate"), [((), 0.0), (("padding",), 0.25), (("bias",), 0.0), (ALL, 0.0), (ALL, 0.25)]
+)
+@pytest.mark.parametrize(("platform", "tokens"), [("cuda", 70), ("tpu", 70), ("tpu", 700)])
+def test_kernels_give_the_definition_and_its_gradients(platform, tokens, extras, rate):
+    arrays, slope = made(2, tokens, extras)
+    found = differentiated(partial(kernels, platform, rate=rate), arrays, slope)
+    for name, error in errors(found, exact(arrays, slope, rate)).items():
+        assert error < 1e-5, name  # float32 sums of up to 700 products, in another order
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+@pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 129])
+def test_any_number_of_tokens(platform, tokens):
+    rng = np.random.default_rng(tokens)
+    extras, rate = EXTRAS[rng.integers(len(EXTRAS))], rng.choice([0.0, 0.5])
+    arrays, slope = made(1 + tokens % 3, tokens, extras)
+    found = differentiated(partial(kernels, platform, rate=rate), arrays, slope)
+    want = exact(arrays, slope, rate)
+    for name, x in found.items():
+        # Of one token all gradients but that of v are 0: errors are absolute, of values around 1.
+        np.testing.assert_allclose(x, want[name], atol=5e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_bfloat16_loses_no_more_than_twice_the_plain_form(platform):
+    arrays, slope = made(2, 150, ALL, jnp.bfloat16)
+    want = exact(arrays, slope)
+    plain = errors(differentiated(partial(attention, heads=HEADS), arrays, slope), want)
+    ours = errors(differentiated(partial(kernels, platform), arrays, slope), want)
+    for name, error in ours.items():
+        assert error < 2 * plain[name], name
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_split_over_devices_nothing_changes(platform):
+    """Each device has its own clips; dropout is drawn by a clip's place in the whole batch."""
+    arrays, slope = made(4, 70, ALL)
+    attend = partial(kernels, platform, rate=0.25)
+    whole = differentiated(attend, arrays, slope)
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows, every = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
+    place = {n: every if n == "bias" else rows for n in arrays}
+    arrays = jax.device_put(arrays, place)
+
+    @jax.jit
+    def run(arrays, slope):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return differentiated(attend, arrays, slope)
+
+    compiled = run.lower(arrays, jax.device_put(slope, rows)).compile()
+    assert "all-gather" not in compiled.as_text()
+    found = compiled(arrays, jax.device_put(slope, rows))
+    for name, x in found.items():
+        # The gradient of the bias is a sum over clips: of two sums here.
+        np.testing.assert_allclose(x, whole[name], atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_mapped_and_computed_again(platform):
+    arrays, slope = made(1, 70, ("bias",))
+    attend = partial(kernels, platform)
+    one = differentiated(attend, arrays, slope)
+    again = differentiated(jax.checkpoint(attend), arrays, slope)
+    both = {n: jnp.stack([x, 2 * x]) for n, x in arrays.items()}
+    mapped = jax.vmap(partial(differentiated, attend))(both, jnp.stack([slope, slope]))
+    for name, x in one.items():
+        np.testing.assert_array_equal(x, again[name], err_msg=name)
+        # float32 rounding, of programs that are compiled apart
+        np.testing.assert_allclose(x, mapped[name][0], atol=1e-6, rtol=1e-6, err_msg=name)
+        assert np.abs(np.asarray(x) - np.asarray(mapped[name][1])).max() > 1e-3, name
+
+
+def test_what_the_kernels_do_not_take_is_computed_plainly():
+    assert refused(jnp.zeros((1, 7, 96)), 3, "cuda") == "heads of 64 channels, got 32"
+    assert refused(jnp.zeros((1, 7, 192)), 3, "cuda") == ""
+    assert refused(jnp.zeros((1, 7, 192)), 3, "tpu") == "an even number of heads, got 3"
+    half = jnp.zeros((1, 7, 128), jnp.float16)
+    assert refused(half, 2, "cuda") == "bfloat16 or float32, got float16"
+    long = jax.ShapeDtypeStruct((1, MOST + 1, 128), jnp.float32)
+    assert refused(long, 2, "tpu") == f"at most {MOST} tokens, got {MOST + 1}"

@@ -34,7 +34,7 @@ def _gated(x):
 
 
 ACTIVATIONS = {
-    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu": layers.gelu,
     "gelu_accurate": jax.nn.gelu,
     "gelu_fast": jax.nn.gelu,
     "relu": jax.nn.relu,
@@ -174,8 +174,8 @@ class Beats(nnx.Module):
 
     Args:
         config: the structure.
-        dtype: of matrix products and convolutions; parameters, norms, softmax and residual sums
-            are float32.
+        dtype: of matrix products, convolutions and what is between them; parameters, sums, and the
+            statistics of norms and softmax are float32.
         train: drop values and layers, from the random keys (`layers.Key`) that each step puts in.
         remat: keep only the input of each layer for the backward pass and compute the layer again.
         attention: implementation of `asdjax.models.attention.attention`.
@@ -197,12 +197,12 @@ class Beats(nnx.Module):
         dense = partial(layers.linear, dtype=dtype, rngs=rngs)
         self.config, self.remat = config, remat
         self.patch_embed = dense(points, config.embed_dim, use_bias=config.conv_bias)
-        self.patch_norm = layers.layer_norm(config.embed_dim, rngs=rngs)
+        self.patch_norm = layers.LayerNorm(config.embed_dim, dtype=dtype)
         if config.embed_dim != width:
             self.proj = dense(config.embed_dim, width)
         self.input_dropout = layers.Dropout(config.dropout_input)
         self.pos_conv = PositionConv(config, dtype=dtype, rngs=rngs)
-        self.norm = layers.layer_norm(width, rngs=rngs)
+        self.norm = layers.LayerNorm(width, dtype=dtype)
         self.dropout = layers.Dropout(config.dropout)
         if config.relative_position_embedding:
             shape = config.num_buckets, config.encoder_attention_heads
@@ -230,7 +230,8 @@ class Beats(nnx.Module):
             x = layers.scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
             call = partial(layers.recomputed, block) if self.remat else block
             x = call(x, bias, padding)
-        return self.norm(x) if self.config.layer_norm_first and layer is None else x
+        x = self.norm(x) if self.config.layer_norm_first and layer is None else x
+        return x.astype(jnp.float32)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, L, D]`: patches through their embedding, norm and projection."""
@@ -244,8 +245,9 @@ class Beats(nnx.Module):
         """Return `[B, L, D]`: padded tokens zeroed, convolutional positions added, norm."""
         if padding is not None:
             x = jnp.where(padding[..., None], 0.0, x)
-        x = x.astype(jnp.float32) + self.pos_conv(x)
-        return self.dropout(x if self.config.layer_norm_first else self.norm(x))
+        positions = self.pos_conv(x)
+        first = self.config.layer_norm_first
+        return self.dropout(x + positions if first else self.norm(x, positions))
 
     def position_bias(self, tokens: int) -> jax.Array | None:
         """Return the relative bias before gating, `[H, L, L]` (query, key); None without one."""
@@ -324,18 +326,18 @@ class Layer(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.attn_norm = layers.layer_norm(width, rngs=rngs)
+        self.attn_norm = layers.LayerNorm(width, dtype=dtype)
         dense = partial(layers.linear, gain=gain, dtype=dtype, rngs=rngs)
         self.fc1 = dense(width, hidden * (2 if config.activation_fn == "glu" else 1))
         self.fc2 = dense(hidden, width)
-        self.ffn_norm = layers.layer_norm(width, rngs=rngs)
+        self.ffn_norm = layers.LayerNorm(width, dtype=dtype)
         self.attn_dropout = layers.Dropout(config.dropout)
         self.ffn_dropout = layers.Dropout(config.dropout)
         self.activation_dropout = layers.Dropout(config.activation_dropout)
         self.skip = layers.Dropout(config.encoder_layerdrop)
 
     def __call__(self, x, bias, padding):
-        """Return `[B, L, D]` of the same, float32; `bias [H, L, L]`, `padding [B, L]` or None."""
+        """Return `[B, L, D]` of the same; `bias [H, L, L]`, `padding [B, L]` or None."""
         return self.skip.choose(x, self._compute(x, bias, padding))
 
     def _compute(self, x, bias, padding):
@@ -343,8 +345,8 @@ class Layer(nnx.Module):
             x = x + self.attn_dropout(self.attn(self.attn_norm(x), padding, bias))
             return x + self.feed_forward(self.ffn_norm(x))
         y = self.attn_dropout(self.attn(x, padding, bias))
-        x = self.attn_norm(self.alpha * x + y)
-        return self.ffn_norm(self.alpha * x + self.feed_forward(x))
+        x = self.attn_norm(x, y, self.alpha)
+        return self.ffn_norm(x, self.feed_forward(x), self.alpha)
 
     def feed_forward(self, x):
         hidden = ACTIVATIONS[self.activation](self.fc1(x))

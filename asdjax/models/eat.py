@@ -183,7 +183,8 @@ class Eat(nnx.Module):
 
     Args:
         config: the structure.
-        dtype: of matrix products; parameters, norms, softmax and residual sums are float32.
+        dtype: of matrix products and what is between them; parameters, sums, and the statistics of
+            norms and softmax are float32.
         train: drop values and branches, from the random keys (`layers.Key`) that each step puts in.
         remat: keep only the input of each block for the backward pass and compute the block again.
         attention: implementation of `asdjax.models.attention.attention`.
@@ -205,14 +206,14 @@ class Eat(nnx.Module):
         self.patch_embed = layers.linear(patch * patch, width, dtype=dtype, rngs=rngs)
         self.positions = FixedTable(position_table(width, config.bands, config.max_length))
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
-        self.norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.norm = layers.LayerNorm(width, config.norm_eps, dtype=dtype)
         self.input_dropout = layers.Dropout(config.dropout_input)
         block = partial(Block, config, attention=attention, dtype=dtype, rngs=rngs)
         ends = config.start_drop_path_rate, config.end_drop_path_rate
         rates = np.linspace(*ends, config.depth).tolist()
         self.layers = nnx.List([block(drop_path=rate) for rate in rates])
         if config.num_classes:
-            self.head_norm = layers.layer_norm(width, config.head_norm_eps, rngs=rngs)
+            self.head_norm = layers.LayerNorm(width, config.head_norm_eps)
             self.head = layers.linear(width, config.num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -230,7 +231,7 @@ class Eat(nnx.Module):
         x = self.encoder_input(self.embed_patches(mel))
         for block in list(self.layers)[:layer]:
             x = layers.recomputed(block, x, padding) if self.remat else block(x, padding)
-        return x
+        return x.astype(jnp.float32)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, n, D]`: patches through their embedding."""
@@ -265,9 +266,9 @@ class Block(nnx.Module):
             dtype=dtype,
             rngs=rngs,
         )
-        self.attn_norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.attn_norm = layers.LayerNorm(width, config.norm_eps, dtype=dtype)
         self.fc1, self.fc2 = dense(width, hidden), dense(hidden, width)
-        self.ffn_norm = layers.layer_norm(width, config.norm_eps, rngs=rngs)
+        self.ffn_norm = layers.LayerNorm(width, config.norm_eps, dtype=dtype)
         self.attn_dropout = layers.Dropout(config.encoder_dropout)
         self.activation_dropout = layers.Dropout(config.activation_dropout)
         self.output_dropout = layers.Dropout(config.activation_dropout)
@@ -275,13 +276,13 @@ class Block(nnx.Module):
         self.attn_path, self.ffn_path = layers.Dropout(drop_path), layers.Dropout(drop_path)
 
     def __call__(self, x, padding):
-        """Return `[B, L, D]` float32 of the same; `padding [B, L]` or None."""
+        """Return `[B, L, D]` of the same; `padding [B, L]` or None."""
         y = self.attn_dropout(self.attn(x, padding))
-        x = self.attn_norm(x + self.attn_path.per_clip(y))
-        return self.ffn_norm(x + self.ffn_path.per_clip(self.feed_forward(x)))
+        x = self.attn_norm(x, self.attn_path.per_clip(y))
+        return self.ffn_norm(x, self.ffn_path.per_clip(self.feed_forward(x)))
 
     def feed_forward(self, x):
-        hidden = jax.nn.gelu(self.fc1(x), approximate=False)
+        hidden = layers.gelu(self.fc1(x))
         return self.ffn_dropout(self.output_dropout(self.fc2(self.activation_dropout(hidden))))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,20 +196,136 @@ class BatchNorm(nnx.Module):
         return ((rows - along(mean)) * along(factor) + along(self.bias[...])).reshape(x.shape)
 
 
-def layer_norm(width: int, epsilon: float = 1e-5, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Return a norm in float32, in and out, under every compute type."""
-    return nnx.LayerNorm(
-        width, epsilon=epsilon, use_fast_variance=False, dtype=jnp.float32, rngs=rngs
-    )
+class LayerNorm(nnx.Module):
+    """A norm of the last axis, of `width`, in `dtype`; its mean and variance are float32.
+
+    The gradient is written out, so that what is kept for it is the input alone, in its own dtype:
+    XLA computes each direction in one kernel on a GPU.
+
+    Source: Ba et al. 2016, "Layer normalization" (arXiv 1607.06450), equation 4.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-5, *, dtype: Any = jnp.float32):
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+        self.epsilon, self.dtype = epsilon, jnp.dtype(dtype)
+
+    def __call__(self, x: jax.Array, more: jax.Array | None = None, factor: float = 1.0):
+        """Return the norm of `factor x + more`, `[..., width]`; the sum is float32, too."""
+        how = self.epsilon, factor, self.dtype
+        return _layer_norm(how, (x, more), self.scale[...], self.bias[...])
 
 
-def linear(inputs: int, outputs: int, *, gain: float | None = None, **how) -> nnx.Linear:
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _layer_norm(how, parts, scale, bias):
+    dtype, (x, _) = how[2], _normalized(how, parts)
+    x = (x * along(scale, x) + along(bias, x)).astype(dtype)
+    # XLA leaves out rounding where the next step is float32, and would keep both.
+    return x if dtype == jnp.float32 else lax.optimization_barrier(x)
+
+
+def _layer_norm_backward(how, saved, slope):
+    parts, scale, bias = lax.optimization_barrier(saved)  # see `gelu`
+    x, inverse = _normalized(how, parts)
+    slope = slope.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    to_scale, to_bias = (slope * x).sum(axes), slope.sum(axes)
+    slope = slope * along(scale, x)
+    to_x = slope - slope.mean(-1, keepdims=True) - x * (slope * x).mean(-1, keepdims=True)
+    to_x = inverse * to_x
+    first, more = parts
+    to_more = None if more is None else to_x.astype(more.dtype)
+    to_parts = (how[1] * to_x).astype(first.dtype), to_more
+    return to_parts, to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
+
+
+_layer_norm.defvjp(lambda how, *given: (_layer_norm(how, *given), given), _layer_norm_backward)
+
+
+def _normalized(how, parts):
+    """Return the sum of the parts with mean 0 and variance 1, and 1 / its deviation."""
+    epsilon, factor, _ = how
+    x, more = parts
+    x = x.astype(jnp.float32)
+    x = x if factor == 1 else factor * x
+    x = x if more is None else x + more.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True)
+    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    return x * inverse, inverse
+
+
+def along(values, x):
+    """Return values of the last axis with the other axes of `x`."""
+    return values.reshape(*[1] * (x.ndim - 1), -1)
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Return x P(X <= x) for a normal X, in float32 and then in the dtype of `x`.
+
+    For the gradient only `x` is kept. Without the barrier the compiler would find that both passes
+    compute the same function of `x`, and keep that, in float32.
+
+    Source: Hendrycks and Gimpel 2016, "Gaussian error linear units" (arXiv 1606.08415).
+    """
+    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+
+
+def _gelu_backward(x, slope):
+    wide = lax.optimization_barrier(x).astype(jnp.float32)
+    below = 0.5 * lax.erfc(-wide * 0.5**0.5)
+    density = jnp.exp(-0.5 * jnp.square(wide)) / (2 * math.pi) ** 0.5
+    return (((below + wide * density) * slope.astype(jnp.float32)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
+
+
+class Linear(nnx.Linear):
+    """x W + b in the layer's dtype, whose products are summed in float32 and rounded once."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.product(x, self.kernel[...])
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Return the same with another kernel."""
+        bias = None if self.bias is None else self.bias[...]
+        return dense(x.astype(self.dtype or jnp.promote_types(x.dtype, kernel.dtype)), kernel, bias)
+
+
+@jax.custom_vjp
+def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
+    """Return x W + b `[..., out]` in the dtype of `x [..., in]`; W and b are float32.
+
+    W is rounded to that dtype, sums are float32 with b in them, and so is the gradient of W.
+    """
+    y = _summed(x, kernel.astype(x.dtype), (x.ndim - 1,), (0,))
+    return (y if bias is None else y + along(bias, y)).astype(x.dtype)
+
+
+def _dense_backward(saved, slope):
+    x, kernel, bias = saved
+    axes = tuple(range(x.ndim - 1))
+    to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
+    to_kernel = _summed(x, slope, axes, axes).astype(kernel.dtype)
+    to_bias = None if bias is None else slope.astype(jnp.float32).sum(axes).astype(bias.dtype)
+    return to_x, to_kernel, to_bias
+
+
+dense.defvjp(lambda *given: (dense(*given), given), _dense_backward)
+
+
+def _summed(x, y, x_axes, y_axes):
+    axes = (x_axes, y_axes), ((), ())
+    return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
+
+
+def linear(inputs: int, outputs: int, *, gain: float | None = None, **how) -> Linear:
     """Return a linear layer that starts Xavier-normal with `gain`, else N(0, 0.02)."""
     if gain is None:
         init = nnx.initializers.normal(0.02)
     else:
         init = nnx.initializers.variance_scaling(gain**2, "fan_avg", "normal")
-    return nnx.Linear(inputs, outputs, kernel_init=init, **how)
+    return Linear(inputs, outputs, kernel_init=init, **how)
 
 
 def recomputed(block: nnx.Module, *args: jax.Array | None) -> jax.Array:

@@ -27,6 +27,7 @@ _CONSTANT = re.compile(r" constant\((\d+)\)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _LABEL = re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
+_SCRATCH = re.compile(r", s8\[\d+\]\{0\}\)$")  # behind the results of cuBLAS
 _KERNELS = ("tpu_custom_call", "triton", "mosaic")  # in the targets of what Pallas compiles
 _LAYOUTS = {"ConcatBitcast", "AllocateBuffer", "AssumeGatherIndicesInBound"}  # nothing runs
 NOTHING = {  # opcodes that are names for other values
@@ -162,7 +163,8 @@ def _turns(module: Module, loop: Operation) -> int | None:
 def _work(module: Module, own: dict[str, Operation], one: Operation, times: int) -> Work:
     inner = module.computations.get(one.called[0], {}) if one.opcode == "fusion" else {}
     label, cycles = _LABEL.search(one.text), _CYCLES.search(one.text)
-    result = size(one.type)
+    library = (target := _TARGET.search(one.text)) and target[1].startswith("__cublas")
+    result = size(_SCRATCH.sub("", one.type) if library else one.type)
     moved = _written(inner, result)
     for place, operand in enumerate(one.operands):
         whole = size(own[operand].type) if operand in own else 0.0

@@ -21,11 +21,13 @@ from autoencoders import FRAMES
 from autoencoders import GFLOP as VECTORS_GFLOP
 from compare import BEATS, EAT, LORA
 from finetune import SAMPLES, STRUCTURES, system
+from jax.experimental import pallas as pl
 from jax.extend.core import jaxprs_in_params
 
 from asdjax.baseline.training import Frames, train_epoch
 from asdjax.baseline.training import start as start_autoencoder
 from asdjax.devices import copied, split
+from asdjax.models.fused import DEPTH
 from asdjax.models.system import Architecture
 from asdjax.scoring.knn import knn_distance
 from asdjax.train.batches import Batch
@@ -141,6 +143,22 @@ def products(jaxpr: Any) -> float:
             inner = [products(each) for each in jaxprs_in_params(one.params)]
             total += turns * (max(inner, default=0) if one.primitive.name == "cond" else sum(inner))
     return total
+
+
+def kernels(jaxpr: Any) -> dict[tuple[str, float], tuple[pl.CostEstimate, int]]:
+    """Return the cost and depth of each Pallas kernel of a traced program.
+
+    They are found by the kernel's name and the bytes of its results, on one device.
+    """
+    found = {}
+    for one in jaxpr.eqns:
+        if one.primitive.name == "pallas_call":
+            size = sum(v.aval.size * v.aval.dtype.itemsize for v in one.outvars)
+            found[one.params["name"], size] = one.params["cost_estimate"], DEPTH
+        else:
+            for each in jaxprs_in_params(one.params):
+                found |= kernels(each)
+    return found
 
 
 def shape(sizes: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:

@@ -2,7 +2,9 @@
 
 Figures are the makers': NVIDIA's H100 and H200 data sheets and the CUDA programming guide (compute
 capability 9.0), Google Cloud's pages on TPU v5e, v5p and v6e. `gflop_s` is of bfloat16 products. Of
-the H100 it is what its products reach when measured, 790 TFLOP/s; the data sheet says 989.
+the H100 it is what its products reach when measured, 790 TFLOP/s; the data sheet says 989. Its
+exponentials are those of 16 special function units of a multiprocessor in each cycle; of a TPU one
+register of 8 x 128 values a cycle is assumed.
 """
 
 from __future__ import annotations
@@ -23,11 +25,13 @@ class Target(NamedTuple):
     gb: float
     ghz: float  # of a TPU's cycles: the published peak over its multipliers
     batch: int  # clips on each chip, by default
+    depth: int  # that a product needs to reach `gflop_s`: the side of a TPU's matrix unit
+    gexp_s: float  # 10^9 exponentials per second
 
 
 TARGETS = {
-    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64),
-    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64),
+    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64, 16, 16 * 132 * 1.98),
+    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64, 16, 16 * 132 * 1.98),
     "v5e": Target(
         TPU,
         {4: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"},
@@ -36,6 +40,8 @@ TARGETS = {
         16,
         1.5,
         16,
+        128,
+        1024 * 1.5,
     ),
     "v6e": Target(
         TPU,
@@ -45,6 +51,8 @@ TARGETS = {
         32,
         1.75,
         16,
+        256,
+        1024 * 1.75,
     ),
     "v5p": Target(
         TPU,
@@ -54,6 +62,8 @@ TARGETS = {
         95,
         1.75,
         16,
+        128,
+        1024 * 1.75,
     ),
 }
 PACKAGE = {TPU: "jax[tpu]", CUDA: "jax[cuda13]"}

@@ -18,9 +18,9 @@ from asdjax.models.layers import (
     Dropout,
     InitialKeys,
     Key,
+    LayerNorm,
     dropout,
     keys_for,
-    layer_norm,
     max_pool,
 )
 from asdjax.models.weights_file import merge, split
@@ -389,6 +389,6 @@ def test_the_gradient_of_a_batch_norm_is_that_of_its_equation():
 
 def test_a_layer_norm_keeps_digits_far_from_zero():
     x = np.float32(1000 + np.random.default_rng(0).standard_normal((4, 64)))
-    got = layer_norm(64, rngs=nnx.Rngs(0))(jnp.asarray(x))
+    got = LayerNorm(64)(jnp.asarray(x))
     # 1e-3: as above.
     np.testing.assert_allclose(got, normalized(np.float64(x), 1, 1e-5), rtol=0, atol=1e-3)

@@ -8,9 +8,9 @@ Nothing runs. A table has for each program the clips on a chip, the GFLOP of its
 what its operations read and write in the device's memory, the cycles that the compiler of TPUs
 estimates (of loops as often as they turn), memory, collectives and the bound that follows: on a GPU
 no call is faster than its bytes at the full bandwidth, nor than its products at the peak; on a TPU
-the compiler's cycles at the published clock. No compiler says what a Pallas kernel takes, so that
-is added: its products at half of the rate that their depth allows, its bytes at 80 % of the bandwidth
-or its exponentials, whichever take longest. **All of these are estimates, but memory and
+the compiler's cycles at the published clock. No compiler says what a Pallas kernel takes; what is
+added for it is its products at half of the rate that their depth allows, its bytes at 80 % of the
+bandwidth, or its exponentials, whichever take longest. **All of these are estimates, but memory and
 collectives.** The JSON has them by kind of operation as well, and the ten heaviest operations.
 `--against` prints the ratios to an earlier JSON.
 """

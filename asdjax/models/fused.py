@@ -179,6 +179,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 # Calls: what a program sees of each array
 
 
+@partial(jax.jit, static_argnums=(0, 1))  # traced once for all layers
 def _call(how: How, kernel: Callable, given: Arrays) -> Arrays:
     """Return what `kernel(how, given, made)` makes."""
     makes, products = MADE[kernel]

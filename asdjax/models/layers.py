@@ -199,8 +199,7 @@ class BatchNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """A norm of the last axis, of `width`, in `dtype`; its mean and variance are float32.
 
-    The gradient is written out, so that what is kept for it is the input alone, in its own dtype:
-    XLA computes each direction in one kernel on a GPU.
+    For the gradient only the input is kept, in its own dtype. A GPU has a kernel for each direction.
 
     Source: Ba et al. 2016, "Layer normalization" (arXiv 1607.06450), equation 4.
     """
@@ -211,46 +210,19 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array, more: jax.Array | None = None, factor: float = 1.0):
         """Return the norm of `factor x + more`, `[..., width]`; the sum is float32, too."""
-        how = self.epsilon, factor, self.dtype
-        return _layer_norm(how, (x, more), self.scale[...], self.bias[...])
+        norm = jax.checkpoint(partial(_layer_norm, self.epsilon, factor, self.dtype))
+        y = norm(x, more, self.scale[...], self.bias[...])
+        # Where the next step is float32 again XLA leaves out the rounding, and keeps both.
+        return lax.optimization_barrier(y)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _layer_norm(how, parts, scale, bias):
-    dtype, (x, _) = how[2], _normalized(how, parts)
-    x = (x * along(scale, x) + along(bias, x)).astype(dtype)
-    # XLA leaves out rounding where the next step is float32, and would keep both.
-    return x if dtype == jnp.float32 else lax.optimization_barrier(x)
-
-
-def _layer_norm_backward(how, saved, slope):
-    parts, scale, bias = lax.optimization_barrier(saved)  # see `gelu`
-    x, inverse = _normalized(how, parts)
-    slope = slope.astype(jnp.float32)
-    axes = tuple(range(x.ndim - 1))
-    to_scale, to_bias = (slope * x).sum(axes), slope.sum(axes)
-    slope = slope * along(scale, x)
-    to_x = slope - slope.mean(-1, keepdims=True) - x * (slope * x).mean(-1, keepdims=True)
-    to_x = inverse * to_x
-    first, more = parts
-    to_more = None if more is None else to_x.astype(more.dtype)
-    to_parts = (how[1] * to_x).astype(first.dtype), to_more
-    return to_parts, to_scale.astype(scale.dtype), to_bias.astype(bias.dtype)
-
-
-_layer_norm.defvjp(lambda how, *given: (_layer_norm(how, *given), given), _layer_norm_backward)
-
-
-def _normalized(how, parts):
-    """Return the sum of the parts with mean 0 and variance 1, and 1 / its deviation."""
-    epsilon, factor, _ = how
-    x, more = parts
+def _layer_norm(epsilon, factor, dtype, x, more, scale, bias):
     x = x.astype(jnp.float32)
     x = x if factor == 1 else factor * x
     x = x if more is None else x + more.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
-    inverse = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-    return x * inverse, inverse
+    x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+    return (x * along(scale, x) + along(bias, x)).astype(dtype)
 
 
 def along(values, x):
@@ -258,26 +230,18 @@ def along(values, x):
     return values.reshape(*[1] * (x.ndim - 1), -1)
 
 
-@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """Return x P(X <= x) for a normal X, in float32 and then in the dtype of `x`.
 
-    For the gradient only `x` is kept. Without the barrier the compiler would find that both passes
-    compute the same function of `x`, and keep that, in float32.
+    For the gradient only `x` is kept.
 
     Source: Hendrycks and Gimpel 2016, "Gaussian error linear units" (arXiv 1606.08415).
     """
+    return jax.checkpoint(_gelu)(x)
+
+
+def _gelu(x):
     return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
-
-
-def _gelu_backward(x, slope):
-    wide = lax.optimization_barrier(x).astype(jnp.float32)
-    below = 0.5 * lax.erfc(-wide * 0.5**0.5)
-    density = jnp.exp(-0.5 * jnp.square(wide)) / (2 * math.pi) ** 0.5
-    return (((below + wide * density) * slope.astype(jnp.float32)).astype(x.dtype),)
-
-
-gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Linear(nnx.Linear):

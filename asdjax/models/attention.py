@@ -18,7 +18,7 @@ from jax import lax
 
 from asdjax.models.fused import PLATFORMS, Platform, fused, refused, uncompiled
 from asdjax.models.fused import How as Fused
-from asdjax.models.layers import Dropout, keep_only, linear, random_words, survivors
+from asdjax.models.layers import Dropout, along, keep_only, linear, random_words, survivors
 from asdjax.types import InputError
 
 Implementation = Literal["auto", "plain", "cudnn"]
@@ -373,8 +373,15 @@ class SelfAttention(nnx.Module):
         return self.out(y)
 
     def _bias_gate(self, q):
-        """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`."""
-        by_head = q.reshape(*q.shape[:2], self.heads, -1)
-        parts = self.gate(by_head).astype(jnp.float32).reshape(*by_head.shape[:3], 2, 4)
-        update, reset = jnp.moveaxis(jax.nn.sigmoid(parts.sum(-1)), (3, 2), (0, 2))
+        """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`.
+
+        The reference sums four channels of `gate` each. They are summed first, and the two products
+        with the queries are written as sums: their gradient joins that of the queries in one pass.
+        """
+        by_head = q.reshape(*q.shape[:2], self.heads, -1).astype(jnp.float32)
+        kernel, bias = (
+            x[...].reshape(*x.shape[:-1], 2, 4).sum(-1) for x in (self.gate.kernel, self.gate.bias)
+        )
+        logits = ((by_head * along(kernel[:, i], by_head)).sum(-1) + bias[i] for i in range(2))
+        update, reset = (jax.nn.sigmoid(x.swapaxes(1, 2)) for x in logits)
         return update * (reset * self.gate_scale[...][None, :, None] - 1.0) + 2.0

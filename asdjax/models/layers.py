@@ -199,7 +199,7 @@ class BatchNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """A norm of the last axis, of `width`, in `dtype`; its mean and variance are float32.
 
-    For the gradient only the input is kept, in its own dtype. A GPU has a kernel for each direction.
+    For the gradient only the input is kept, in its own dtype; each direction is a kernel on GPUs.
 
     Source: Ba et al. 2016, "Layer normalization" (arXiv 1607.06450), equation 4.
     """
@@ -212,17 +212,37 @@ class LayerNorm(nnx.Module):
         """Return the norm of `factor x + more`, `[..., width]`; the sum is float32, too."""
         norm = jax.checkpoint(partial(_layer_norm, self.epsilon, factor, self.dtype))
         y = norm(x, more, self.scale[...], self.bias[...])
-        # Where the next step is float32 again XLA leaves out the rounding, and keeps both.
-        return lax.optimization_barrier(y)
+        return _rounded(y)
 
 
 def _layer_norm(epsilon, factor, dtype, x, more, scale, bias):
-    x = x.astype(jnp.float32)
-    x = x if factor == 1 else factor * x
-    x = x if more is None else x + more.astype(jnp.float32)
+    if more is None:
+        x = x.astype(jnp.float32)
+    else:
+        x = _residual_sum(factor, (x.dtype, more.dtype), (x, more))
     x = x - x.mean(-1, keepdims=True)
     x = x * lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
     return (x * along(scale, x) + along(bias, x)).astype(dtype)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _residual_sum(factor, dtypes, parts):
+    """Return factor * the first part + the second in float32; its gradient is made once."""
+    x, more = (part.astype(jnp.float32) for part in parts)
+    return factor * x + more
+
+
+def _residual_sum_backward(factor, dtypes, _, slope):
+    slope = _rounded(slope.astype(dtypes[1]))
+    return (((factor * slope).astype(dtypes[0]), slope),)
+
+
+_residual_sum.defvjp(lambda *given: (_residual_sum(*given), None), _residual_sum_backward)
+
+
+def _rounded(x):
+    """Return `x`, rounded: before a float32 step XLA would leave that out, and keep both."""
+    return lax.optimization_barrier(x)
 
 
 def along(values, x):
@@ -271,7 +291,9 @@ def _dense_backward(saved, slope):
     axes = tuple(range(x.ndim - 1))
     to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
     to_kernel = _summed(x, slope, axes, axes).astype(kernel.dtype)
-    to_bias = None if bias is None else slope.astype(jnp.float32).sum(axes).astype(bias.dtype)
+    to_bias = None
+    if bias is not None:
+        to_bias = _rounded(slope).astype(jnp.float32).sum(axes).astype(bias.dtype)
     return to_x, to_kernel, to_bias
 
 

@@ -46,6 +46,7 @@ def quickstart(out: Path = Path("asdjax-quickstart")) -> None:
 
 def run(given: arguments.Arguments) -> None:
     """Run a system on recordings: train (if it trains), embed, score, evaluate, plot."""
+    _join(given)
     if not isinstance(given.config, EnsembleConfig):
         stages.run(given.config, given.places["data"], given.places["out"], **given.options)
         return
@@ -64,13 +65,18 @@ def run(given: arguments.Arguments) -> None:
 
 def train(given: arguments.Arguments) -> None:
     """Only train: adapt the encoders of a system to the machines; a stopped training is resumed."""
+    _join(given)
+    stages.train(given.config, given.places["data"], given.places["out"], **given.options)
+
+
+def _join(given: arguments.Arguments) -> None:
     if given.places.get("distributed"):
         devices.join_processes()
-    stages.train(given.config, given.places["data"], given.places["out"], **given.options)
 
 
 def embed(given: arguments.Arguments) -> None:
     """Only embed: one file of embeddings per machine, of a system that is trained or frozen."""
+    _join(given)
     stages.embed(given.config, given.places["data"], given.places["out"], **given.options)
 
 

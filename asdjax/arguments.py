@@ -46,10 +46,11 @@ class Places:
       out: the run's folder.
       weights: names or converted files of the backbones, in place of the recipe's and in their
         order.
-      distributed: train with several processes, one on each host; give the same command on all. On
-        Slurm, Open MPI, Kubernetes and TPU pods they find each other; elsewhere set
-        JAX_COORDINATOR_ADDRESS (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID. All
-        need the same --data and --out.
+      distributed: with several processes, one on each host; give the same command on all. They
+        train together, each embeds its share of the machines, and the first scores. On Slurm, Open
+        MPI, Kubernetes and TPU pods they find each other; elsewhere set JAX_COORDINATOR_ADDRESS
+        (host:port of the first), JAX_NUM_PROCESSES and JAX_PROCESS_ID. All need the same --data and
+        --out.
       runs: gets a folder for each member of an ensemble; what is finished there is kept. None:
         OUT/members.
     """
@@ -121,7 +122,7 @@ def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[d
         "runs": not ensemble,
         "reuse": ensemble,
         "weights": not (ensemble or config.backbones),
-        "distributed": command != "train" or not by_classes,
+        "distributed": not by_classes and (command == "train" or (command == "run" and trains)),
         "pseudo_labels": not by_classes,
         "keep_checkpoints": not trains or command == "embed",
         "year": command != "run",  # of scores and numbers

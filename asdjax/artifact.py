@@ -1,6 +1,7 @@
 """Finished work: a product is a path and a key, and it is built only where it is not there yet.
 
 FOLDER/finished.json   name of a product -> its key, and the content of each of its files
+FOLDER/finished.*.json the same of what other processes built, until all have (`gather`)
 
 A key is plain JSON and holds everything that the product depends on: settings as they are, and the
 content of recordings and weights as digests. A product counts as finished when its entry has the
@@ -13,9 +14,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
+
+import jax
 
 from asdjax.devices import agree, leads
 from asdjax.files import atomic, content_of_file, write_json
@@ -64,10 +68,11 @@ def make(
     force: bool = False,
     reuse: Sequence[Path] = (),
     replaces: bool = True,
+    alone: bool = False,
 ) -> str:
     """Keep a product that is finished, copy it from another folder, or build it.
 
-    Every process of a training makes the same call; only the first writes.
+    Every process of a training makes the same call, of which only the first writes.
 
     Args:
       build: writes the product at its path; what an interrupted build left is there when it is
@@ -75,6 +80,7 @@ def make(
       force: build in any case.
       reuse: folders of other runs, searched in order for the same product.
       replaces: whether a finished product of another key may be replaced.
+      alone: no other process makes this call.
 
     Returns:
       "kept", "built" or "copied from FOLDER".
@@ -85,16 +91,18 @@ def make(
     found = not force and is_finished(product)
     others = [] if force or found else [replace(product, folder=folder) for folder in reuse]
     other = next((one for one in others if is_finished(one)), None)
-    agree({"--out": str(found), "--reuse": str(other and other.folder)})
+    if not alone:
+        agree({"--out": str(found), "--reuse": str(other and other.folder)})
+    writes = alone or leads()
     if found:
         return "kept"
     if not (force or replaces):
         refuse_others(product)
     if other is None:
         build()
-    elif leads():
+    elif writes:
         _copy(other, product)
-    if leads():
+    if writes:
         record(product)
     return "built" if other is None else f"copied from {other.folder}"
 
@@ -170,11 +178,30 @@ def recorded(folder: Path, name: str) -> dict[str, dict]:
 
 def _entries(folder: Path) -> dict[str, dict]:
     """Return what is finished in a folder; a damaged list counts as none."""
-    try:
-        entries = json.loads((folder / FILE).read_text())
-        return {n: {"key": entry["key"], "files": entry["files"]} for n, entry in entries.items()}
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return {}
+    found = {}
+    for path in (folder / FILE, *_parts(folder)):
+        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+            entries = json.loads(path.read_text())
+            found |= {n: {"key": e["key"], "files": e["files"]} for n, e in entries.items()}
+    return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("finished.*.json"))
+
+
+def gather(folder: Path) -> None:
+    """Make one list of what all processes finished; called by the first."""
+    if parts := _parts(folder):
+        _write(folder, _entries(folder))
+        for path in parts:
+            path.unlink()
+
+
+def _write(folder: Path, entries: dict[str, dict]) -> None:
+    """Write what is finished; a process that is not the first has a file of its own."""
+    name = FILE if leads() else f"finished.{jax.process_index()}.json"
+    write_json(folder / name, dict(sorted(entries.items())))
 
 
 def _contents(product: Product) -> dict[str, str]:
@@ -184,14 +211,14 @@ def _contents(product: Product) -> dict[str, str]:
 def record(product: Product) -> None:
     """Count a product as finished."""
     entry = {"key": product.key, "files": _contents(product)}
-    write_json(product.folder / FILE, _entries(product.folder) | {product.name: entry})
+    _write(product.folder, _entries(product.folder) | {product.name: entry})
 
 
 def forget(product: Product) -> None:
     """No longer count a product as finished."""
     entries = _entries(product.folder)
     if entries.pop(product.name, None) is not None:
-        write_json(product.folder / FILE, entries)
+        _write(product.folder, entries)
 
 
 def _copy(source: Product, target: Product) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 from asdjax.types import InputError
 
 WAIT_S = 300  # for the other processes to start
+SCORING_S = 7 * 86_400  # that the others wait at their end for the first, which scores alone
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
@@ -124,6 +125,7 @@ def _join(failed: list[Exception]) -> None:
             num_processes=count and int(count),
             process_id=own and int(own),
             initialization_timeout=2 * WAIT_S,
+            shutdown_timeout_seconds=SCORING_S,
         )
     except Exception as error:
         failed.append(error)

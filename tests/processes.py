@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import socket
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -65,3 +66,14 @@ def _run(work: Callable, log: Path, given: tuple, settings: dict, environment: d
         work(*given)
     finally:
         atexit._run_exitfuncs()  # which multiprocessing leaves out: processes wait for each other
+
+
+def address(port: int, number: int) -> dict:
+    where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
+    return where | {"JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": number}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

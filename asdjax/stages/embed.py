@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -46,6 +46,21 @@ def refuse_untrained(run: Run, out: Path) -> None:
         raise InputError(f"{out} holds no model of this system and data; train it with `run`")
 
 
+def own_groups(groups: Mapping[Group, Sequence[Clip]]) -> list[Group]:
+    """Return the machines and sections that this process embeds, of all processes.
+
+    Those with most clips come first, each to the process that has fewest clips so far.
+    """
+    loads = np.zeros(jax.process_count(), int)
+    own = []
+    for group in sorted(groups, key=lambda group: -len(groups[group])):
+        process = int(loads.argmin())
+        loads[process] += len(groups[group])
+        if process == jax.process_index():
+            own.append(group)
+    return [group for group in groups if group in own]
+
+
 def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> None:
     """Write the embeddings of some machines and sections that are not finished yet."""
     largest = max(map(len, run.groups.values()))
@@ -60,7 +75,8 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
         for group in groups:
             product, clips = run.embeddings(out, group), run.groups[group]
             write = functools.partial(build, product.path, clips)
-            if make(product, write, force=options.force, reuse=options.reuse) != "built":
+            done = make(product, write, force=options.force, reuse=options.reuse, alone=True)
+            if done != "built":
                 present += 1
                 advance(len(clips))
     if present:

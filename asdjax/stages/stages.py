@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext, redirect_stderr
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from asdjax.artifact import forget, make
+from asdjax.artifact import forget, gather, make
 from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase, remarks
 from asdjax.data import ground_truth as labels
@@ -50,16 +50,18 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
       options: fields of `Options`.
 
     Returns:
-      The official numbers, an empty list where labels are missing.
+      The official numbers, an empty list where labels are missing or another process writes them.
     """
     out, options = Path(out), Options(**options)
-    with locked(out):
+    with _opened(out):
         with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
-            made = _prepare(system, data, out, options)
+            with together("recordings"):
+                made = _prepare(system, data, out, options)
             if system.train is not None:
                 training.train(made, out, options)
-            folder.save(out, made)
-            embedding.embed(made, out, made.groups, options)
+            _embed(made, out, options)
+        if not leads():
+            return []
         _score(made, out, options.force)
         return _report(made, out, options.force)
 
@@ -72,11 +74,7 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     if system.train is None:
         raise InputError("this system has nothing to train; use `run`")
     out, options = Path(out), Options(**options)
-    with ExitStack() as stack:
-        # Several processes check the same files and note the same: the first prints it, errors all.
-        stack.enter_context(nullcontext() if leads() else redirect_stderr(io.StringIO()))
-        with together("--out"):
-            stack.enter_context(locked(out) if leads() else nullcontext())
+    with _opened(out):
         with together("recordings"):
             made = _checked(system, data, out, options)
         made = pseudo_labels.with_labels(made, out, options)
@@ -86,11 +84,11 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
 def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments."""
     out, options = Path(out), Options(**options)
-    with locked(out):
-        made = _prepare(system, data, out, options, trains=False)
-        embedding.refuse_untrained(made, out)
-        folder.save(out, made)
-        embedding.embed(made, out, made.groups, options)
+    with _opened(out):
+        with together("recordings"):
+            made = _prepare(system, data, out, options, trains=False)
+            embedding.refuse_untrained(made, out)
+        _embed(made, out, options)
 
 
 def score(out: Path, scorer: Any = None) -> None:
@@ -113,6 +111,32 @@ def report(out: Path) -> list[Metric]:
     """Write `results.csv`, `skipped.csv` and figures, and print the official numbers."""
     with locked(Path(out)):
         return _report(folder.load_scored(Path(out)), Path(out), force=True)
+
+
+@contextmanager
+def _opened(out: Path) -> Iterator[None]:
+    """Lock a run's folder.
+
+    Several processes check the same files and note the same: the first locks the folder and prints
+    what is noted, all print errors.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(nullcontext() if leads() else redirect_stderr(io.StringIO()))
+        with together("--out"):
+            stack.enter_context(locked(out) if leads() else nullcontext())
+        yield
+
+
+def _embed(made: Run, out: Path, options: Options) -> None:
+    """Embed the recordings; of several processes each its own machines."""
+    with together("config.json"):
+        if leads():
+            gather(out)  # of processes that were interrupted
+            folder.save(out, made)
+    with together("embeddings"):
+        embedding.embed(made, out, embedding.own_groups(made.groups), options)
+    if leads():
+        gather(out)
 
 
 def _prepare(
@@ -144,7 +168,7 @@ def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> R
 
 def _score(made: Run, out: Path, force: bool = False) -> None:
     product = made.scores(out)
-    if make(product, lambda: _write_scores(made, out), force=force) == "kept":
+    if make(product, lambda: _write_scores(made, out), force=force, alone=True) == "kept":
         console.note("already scored")
 
 
@@ -209,7 +233,7 @@ def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
         limits = folder.load_thresholds(out / SCORES)
         figures.write(product.path, scores, made.clips, read, limits, problems.append)
 
-    make(product, draw, force=force)
+    make(product, draw, force=force, alone=True)
     for line in problems:
         console.note(line)
     if problems:  # to be drawn again where that may succeed

@@ -26,7 +26,8 @@ from jax.extend.core import jaxprs_in_params
 
 from asdjax.baseline.training import Frames, train_epoch
 from asdjax.baseline.training import start as start_autoencoder
-from asdjax.devices import copied, split
+from asdjax.devices import copied, over, split
+from asdjax.models.attention import attention
 from asdjax.models.fused import DEPTH
 from asdjax.models.system import Architecture
 from asdjax.scoring.knn import knn_distance
@@ -79,6 +80,28 @@ def train_step(kind: str, names: Sequence[str], mesh, batch: int) -> Program:
     made = system(kind, [STRUCTURES[name] for name in names], "bfloat16")
     gflop = batch * sum(STEP[kind][name] for name in names)
     return step_of(made, Train(batch=batch), mesh, batch, gflop)
+
+
+def attention_gradient(name: str, mesh, batch: int) -> Program:
+    """Return attention of one layer, with dropout and padding, and all of its gradients."""
+    config, rows, whole = STRUCTURES[name], split(mesh), copied(mesh)
+    tokens, heads, width = config.token_count(SAMPLES), 12, config.width
+    wide = placed([shape((batch, tokens, width), "bfloat16")] * 4, rows)
+    padding = placed(shape((batch, tokens), "bool"), rows)
+    key = placed(jax.eval_shape(lambda: jax.random.key(0)), whole)
+    given = dict(zip("qkv", wide, strict=False))
+    if name == "beats":
+        given["bias"] = placed(shape((heads, tokens, tokens), "float32"), whole)
+        given["gate"] = placed(shape((batch, heads, tokens), "float32"), rows)
+
+    def run(given, slope, padding, key):
+        attend = partial(attention, heads=heads, padding=padding, dropped=0.1, key=key)
+        with over(mesh):
+            out, back = jax.vjp(lambda given: attend(**given), given)
+            return out, back(slope)
+
+    gflop = 6 * 2e-9 * batch * tokens**2 * width  # two products forward, four back
+    return Program(jax.jit(run), (given, wide[3], padding, key), batch, gflop)
 
 
 def spectral_step(mesh, batch: int) -> Program:
@@ -171,6 +194,8 @@ def placed(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 
 
 CASES: dict[str, Callable[..., Program]] = {  # (mesh, batch of all chips) -> Program
+    "attention of BEATs": partial(attention_gradient, "beats"),
+    "attention of EAT": partial(attention_gradient, "eat"),
     "BEATs embedding": partial(embed, "beats"),
     "BEATs LoRA step": partial(train_step, "lora", ["beats"]),
     "BEATs full step": partial(train_step, "full", ["beats"]),

@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import socket
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -154,9 +153,9 @@ def start(folder):
         words = list(map(str, (*words, "--keep-checkpoints")))
         if count > 1 or environment:
             words.append("--distributed")
-        port, cache, started = free_port(), folder / "cache", []
+        port, cache, started = processes.free_port(), folder / "cache", []
         for number in range(count):
-            own = environment | (address(port, number) if count > 1 else {})
+            own = environment | (processes.address(port, number) if count > 1 else {})
             given = folder / f"{name}.{number}.json", stop if number == count - 1 else 0, words
             log = folder / f"{name}.{number}.log"
             log.unlink(missing_ok=True)
@@ -164,17 +163,6 @@ def start(folder):
         return Training(folder / name, started)
 
     return start
-
-
-def address(port: int, number: int) -> dict:
-    where = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}"}
-    return where | {"JAX_NUM_PROCESSES": 2, "JAX_PROCESS_ID": number}
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -289,7 +277,7 @@ def test_only_the_first_process_writes_and_tells(stopped):
 
 
 def test_a_process_that_does_not_find_the_others_says_so(start):
-    call = start("lost", "resident", WAIT_S=2, **address(free_port(), 1))
+    call = start("lost", "resident", WAIT_S=2, **processes.address(processes.free_port(), 1))
     assert call.wait().codes == [1]
     assert "expected all 2 to be there within 2 s" in call.told()
 

@@ -126,7 +126,7 @@ def test_front_ends_see_no_offset(padded):
     lengths = np.full(rows, 40 if padded else 64, np.int32)
     inside = np.arange(64)[None] < lengths[:, None]
     with jax.set_mesh(data_mesh()):
-        compute = jax.jit(make_front_ends([seen], data_mesh(), padded))
+        compute = jax.jit(make_front_ends([seen], data_mesh(), padded).apply)
     found = [compute(np.int16(inside * (sound + c)), lengths)[0].x for c in (0, 3000)]
     # 2e-6: sums of 64 float32 values below 0.1.
     np.testing.assert_allclose(found[1], found[0], rtol=0, atol=2e-6)

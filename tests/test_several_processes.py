@@ -1,0 +1,151 @@
+"""Two processes on one machine train, embed and score as one does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import processes
+import pytest
+from machines import tiny_eat, tone_machine
+
+from asdjax.config import SystemConfig
+from asdjax.data.batches import Audio
+from asdjax.models import weights_file
+from asdjax.models.lora import Lora
+from asdjax.models.pretrained import Pretrained
+from asdjax.scoring.knn import Knn
+from asdjax.stages.embed import own_groups
+from asdjax.train.config import HeadConfig, Train
+
+MEAN = Pretrained("tiny", pooling="mean", embedding=None)
+FROZEN = SystemConfig((MEAN,), audio=Audio(seconds=0.3), scorer=Knn(k=1))
+ADAPTED = SystemConfig(
+    (Pretrained("tiny", Lora(2, targets=("q", "v")), "statistics", embedding=16),),
+    audio=Audio(seconds=0.3),
+    train=Train(steps=4, batch=8, heads=(HeadConfig(),)),
+    scorer=Knn(k=1),
+)
+MACHINES = "fan", "pump", "valve"
+
+
+def call(system: SystemConfig, words: list[str]) -> None:
+    from asdjax import __main__ as command_line
+    from asdjax.recipes import RECIPES
+    from asdjax.recipes.recipe import Recipe
+
+    RECIPES["test"] = Recipe("", system, "")
+    sys.argv = words
+    command_line.main()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("processes")
+    for machine in MACHINES:
+        tone_machine(root / "data", machine)
+    tiny_eat(root / "tiny.safetensors")
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    def start(name, command, system, count=1, devices=1):
+        words = ["asdjax", command, "test", "--data", folder / "data", "--out", folder / name]
+        words += ["--weights", folder / "tiny.safetensors", *["--distributed"] * (count > 1)]
+        port, started = processes.free_port(), []
+        for number in range(count):
+            own = processes.address(port, number) if count > 1 else {}
+            log = folder / f"{name}.{number}.log"
+            given = system, list(map(str, words))
+            cache = folder / "cache"
+            started.append(processes.call(call, log, *given, cache=cache, devices=devices, **own))
+        return started
+
+    return start
+
+
+@pytest.fixture(scope="module")
+def ran(start, folder):
+    """Return the folders of runs by name; those of two processes end in 2."""
+    waiting = []
+    for command, system, name, devices in (
+        ("embed", FROZEN, "embedded", 1),
+        ("run", FROZEN, "frozen", 1),
+        ("run", ADAPTED, "adapted", 2),  # as many as two processes have
+    ):
+        waiting += [(name, start(name, command, system, devices=devices))]
+        waiting[-1][1][0].join(600)
+        waiting += [(f"{name}2", start(f"{name}2", command, system, count=2))]
+        for process in waiting[-1][1]:
+            process.join(600)
+    for name, started in waiting:
+        for number, process in enumerate(started):
+            assert process.exitcode == 0, (folder / f"{name}.{number}.log").read_text()
+    return folder
+
+
+def files(run: Path) -> dict[str, bytes]:
+    """Return the files of a run but its lock and its figures, which hold the time."""
+    return {
+        str(path.relative_to(run)): path.read_bytes()
+        for path in sorted(run.rglob("*"))
+        if path.is_file()
+        and path.suffix not in (".png", ".pdf", ".svg")
+        and "lock" not in path.name
+    }
+
+
+@pytest.mark.parametrize("name", ["embedded", "frozen"])
+def test_two_processes_give_the_files_of_one(ran, name):
+    one, two = files(ran / name), files(ran / f"{name}2")
+    assert one.keys() == two.keys()
+    assert {Path(file).stem for file in one if file.startswith("embeddings/") and ".npz" in file}
+    for file, content in one.items():
+        if file.endswith(".npz"):
+            with np.load(ran / name / file) as ours, np.load(ran / f"{name}2" / file) as theirs:
+                assert ours.files == theirs.files
+                for part in ours.files:
+                    np.testing.assert_array_equal(theirs[part], ours[part], err_msg=file)
+        elif not file.endswith(".done"):
+            assert two[file] == content, file
+
+
+def test_two_processes_train_and_score_as_one_with_two_devices(ran):
+    one, two = ran / "adapted", ran / "adapted2"
+    assert files(one).keys() == files(two).keys()
+    models = [weights_file.load(run / "model.safetensors").arrays for run in (one, two)]
+    jax.tree.map(np.testing.assert_array_equal, *models)  # a sum of two is rounded once
+    scores = sorted((one / "scores").glob("anomaly_score_*.csv"))
+    assert len(scores) == len(MACHINES)
+    for path in scores:
+        mine, other = (
+            [line.split(",") for line in (run / "scores" / path.name).read_text().split()]
+            for run in (one, two)
+        )
+        assert [name for name, _ in mine] == [name for name, _ in other]
+        values = [[float(value) for _, value in lines] for lines in (mine, other)]
+        # float32 distances of embeddings from batches of another size
+        np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-5)
+
+
+def test_each_process_embeds_its_share(ran):
+    """Three machines: the second process has one of them."""
+    told = [(ran / f"frozen2.{number}.log").read_text() for number in range(2)]
+    assert "scores:" in told[0]
+    assert "asdjax" not in told[1]
+    assert json.loads((ran / "frozen2" / "config.json").read_text())["transductive"] is False
+
+
+def test_shares_are_balanced(monkeypatch):
+    sizes = {"a": 10, "b": 50, "c": 30, "d": 30, "e": 5}
+    groups = {(name, "00"): (None,) * size for name, size in sizes.items()}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    shares = []
+    for number in range(2):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        shares.append([name for name, _ in own_groups(groups)])
+    assert shares == [["a", "b", "e"], ["c", "d"]]

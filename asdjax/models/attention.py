@@ -18,7 +18,7 @@ from jax import lax
 
 from asdjax.models.fused import PLATFORMS, Platform, fused, refused, uncompiled
 from asdjax.models.fused import How as Fused
-from asdjax.models.layers import Dropout, along, keep_only, linear, random_words, survivors
+from asdjax.models.layers import Dropout, along, dear, keep_only, linear, random_words, survivors
 from asdjax.types import InputError
 
 Implementation = Literal["auto", "plain", "cudnn"]
@@ -357,11 +357,11 @@ class SelfAttention(nnx.Module):
         self, x: jax.Array, padding: jax.Array | None, bias: jax.Array | None = None
     ) -> jax.Array:
         """Return `[B, L, D]` of the same; padding and bias as of `attention`."""
-        q = self.q(x)
+        q, k, v = (dear(project(x)) for project in (self.q, self.k, self.v))
         y = attention(
             q,
-            self.k(x),
-            self.v(x),
+            k,
+            v,
             heads=self.heads,
             bias=bias,
             gate=self._bias_gate(q) if self.gated and bias is not None else None,
@@ -370,7 +370,7 @@ class SelfAttention(nnx.Module):
             key=self.dropout.drawn(),
             implementation=self.implementation,
         )
-        return self.out(y)
+        return dear(self.out(y))
 
     def _bias_gate(self, q):
         """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`.

@@ -186,7 +186,7 @@ class Eat(nnx.Module):
         dtype: of matrix products and what is between them; parameters, sums, and the statistics of
             norms and softmax are float32.
         train: drop values and branches, from the random keys (`layers.Key`) that each step puts in.
-        remat: keep only the input of each block for the backward pass and compute the block again.
+        remat: what of each block is computed again for the gradient instead of being kept.
         attention: implementation of `asdjax.models.attention.attention`.
     """
 
@@ -196,7 +196,7 @@ class Eat(nnx.Module):
         *,
         dtype: Any = jnp.float32,
         train: bool = False,
-        remat: bool = False,
+        remat: layers.Remat = "nothing",
         attention: Implementation = "auto",
         rngs: nnx.Rngs,
     ):
@@ -230,7 +230,7 @@ class Eat(nnx.Module):
         """
         x = self.encoder_input(self.embed_patches(mel))
         for block in list(self.layers)[:layer]:
-            x = layers.recomputed(block, x, padding) if self.remat else block(x, padding)
+            x = layers.recomputed(self.remat, block, x, padding)
         return x.astype(jnp.float32)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
@@ -283,7 +283,8 @@ class Block(nnx.Module):
 
     def feed_forward(self, x):
         hidden = layers.gelu(self.fc1(x))
-        return self.ffn_dropout(self.output_dropout(self.fc2(self.activation_dropout(hidden))))
+        y = layers.dear(self.fc2(self.activation_dropout(hidden)))
+        return self.ffn_dropout(self.output_dropout(y))
 
 
 def position_table(width: int, bands: int, times: int) -> jax.Array:

@@ -27,7 +27,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
-from asdjax.models.layers import random_words, survivors, survivors_scale
+from asdjax.models.layers import dear, random_words, survivors, survivors_scale
 
 Platform = Literal["cuda", "tpu"]
 PLATFORMS: dict[Platform, str] = {"cuda": "gpu", "tpu": "tpu"}  # and the backend of JAX
@@ -151,7 +151,7 @@ def _attend(how: How, given: Arrays) -> jax.Array:
 
 
 def _attend_forward(how, given):
-    made = _call(how, _forward, given)
+    made = {name: dear(x) for name, x in _call(how, _forward, given).items()}
     return made["out"], given | made
 
 

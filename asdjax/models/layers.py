@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial, reduce
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 MEL_BANDS = 128
 LARGEST = 100_000  # of any count in a configuration: more is a damaged or hostile file
@@ -314,10 +315,28 @@ def linear(inputs: int, outputs: int, *, gain: float | None = None, **how) -> Li
     return Linear(inputs, outputs, kernel_init=init, **how)
 
 
-def recomputed(block: nnx.Module, *args: jax.Array | None) -> jax.Array:
-    """Return `block(*args)`, which the backward pass computes again instead of keeping values."""
+Remat = Literal["nothing", "hidden", "layers"]
+DEAR = "dear"  # name of values that take long to compute again and are no wider than tokens
+
+
+def recomputed(what: Remat, block: nnx.Module, *args: jax.Array | None) -> jax.Array:
+    """Return `block(*args)`; a part is computed again for the gradient instead of being kept.
+
+    Args:
+        what: nothing; the hidden values of feed-forward layers, which are four times as wide as
+            others, and norms; or all but the layer's input.
+    """
+    if what == "nothing":
+        return block(*args)
     graph, state = nnx.split(block)
-    return jax.checkpoint(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+    policy = jax.checkpoint_policies.save_only_these_names(DEAR)
+    call = partial(jax.checkpoint, policy=policy if what == "hidden" else None)
+    return call(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+
+
+def dear(x: jax.Array) -> jax.Array:
+    """Return `x`, which `recomputed` keeps unless all of a layer is computed again."""
+    return checkpoint_name(x, DEAR)
 
 
 def scale_gradient(x: jax.Array, factor: float) -> jax.Array:

@@ -19,6 +19,7 @@ from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Backbone, Structure, initialize
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.layers import Remat
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
 from asdjax.models.system import Architecture, Task
@@ -35,11 +36,16 @@ STRUCTURES = {"beats": BeatsConfig.base(), "eat": EatConfig.base()}
 
 
 def encoder(
-    kind: Kind, structure: Structure, dtype: str = "float32", eat_attention: Implementation = "auto"
+    kind: Kind,
+    structure: Structure,
+    dtype: str = "float32",
+    eat_attention: Implementation = "auto",
+    remat: Remat = "nothing",
 ) -> Pretrained:
     adapter = ADAPTER if kind == "lora" else None
     attention = eat_attention if isinstance(structure, EatConfig) else "auto"
-    return Pretrained(adapter=adapter, dropout=False, dtype=dtype, attention=attention)
+    how = {"dtype": dtype, "attention": attention, "remat": remat}
+    return Pretrained(adapter=adapter, dropout=False, **how)
 
 
 def system(
@@ -47,13 +53,14 @@ def system(
     structures: Sequence[Structure],
     dtype: str = "float32",
     eat_attention: Implementation = "auto",
+    remat: Remat = "nothing",
 ) -> Architecture:
     """Return encoders with random weights, and ArcFace on the embedding.
 
     With two encoders there is half as much of it on each one's part, too.
     """
     networks = tuple(
-        encoder(kind, one, dtype, eat_attention).network_of(Backbone(one, initialize(one)))
+        encoder(kind, one, dtype, eat_attention, remat).network_of(Backbone(one, initialize(one)))
         for one in structures
     )
     whole = Task(LOSS, (1,) * CLASSES)

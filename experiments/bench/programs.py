@@ -75,9 +75,9 @@ def embed(name: str, mesh, batch: int) -> Program:
     return Program(jax.jit(apply), (params, wave, lengths), batch, gflop)
 
 
-def train_step(kind: str, names: Sequence[str], mesh, batch: int) -> Program:
+def train_step(kind: str, names: Sequence[str], mesh, batch: int, remat="nothing") -> Program:
     """Return a step of one system with an encoder for each name."""
-    made = system(kind, [STRUCTURES[name] for name in names], "bfloat16")
+    made = system(kind, [STRUCTURES[name] for name in names], "bfloat16", remat=remat)
     gflop = batch * sum(STEP[kind][name] for name in names)
     return step_of(made, Train(batch=batch), mesh, batch, gflop)
 
@@ -198,6 +198,8 @@ CASES: dict[str, Callable[..., Program]] = {  # (mesh, batch of all chips) -> Pr
     "attention of EAT": partial(attention_gradient, "eat"),
     "BEATs embedding": partial(embed, "beats"),
     "BEATs LoRA step": partial(train_step, "lora", ["beats"]),
+    "BEATs LoRA step, hidden": partial(train_step, "lora", ["beats"], remat="hidden"),
+    "BEATs LoRA step, layers": partial(train_step, "lora", ["beats"], remat="layers"),
     "BEATs full step": partial(train_step, "full", ["beats"]),
     "EAT embedding": partial(embed, "eat"),
     "EAT LoRA step": partial(train_step, "lora", ["eat"]),

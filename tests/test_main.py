@@ -176,8 +176,8 @@ def test_help_and_version_are_no_mistakes(call):
 
 HELP = {  # command and recipe -> options that it has, options that it lacks
     ("run", "frozen/logmel"): (
-        {"data", "out", "scorer.k", "skip-bad", "audio.seconds"},
-        {"weights", "runs", "pseudo-labels", "keep-checkpoints", "distributed", "train.steps"},
+        {"data", "out", "scorer.k", "skip-bad", "audio.seconds", "distributed"},
+        {"weights", "runs", "pseudo-labels", "keep-checkpoints", "train.steps"},
     ),
     ("run", "baseline/mse"): (
         {"train.epochs", "scorer.kind", "keep-checkpoints", "reuse"},
@@ -192,10 +192,13 @@ HELP = {  # command and recipe -> options that it has, options that it lacks
         {"runs", "embedder.branches.0.adapter.rank", "scorer.k", "batch", "year", "ground-truth"},
     ),
     ("embed", "korea2025/system1"): (
-        {"weights", "pseudo-labels", "train.seed"},
-        {"keep-checkpoints", "distributed"},
+        {"weights", "pseudo-labels", "train.seed", "distributed"},
+        {"keep-checkpoints"},
     ),
-    ("run", "ioa2024/ensemble1"): ({"runs", "members", "all.FIELD"}, {"weights", "reuse"}),
+    ("run", "ioa2024/ensemble1"): (
+        {"runs", "members", "all.FIELD"},
+        {"weights", "reuse", "distributed"},
+    ),
     ("run", "aithu2024/system1"): (
         {"weights", "runs", "members", "ensemble.weights", "beats-lora.FIELD", "all.FIELD"},
         {"reuse", "train.steps"},

@@ -19,9 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-import jax
-
-from asdjax.devices import agree, leads
+from asdjax.devices import agree, leads, process_number
 from asdjax.files import atomic, content_of_file, write_json
 from asdjax.types import CONTENT, InputError
 
@@ -200,7 +198,7 @@ def gather(folder: Path) -> None:
 
 def _write(folder: Path, entries: dict[str, dict]) -> None:
     """Write what is finished; a process that is not the first has a file of its own."""
-    name = FILE if leads() else f"finished.{jax.process_index()}.json"
+    name = FILE if leads() else f"finished.{process_number()}.json"
     write_json(folder / name, dict(sorted(entries.items())))
 
 

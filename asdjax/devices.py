@@ -77,9 +77,14 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
+def process_number() -> int:
+    """Return which of the processes this is."""
+    return jax.process_index()
+
+
 def leads() -> bool:
     """Tell whether this is the process that writes files and tells of progress."""
-    return jax.process_index() == 0
+    return process_number() == 0
 
 
 def join_processes() -> None:

@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 
 from asdjax.models.layers import BatchNorm
 from asdjax.types import InputError
@@ -72,7 +73,9 @@ class AttentiveStatistics(nnx.Module):
             inside = jnp.ones(x.shape[:2], bool)
         inside = inside[..., None]
         x = jnp.where(inside, x, 0.0)
-        logits = jnp.where(inside, self._logits(x, inside), NOTHING)
+        # The compiler for TPUs (libtpu 0.0.42) crashes where it fuses these with what follows.
+        logits = lax.optimization_barrier(self._logits(x, inside))
+        logits = jnp.where(inside, logits, NOTHING)
         statistics = _statistics(x, jax.nn.softmax(logits, axis=1))
         return self.norm(jnp.concatenate(statistics, -1))
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -175,31 +174,41 @@ def recorded(folder: Path, name: str) -> dict[str, dict]:
 
 
 def _entries(folder: Path) -> dict[str, dict]:
-    """Return what is finished in a folder; a damaged list counts as none."""
-    found = {}
-    for path in (folder / FILE, *_parts(folder)):
-        with suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
-            entries = json.loads(path.read_text())
-            found |= {n: {"key": e["key"], "files": e["files"]} for n, e in entries.items()}
+    """Return what is finished in a folder, by any process."""
+    found = _read(folder / FILE)
+    for path in _parts(folder):
+        found |= _read(path)
     return found
+
+
+def _read(path: Path) -> dict[str, dict]:
+    """Return the entries of a list of finished work; a damaged one has none."""
+    try:
+        entries = json.loads(path.read_text())
+        return {n: {"key": entry["key"], "files": entry["files"]} for n, entry in entries.items()}
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return {}
+
+
+def _write(path: Path, entries: dict[str, dict]) -> None:
+    write_json(path, dict(sorted(entries.items())))
 
 
 def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("finished.*.json"))
 
 
+def _own(folder: Path) -> Path:
+    """Return the list of this process, in which it writes what it finished and nothing else."""
+    return folder / (FILE if leads() else f"finished.{process_number()}.json")
+
+
 def gather(folder: Path) -> None:
-    """Make one list of what all processes finished; called by the first."""
+    """Make one list of what all processes finished; called by the first while no other writes."""
     if parts := _parts(folder):
-        _write(folder, _entries(folder))
+        _write(folder / FILE, _entries(folder))
         for path in parts:
             path.unlink()
-
-
-def _write(folder: Path, entries: dict[str, dict]) -> None:
-    """Write what is finished; a process that is not the first has a file of its own."""
-    name = FILE if leads() else f"finished.{process_number()}.json"
-    write_json(folder / name, dict(sorted(entries.items())))
 
 
 def _contents(product: Product) -> dict[str, str]:
@@ -209,14 +218,16 @@ def _contents(product: Product) -> dict[str, str]:
 def record(product: Product) -> None:
     """Count a product as finished."""
     entry = {"key": product.key, "files": _contents(product)}
-    _write(product.folder, _entries(product.folder) | {product.name: entry})
+    own = _own(product.folder)
+    _write(own, _read(own) | {product.name: entry})
 
 
 def forget(product: Product) -> None:
     """No longer count a product as finished."""
-    entries = _entries(product.folder)
+    own = _own(product.folder)
+    entries = _read(own)
     if entries.pop(product.name, None) is not None:
-        _write(product.folder, entries)
+        _write(own, entries)
 
 
 def _copy(source: Product, target: Product) -> None:

@@ -3,9 +3,19 @@
 import json
 import shutil
 
+import jax
 import pytest
 
-from asdjax.artifact import FILE, MOST_DIFFERENCES, Product, differences, forget, is_finished, make
+from asdjax.artifact import (
+    FILE,
+    MOST_DIFFERENCES,
+    Product,
+    differences,
+    forget,
+    gather,
+    is_finished,
+    make,
+)
 from asdjax.files import content_of
 from asdjax.types import InputError
 
@@ -90,6 +100,22 @@ def test_products_of_a_folder_do_not_touch_each_other(tmp_path):
     forget(fan)
     assert not is_finished(fan)
     assert set(json.loads((tmp_path / FILE).read_text())) == {pump.name}
+
+
+def test_processes_that_finish_products_at_once_undo_nothing_of_each_other(tmp_path, monkeypatch):
+    """Each has a list of its own; what the first makes anew is not what another saw before."""
+    old, new = (product(tmp_path, key, "fan", ()) for key in (KEY, OTHER))
+    pump, valve = (product(tmp_path, OTHER, name, ()) for name in ("pump", "valve"))
+    make(old, builder(old)[0])
+    for one, number in ((pump, 1), (new, 0), (valve, 0)):
+        monkeypatch.setattr(jax, "process_index", lambda number=number: number)
+        assert make(one, builder(one)[0], alone=True) == "built"
+    for _ in range(2):
+        assert all(map(is_finished, (new, pump, valve)))
+        assert not is_finished(old)
+        gather(tmp_path)
+    assert sorted(json.loads((tmp_path / FILE).read_text())) == ["fan", "pump", "valve"]
+    assert len(list(tmp_path.glob("finished*"))) == 1
 
 
 def test_a_folder_is_a_product_with_all_that_is_in_it(tmp_path):

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from asdjax.models.fused import PLATFORMS, Platform, fused, refused, uncompiled
-from asdjax.models.fused import How as Fused
+from asdjax.models.fused import PLATFORMS, Fused, Platform, fused, refused, uncompiled
 from asdjax.models.layers import Dropout, along, dear, keep_only, linear, random_words, survivors
 from asdjax.types import InputError
 
@@ -256,7 +255,7 @@ def kept_weights(how: How, words: jax.Array, head: jax.Array, shape: tuple[int, 
         for axis, sizes in enumerate([(batch, 1, 1), (1, tokens, 1), (1, 1, tokens)])
     )
     rows = (clip * how.heads + head.astype(jnp.uint32)) * tokens + query
-    return survivors(how.rate, (words[0], words[1]), rows, key)
+    return survivors(how.rate, words, rows, key)
 
 
 def _gradient(head: Head, rate, weight, out, slope):

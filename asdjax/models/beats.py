@@ -174,8 +174,8 @@ class Beats(nnx.Module):
 
     Args:
         config: the structure.
-        dtype: of matrix products, convolutions and what is between them; parameters, sums, and the
-            statistics of norms and softmax are float32.
+        dtype: of matrix products, convolutions and what is between them; parameters, sums of
+            products, and the statistics of norms and softmax are float32.
         train: drop values and layers, from the random keys (`layers.Key`) that each step puts in.
         remat: what of each layer is computed again for the gradient instead of being kept.
         attention: implementation of `asdjax.models.attention.attention`.

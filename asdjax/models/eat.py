@@ -183,8 +183,8 @@ class Eat(nnx.Module):
 
     Args:
         config: the structure.
-        dtype: of matrix products and what is between them; parameters, sums, and the statistics of
-            norms and softmax are float32.
+        dtype: of matrix products and what is between them; parameters, sums of products, and the
+            statistics of norms and softmax are float32.
         train: drop values and branches, from the random keys (`layers.Key`) that each step puts in.
         remat: what of each block is computed again for the gradient instead of being kept.
         attention: implementation of `asdjax.models.attention.attention`.

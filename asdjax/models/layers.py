@@ -99,8 +99,7 @@ def kept(shape: tuple[int, ...], rate: float, key: jax.Array) -> jax.Array:
     """Return a random bool array: False where dropout puts 0."""
     rows = lax.iota(jnp.uint32, math.prod(shape[:-1])).reshape(*shape[:-1], 1)
     columns = lax.iota(jnp.uint32, shape[-1]).reshape(*[1] * (len(shape) - 1), -1)
-    first, second = random_words(key)
-    return survivors(rate, (first, second), rows, columns)
+    return survivors(rate, random_words(key), rows, columns)
 
 
 def random_words(key: jax.Array) -> jax.Array:
@@ -108,9 +107,7 @@ def random_words(key: jax.Array) -> jax.Array:
     return jax.random.key_data(key).reshape(-1)[:2]
 
 
-def survivors(
-    rate: float, words: tuple[jax.Array, jax.Array], rows: jax.Array, columns: jax.Array
-) -> jax.Array:
+def survivors(rate: float, words: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Return which values dropout keeps, by their place alone: the same on every device.
 
     The generator counts: a value is the finalizer of MurmurHash3 (Appleby 2008) of its column in
@@ -128,8 +125,7 @@ def survivors(
 
 def _mixed(x: jax.Array, more: jax.Array | int = 0) -> jax.Array:
     """Return uint32 whose bits each depend on all bits of `x`; `more` enters halfway."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = x ^ more if isinstance(more, jax.Array) else x
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B) ^ more
     x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 

@@ -36,7 +36,8 @@ class Pretrained:
       layer: which layer's output is pooled; None: the last.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
-      dtype: of the matrix products; parameters, norms, pooling, margins stay float32.
+      dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
+        margins stay float32.
       remat: what is computed again for the gradient instead of being kept. BEATs with LoRA in
         bfloat16 keeps 119 MB of a clip of 10 s; without the hidden values of feed-forward layers
         77 MB (13 % more arithmetic), without all that is inside layers 27 MB (47 % more).

@@ -12,7 +12,7 @@ import pytest
 
 from asdjax.models.attention import How as Plain
 from asdjax.models.attention import attention, kept_weights
-from asdjax.models.fused import MOST, How, fused, refused
+from asdjax.models.fused import MOST, Fused, fused, refused
 from asdjax.models.layers import random_words, survivors_scale
 
 HEADS, DEPTH = 2, 64
@@ -43,7 +43,7 @@ def differentiated(attend, arrays, slope):
 
 
 def kernels(platform, q, k, v, bias=None, gate=None, padding=None, rate=0.0):
-    how = How(platform, HEADS, q.shape[1], rate, interpret=True)
+    how = Fused(platform, HEADS, q.shape[1], rate, interpret=True)
     return fused((q, k, v), bias, gate, padding, KEY if rate else None, how)
 
 
@@ -157,7 +157,32 @@ def test_mapped_and_computed_again(platform):
         assert np.abs(np.asarray(x) - np.asarray(mapped[name][1])).max() > 1e-3, name
 
 
-def test_what_the_kernels_do_not_take_is_computed_plainly():
+def lowered(platform, implementation="auto", depth=DEPTH):
+    """Return the program of attention for a platform, which need not be there."""
+    x = jnp.zeros((2, 70, HEADS * depth), jnp.bfloat16)
+    attend = jax.jit(partial(attention, heads=HEADS, implementation=implementation))
+    return attend.trace(x, x, x).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize(("platform", "kernel"), [("cuda", "triton"), ("tpu", "tpu_custom_call")])
+def test_each_platform_gets_its_kernel_where_it_takes_the_queries(platform, kernel):
+    assert kernel in lowered(platform)
+    assert kernel not in lowered(platform, "plain")
+    assert kernel not in lowered(platform, depth=32)
+    assert "custom_call" not in lowered("cpu")
+
+
+def test_a_device_without_kernels_is_told_of_once(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("asdjax.models.attention.uncompiled", lambda platform: "it is too old")
+    x = jnp.zeros((1, 7, HEADS * DEPTH))
+    with pytest.warns(UserWarning, match="without the fused kernels.*it is too old"):
+        want = attention(x, x, x, heads=HEADS)
+    assert "custom_call" not in lowered("cuda")  # and no second warning, which would be an error
+    assert not np.asarray(want).any()
+
+
+def test_what_the_kernels_do_not_take():
     assert refused(jnp.zeros((1, 7, 96)), 3, "cuda") == "heads of 64 channels, got 32"
     assert refused(jnp.zeros((1, 7, 192)), 3, "cuda") == ""
     assert refused(jnp.zeros((1, 7, 192)), 3, "tpu") == "an even number of heads, got 3"

@@ -19,7 +19,7 @@ def sound(*shape, seed=0):
     return np.round(noise + tone).astype(np.int16)
 
 
-def close(got, want, wave):
+def assert_close(got, want, wave):
     """Compare within rounding of the largest magnitude of the whole `wave` or of a frame."""
     loudest = np.abs(np.fft.rfft(wave[:, : 1024 if np.ndim(want) == 3 else None])).max()
     loudest /= 32_768 if wave.dtype == np.int16 else 1
@@ -32,14 +32,14 @@ def test_the_spectrum_is_the_fft_of_the_whole_clip_below_nyquist(samples):
     want = np.abs(np.fft.fft(np.float64(wave) / 32_768))[:, : samples // 2]
     got = magnitude_spectrum(wave)
     assert got.dtype == np.float32
-    close(got, want, wave)
+    assert_close(got, want, wave)
 
 
 def test_a_tone_stands_in_its_bin_with_half_its_amplitude_times_the_samples():
     wave = 0.5 * np.cos(2 * np.pi * 440 / 16_000 * np.arange(16_000))[None]
     want = np.zeros((1, 8_000))
     want[0, 440] = 0.5 * 16_000 / 2
-    close(magnitude_spectrum(wave.astype(np.float32)), want, wave)
+    assert_close(magnitude_spectrum(wave.astype(np.float32)), want, wave)
 
 
 def oracle(wave, low, high):
@@ -60,12 +60,12 @@ def test_the_spectrogram_is_scipys_without_each_bins_mean(samples):
     got = magnitude_spectrogram(wave)
     assert got.dtype == np.float32
     assert got.shape == want.shape == (3, spectral.frame_count(samples), 500)
-    close(got, want, wave)
+    assert_close(got, want, wave)
 
 
 def test_a_sound_that_repeats_every_hop_leaves_nothing():
     wave = np.tile(sound(1, 512), 8)
-    close(magnitude_spectrogram(wave), np.zeros((1, 7, 500)), wave)
+    assert_close(magnitude_spectrogram(wave), np.zeros((1, 7, 500)), wave)
 
 
 @pytest.mark.parametrize("view", [magnitude_spectrum, magnitude_spectrogram])
@@ -73,7 +73,7 @@ def test_integers_equal_floats_and_a_clip_alone_equals_the_clip_in_a_batch(view)
     wave = sound(3, 5_000)
     got = np.asarray(view(wave))
     np.testing.assert_array_equal(got, view(np.float32(wave) / 32_768))
-    close(view(wave[1:2]), got[1:2], wave)  # rows may be summed in another order
+    assert_close(view(wave[1:2]), got[1:2], wave)  # rows may be summed in another order
 
 
 @pytest.mark.parametrize("view", [magnitude_spectrum, magnitude_spectrogram])

@@ -118,13 +118,18 @@ def attention(
 
 
 def _takes(platform: Platform, q: jax.Array, heads: int) -> bool:
-    """Return whether the kernels are for such queries; if this device has others, say so once."""
-    reason = refused(q, heads, platform)
-    if PLATFORMS[platform] == jax.default_backend():
-        reason = f"the kernels take {reason}" if reason else uncompiled(platform)
-        if reason:
-            _note(f"attention is computed without the fused kernels, which is slower: {reason}")
+    """Return whether a platform has kernels for queries; if it is this one and not, say so once."""
+    reason = _missing(platform, q, heads)
+    if reason and PLATFORMS[platform] == jax.default_backend():
+        _note(f"attention is computed without the fused kernels, which is slower: {reason}")
     return not reason
+
+
+def _missing(platform, q, heads) -> str:
+    """Return why a platform has no kernels for queries; "" if it has."""
+    if reason := refused(q, heads, platform):
+        return f"the kernels take {reason}"
+    return uncompiled(platform) if PLATFORMS[platform] == jax.default_backend() else ""
 
 
 @cache
@@ -164,13 +169,25 @@ def _library(qkv, bias, padding, heads):
     return y[:, :tokens].reshape(batch, tokens, -1)
 
 
-def attention_bytes(tokens: int, heads: int, biased: bool) -> int:
-    """Return the memory of the scores of one clip, at most: what grows with the square of tokens.
+def attention_bytes(
+    tokens: int, heads: int, width: int, biased: bool, implementation: Implementation
+) -> int:
+    """Return the memory of one clip that grows with the square of its tokens, at most.
 
-    A bias is kept twice, with what its positions are counted by.
+    It is that of scores, which the kernels of GPUs and TPUs never write, and of a bias. This is
+    kept twice, with what its positions are counted by; cuDNN has it with the gate in it, too.
     """
-    at_once = 1 if jax.default_backend() == "cpu" else heads
-    return 4 * tokens**2 * (3 * at_once + (2 * heads + 4 if biased else 0))
+    here, q = jax.default_backend(), jax.ShapeDtypeStruct((1, tokens, width), jnp.bfloat16)
+    if implementation == "cudnn":
+        scores = heads if biased else 0
+    elif implementation == "auto" and any(
+        here == backend and not _missing(platform, q, heads)
+        for platform, backend in PLATFORMS.items()
+    ):
+        scores = 0
+    else:
+        scores = 3 * (1 if here == "cpu" else heads)
+    return 4 * tokens**2 * (scores + (2 * heads + 4 if biased else 0))
 
 
 class How(NamedTuple):

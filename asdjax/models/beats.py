@@ -152,9 +152,10 @@ class BeatsConfig:
     def token_count(self, samples: int) -> int:
         return frame_count(samples) // self.input_patch_size * self.bands
 
-    def clip_bytes(self, samples: int) -> float:
+    def clip_bytes(self, samples: int, attention: Implementation = "auto") -> float:
         tokens, heads = self.token_count(samples), self.encoder_attention_heads
-        scores = attention_bytes(tokens, heads, self.relative_position_embedding)
+        biased = self.relative_position_embedding
+        scores = attention_bytes(tokens, heads, self.width, biased, attention)
         return scores + layers.token_bytes(self.width, self.encoder_ffn_embed_dim) * tokens
 
     def token_padding(self, samples: int, lengths: jax.Array) -> jax.Array:

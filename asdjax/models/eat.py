@@ -138,11 +138,11 @@ class EatConfig:
     def token_count(self, samples: int) -> int:
         return self.extra_tokens + self._patches(samples)
 
-    def clip_bytes(self, samples: int) -> float:
+    def clip_bytes(self, samples: int, attention: Implementation = "auto") -> float:
         if eat_frames(samples) > self._most_frames:
             return math.inf
         tokens, hidden = self.token_count(samples), int(self.mlp_ratio * self.width)
-        scores = attention_bytes(tokens, self.num_heads, biased=False)
+        scores = attention_bytes(tokens, self.num_heads, self.width, False, attention)
         return scores + layers.token_bytes(self.width, hidden) * tokens
 
     @property

@@ -287,7 +287,8 @@ def _dense_backward(saved, slope):
     x, kernel, bias = saved
     axes = tuple(range(x.ndim - 1))
     to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
-    to_kernel = _summed(x, slope, axes, axes).astype(kernel.dtype)
+    # Transposed: otherwise a CPU first transposes x, and computes the GELU in it in that order.
+    to_kernel = _summed(slope, x, axes, axes).T.astype(kernel.dtype)
     to_bias = None
     if bias is not None:
         to_bias = _rounded(slope).astype(jnp.float32).sum(axes).astype(bias.dtype)

@@ -67,8 +67,12 @@ class Pretrained:
         return bool(self.adapter or self.embedding) or self.pooling == "statistics"
 
     def clip_bytes(self, samples: int) -> float:
-        """Return how much memory a clip needs, at most; it grows with the square of its length."""
-        return 50 * samples + structure_of(self.weights).clip_bytes(samples)  # log-mel and tokens
+        """Return how much memory a clip needs, at most.
+
+        It grows with the square of its length where attention has no kernels or has a bias.
+        """
+        structure = structure_of(self.weights)
+        return 50 * samples + structure.clip_bytes(samples, self.attention)  # log-mel and tokens
 
     def network(self, samples: int | None = None) -> Network:
         """Return the network with the backbone's weights, for waves of any length.

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asdjax.models.attention import How as Plain
-from asdjax.models.attention import attention, kept_weights
+from asdjax.models.attention import attention, attention_bytes, kept_weights
 from asdjax.models.fused import MOST, Fused, fused, refused
 from asdjax.models.layers import random_words, survivors_scale
 
@@ -180,6 +180,20 @@ def test_a_device_without_kernels_is_told_of_once(monkeypatch):
         want = attention(x, x, x, heads=HEADS)
     assert "custom_call" not in lowered("cuda")  # and no second warning, which would be an error
     assert not np.asarray(want).any()
+
+
+def test_the_kernels_need_no_memory_for_scores(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr("asdjax.models.attention.uncompiled", lambda platform: "")
+
+    def square(tokens, how, *, biased=False, heads=12):
+        return attention_bytes(tokens, heads, 768, biased, how) / (4 * tokens**2)
+
+    assert square(1000, "auto") == square(1000, "cudnn") == 0
+    assert square(1000, "plain") == 3 * 12
+    assert 12 <= square(1000, "auto", biased=True) == square(1000, "plain", biased=True) - 3 * 12
+    assert square(MOST + 1, "auto") == 3 * 12
+    assert square(1000, "auto", heads=8) == 3 * 8
 
 
 def test_what_the_kernels_do_not_take():

@@ -29,7 +29,7 @@ from asdjax.types import InputError
 #   has_classes               whether there is a class head
 #   build(**how)              the module, `(mel, padding, layer) -> tokens`; dtype, train, ...
 #   token_count(samples)      L, extra tokens included, of a row of `samples`
-#   clip_bytes(samples, how)  memory of the forward pass of a row, with attention of a kind; at most;
+#   clip_bytes(samples, how)  memory of the forward pass of a row, at most, with such attention;
 #                             inf: it is too long
 #   without_dropout()         the structure with every rate of dropping values and layers at 0
 Structure = BeatsConfig | EatConfig

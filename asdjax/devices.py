@@ -4,11 +4,12 @@ import hashlib
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from asdjax.types import InputError
@@ -44,9 +45,32 @@ def copied(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
 def over(mesh: jax.sharding.Mesh):
     """Return a context that tells a traced function which devices its batch is split over.
 
-    The compiler splits all but kernels, which do it themselves (`asdjax.models.fused`).
+    The compiler splits all that is not computed `by_device`.
     """
     return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def by_device(function: Callable[[Any, Any], Any], rows: Any, whole: Any) -> Any:
+    """Return `function(rows, whole)`, which each device computes for its own rows of a batch.
+
+    Its gradients of `whole` are summed over devices once they are made. The devices are those of
+    `over`; without them, and inside `jax.shard_map`, the rows are a device's own already. XLA
+    cannot split a kernel of Pallas, gathers the whole batch for a grouped convolution (CUDA, jax
+    0.10), and sums what a gradient is computed from even where that is larger.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if "data" not in mesh.axis_names or "data" in mesh.manual_axes or mesh.size == 1:
+        return function(rows, whole)
+    spec = jax.P("data")
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=(spec, jax.P()), out_specs=spec, check_vma=False
+    )(rows, whole)
+
+
+def first_row(rows: int) -> jax.Array:
+    """Return the number in the batch, uint32, of the first of a device's own `rows`."""
+    split = "data" in jax.sharding.get_abstract_mesh().manual_axes
+    return jnp.uint32(jax.lax.axis_index("data") * rows if split else 0)
 
 
 def put_copies(tree: Any, mesh: jax.sharding.Mesh) -> Any:

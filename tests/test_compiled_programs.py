@@ -1,13 +1,21 @@
 """What `experiments/bench/hlo.py` reads from the text of a compiled program."""
 
 import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
+from machines import tiny_beats
+
+from asdjax.devices import data_mesh
+from asdjax.train.config import Train
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "bench"))
+import finetune
 import hlo
 import programs
 
@@ -103,6 +111,21 @@ def test_bytes_are_what_is_read_and_written_once(works):
     assert works["gemm"].bytes == 2 * 4 * 100 * 4 + 4 * 100 * 100  # without its scratch memory
 
 
+def test_what_is_scheduled_while_devices_talk(works):
+    assert works["sums"].beside == ()
+    begun = TEXT.replace(
+        "%sums = f32[100,4]{1,0} all-reduce(%all)",
+        """%begun = f32[100,4]{1,0} \
+all-reduce-start(%all), replica_groups={{0,1}}, to_apply=%add
+  %meanwhile = f32[100,4]{1,0} negate(%all)
+  %sums = f32[100,4]{1,0} all-reduce-done(%begun)""",
+    )
+    found = {work.name: work for work in hlo.read(begun)}
+    assert found.keys() == {"product", "kept", "begun", "meanwhile", "gemm", "copy"}
+    assert found["begun"].beside == ("meanwhile",)
+    assert (found["begun"].kind, found["begun"].result) == ("collective", 4 * 100 * 4)
+
+
 def test_kinds_are_by_what_is_fused(works):
     kinds = {name: work.kind for name, work in works.items()}
     assert kinds == {
@@ -168,3 +191,32 @@ def test_convolutions_count_the_taps_that_are_there(stride):
     assert programs.products(forward.jaxpr.jaxpr) == pytest.approx(expected)
     both = jax.jit(jax.value_and_grad(convolve, 1)).trace(x, kernel)
     assert programs.products(both.jaxpr.jaxpr) == pytest.approx(2 * expected)
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+def test_of_a_step_each_device_computes_its_own_clips(kind, monkeypatch):
+    """What XLA cannot split, or splits badly, lies inside `shard_map`; so are adapters' sums."""
+    structure = replace(tiny_beats(), encoder_embed_dim=128, dropout=0.1)
+    monkeypatch.setattr(programs, "SAMPLES", 16_000)
+    made = finetune.system(kind, [structure], "bfloat16")
+    mesh = data_mesh(jax.devices()[:2])
+    program = programs.step_of(made, Train(batch=4), mesh, 4, 1.0)
+    traced = program.function.trace(*program.arguments)
+    whole, own = Counter(), Counter()
+    count(traced.jaxpr.jaxpr, whole, own)
+    for name in ("pallas_call", "conv_general_dilated"):
+        assert own[name] > whole[name] == 0, name
+    text = traced.lower().compile().as_text()
+    collectives = [work for work in hlo.read(text) if work.kind == "collective"]
+    trained = sum(4 * x.size for x in jax.tree.leaves(program.arguments[0].trainable))
+    assert "all-gather" not in text
+    assert trained < sum(work.result for work in collectives) < 1.1 * trained + 20_000
+
+
+def count(jaxpr, whole, own):
+    """Count primitives outside and inside `shard_map`."""
+    for one in jaxpr.eqns:
+        whole[one.primitive.name] += 1
+        inside = own if one.primitive.name == "shard_map" else whole
+        for each in jaxprs_in_params(one.params):
+            count(each, inside, own)

@@ -21,7 +21,7 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "data": EVERYWHERE,
     "scoring": EVERYWHERE,
     "metrics": EVERYWHERE,
-    "models": EVERYWHERE | {"frontend", "losses"},
+    "models": EVERYWHERE | {"devices", "frontend", "losses"},
     "report": EVERYWHERE | {"data", "frontend", "metrics"},
     "train": EVERYWHERE | {"artifact", "data", "devices", "frontend", "losses", "models", "report"},
     "baseline": EVERYWHERE | {"data", "devices", "frontend", "models", "report", "train"},

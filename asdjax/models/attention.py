@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from asdjax.devices import first_row
 from asdjax.models.fused import PLATFORMS, Fused, Platform, fused, refused, uncompiled
 from asdjax.models.layers import Dropout, along, dear, keep_only, linear, random_words, survivors
 from asdjax.types import InputError
@@ -271,6 +272,7 @@ def kept_weights(how: How, words: jax.Array, head: jax.Array, shape: tuple[int, 
         lax.broadcasted_iota(jnp.uint32, sizes, axis)
         for axis, sizes in enumerate([(batch, 1, 1), (1, tokens, 1), (1, 1, tokens)])
     )
+    clip = clip + first_row(batch)
     rows = (clip * how.heads + head.astype(jnp.uint32)) * tokens + query
     return survivors(how.rate, words, rows, key)
 

@@ -27,7 +27,8 @@ from asdjax.types import InputError
 #   extra_tokens              before the patches: 1 with a class token, else 0
 #   shortest_samples          of a wave
 #   has_classes               whether there is a class head
-#   build(**how)              the module, `(mel, padding, layer) -> tokens`; dtype, train, ...
+#   build(**how)              the module, `(mel, padding, layer) -> tokens`; dtype, train, ...; no
+#                             clip sees another one
 #   token_count(samples)      L, extra tokens included, of a row of `samples`
 #   clip_bytes(samples, how)  memory of the forward pass of a row, at most, with such attention;
 #                             inf: it is too long

@@ -21,11 +21,11 @@ from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas import triton as plgpu
 
+from asdjax.devices import first_row
 from asdjax.models.fused_kernels import (
     DEPTH,
     MADE,
@@ -78,8 +78,7 @@ def fused(
 ) -> jax.Array:
     """Return what `attention.attention` says, of queries that are not `refused`.
 
-    Under a mesh that the compiler splits arrays over, each device attends to its own clips: XLA
-    cannot split a kernel. Inside `jax.shard_map` they are split already.
+    XLA cannot split a kernel: where the batch is spread over devices, call it `by_device`.
     """
     batch, extra = len(qkv[0]), how.length - how.tokens
     if extra:
@@ -95,24 +94,8 @@ def fused(
     if padding is not None:
         given["padding"] = padding[:, None].astype(jnp.int32)
     if key is not None:  # its two words, and the number of the first clip
-        given["words"] = jnp.append(random_words(key), jnp.uint32(0))
-    return _over_devices(partial(_attend, how), given)[:, : how.tokens]
-
-
-def _over_devices(attend: Callable[[Arrays], jax.Array], given: Arrays) -> jax.Array:
-    mesh = jax.sharding.get_abstract_mesh()
-    if "data" not in mesh.axis_names or "data" in mesh.manual_axes:
-        return attend(given)
-    rows, whole = jax.P("data"), jax.P()
-    specs = {name: whole if name in ("bias", "words") else rows for name in given}
-
-    def own(given):
-        if "words" in given:  # dropout depends on a clip's place in the whole batch
-            first = lax.axis_index("data") * len(given["q"])
-            given |= {"words": given["words"].at[2].set(first.astype(jnp.uint32))}
-        return attend(given)
-
-    return jax.shard_map(own, mesh=mesh, in_specs=(specs,), out_specs=rows, check_vma=False)(given)
+        given["words"] = jnp.append(random_words(key), first_row(batch))
+    return _attend(how, given)[:, : how.tokens]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -19,6 +19,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from asdjax.devices import first_row
+
 MEL_BANDS = 128
 LARGEST = 100_000  # of any count in a configuration: more is a damaged or hostile file
 
@@ -96,8 +98,12 @@ def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
 
 
 def kept(shape: tuple[int, ...], rate: float, key: jax.Array) -> jax.Array:
-    """Return a random bool array: False where dropout puts 0."""
+    """Return a random bool array: False where dropout puts 0.
+
+    Its first axis is that of clips, whose place in the whole batch counts.
+    """
     rows = lax.iota(jnp.uint32, math.prod(shape[:-1])).reshape(*shape[:-1], 1)
+    rows = rows + first_row(math.prod(shape[:-1]))
     columns = lax.iota(jnp.uint32, shape[-1]).reshape(*[1] * (len(shape) - 1), -1)
     return survivors(rate, random_words(key), rows, columns)
 
@@ -287,12 +293,14 @@ def _dense_backward(saved, slope):
     x, kernel, bias = saved
     axes = tuple(range(x.ndim - 1))
     to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
-    # Transposed: otherwise a CPU first transposes x, and computes the GELU in it in that order.
-    to_kernel = _summed(slope, x, axes, axes).T.astype(kernel.dtype)
+    if x.dtype == jnp.float32:  # else a CPU transposes x, and the GELU before it, value by value
+        to_kernel = _summed(slope, x, axes, axes).T
+    else:
+        to_kernel = _summed(x, slope, axes, axes)
     to_bias = None
     if bias is not None:
         to_bias = _rounded(slope).astype(jnp.float32).sum(axes).astype(bias.dtype)
-    return to_x, to_kernel, to_bias
+    return to_x, to_kernel.astype(kernel.dtype), to_bias
 
 
 dense.defvjp(lambda *given: (dense(*given), given), _dense_backward)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asdjax.devices import by_device
 from asdjax.frontend.fbank import FRAME_SAMPLES
 from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Backbone, Structure, check_samples
@@ -132,7 +133,12 @@ class PretrainedModule(nnx.Module):
         self.project = None if embedding is None else nnx.Linear(width, embedding, rngs=rngs)
 
     def __call__(self, given: Input) -> jax.Array:
-        tokens = self.backbone(given.x, given.padding, self.layer)[:, self.first :]
+        graph, weights = nnx.split(self.backbone)
+
+        def tokens_of(given, weights):
+            return nnx.merge(graph, weights)(given.x, given.padding, self.layer)
+
+        tokens = by_device(tokens_of, given, weights)[:, self.first :]
         inside = None if given.padding is None else ~given.padding[:, self.first :]
         pooled = self.pool(tokens, inside)
         return pooled if self.project is None else self.project(pooled)

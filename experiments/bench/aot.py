@@ -8,10 +8,11 @@ Nothing runs. A table has for each program the clips on a chip, the GFLOP of its
 what its operations read and write in the device's memory, the cycles that the compiler of TPUs
 estimates (of loops as often as they turn), memory, collectives and the bound that follows: on a GPU
 no call is faster than its bytes at the full bandwidth, nor than its products at the peak; on a TPU
-the compiler's cycles at the published clock. No compiler says what a Pallas kernel takes; what is
-added for it is its products at half of the rate that their depth allows, its bytes at 80 % of the
-bandwidth, or its exponentials, whichever take longest. **All of these are estimates, but memory and
-collectives.** The JSON has them by kind of operation as well, and the ten heaviest operations.
+the compiler's cycles at the published clock; and what devices send each other takes the full speed
+of their links, less what is scheduled beside it. No compiler says what a Pallas kernel takes; what
+is added for it is its products at half of the rate that their depth allows, its bytes at 80 % of
+the bandwidth, or its exponentials, whichever take longest. **All of these are estimates, but memory
+and bytes sent.** The JSON has them by kind of operation as well, and the ten heaviest operations.
 `--against` prints the ratios to an earlier JSON.
 """
 
@@ -108,11 +109,12 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
     products = gflop / how.gflop_s
     bound = cycles / how.ghz / 1e9 if cycles else outside / how.gb_s / 1e9 + kernels_s
     bound = max(bound, products)
+    sent = collectives(works, how, chips)
+    alone = bound + sum(one["times"] * one["waited_s"] for one in sent)
     weight = (
         (lambda w: w.times * w.cycles) if how.platform == TPU else (lambda w: w.times * w.bytes)
     )
     heaviest = sorted(works, key=weight, reverse=True)[:HEAVIEST]
-    collectives = [w for w in works if w.kind == "collective"]
     return {
         "case": name,
         "rows_per_chip": program.rows // chips,
@@ -126,12 +128,13 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
         "estimated_by_kind": hlo.by_kind(works),
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
-        "collectives": [{"name": w.name, "bytes": w.result, "times": w.times} for w in collectives],
-        "collective_bytes": sum(w.times * w.result for w in collectives),
+        "collectives": sent,
+        "collective_bytes": sum(one["times"] * one["bytes"] for one in sent),
         "compile_s": took,
-        "bound_s": bound,
-        "bound_rows_per_s": program.rows / bound,
-        "bound_utilisation": products / bound,
+        "estimated_efficiency": bound / alone,
+        "bound_s": alone,
+        "bound_rows_per_s": program.rows / alone,
+        "bound_utilisation": products / alone,
         "heaviest": [w._asdict() for w in heaviest],
     }
 
@@ -156,6 +159,32 @@ def in_kernels(works: list[hlo.Work], costs: dict, how: Target) -> float:
     return total
 
 
+def collectives(works: list[hlo.Work], how: Target, chips: int) -> list[dict]:
+    """Return what devices send each other: bytes, seconds, and how many of them nothing else runs.
+
+    What is scheduled beside takes its compiler's cycles, else its bytes at the full bandwidth.
+    """
+    named, found = {w.name: w for w in works}, []
+    for one in works:
+        if one.kind == "collective":
+            beside = [named[name] for name in one.beside if name in named]
+            hidden = sum(
+                w.cycles / how.ghz / 1e9 if w.cycles else w.bytes / how.gb_s / 1e9 for w in beside
+            )
+            took = how.sent_s(one.result, chips, summed="reduce" in one.name)
+            waited = max(0.0, took - hidden)
+            found.append(
+                {
+                    "name": one.name,
+                    "bytes": one.result,
+                    "times": one.times,
+                    "estimated_s": took,
+                    "waited_s": waited,
+                }
+            )
+    return found
+
+
 def line(row: dict) -> str:
     """Return a row of the table."""
     cycles, share = row["estimated_cycles"], row["bound_utilisation"]
@@ -168,6 +197,7 @@ def line(row: dict) -> str:
         f"{1e3 * row['estimated_kernels_s']:6.1f} ms in kernels",
         f"{row['temporary_bytes'] / 1e9:6.2f} + {row['argument_bytes'] / 1e9:.2f} GB",
         f"{row['collective_bytes'] / 1e6:8.1f} MB sent" if row["collectives"] else "",
+        f"efficiency {row['estimated_efficiency']:6.1%}" if row["collectives"] else "",
         f"bound {1e3 * row['bound_s']:8.1f} ms {row['bound_rows_per_s']:10.0f}/s",
         f"{share:5.0%} of the peak",
         f"compiled in {row['compile_s']:.0f} s",

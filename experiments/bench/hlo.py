@@ -19,7 +19,7 @@ _HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|branch_computations|true_computation|"
-    r"false_computation)=\{?(%?[\w.\-]+(?:, %?[\w.\-]+)*)"
+    r"false_computation)=(\{[^}]*\}|%?[\w.\-]+)"
 )
 _TRIPS = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
@@ -63,6 +63,7 @@ class Work(NamedTuple):
     bytes: float  # read and written, each time
     cycles: int  # as the compiler estimates, each time; 0: it does not say
     result: float  # bytes of the result
+    beside: tuple[str, ...] = ()  # of a collective: what the schedule has between its two ends
 
 
 class Module(NamedTuple):
@@ -88,7 +89,9 @@ def _operation(name: str, text: str) -> Operation:
     start = rest.index("(")
     end = _closing(rest, start)
     called = tuple(
-        each.lstrip("%") for group in _CALLED.findall(rest[end:]) for each in group.split(", ")
+        each.lstrip("%")
+        for group in _CALLED.findall(rest[end:])
+        for each in group.strip("{}").split(", ")
     )
     operands = tuple(re.findall(r"%([\w.\-]+)", rest[start:end]))
     return Operation(name, rest[:start].strip(), kind, operands, called, text)
@@ -130,7 +133,7 @@ def read(text: str, turns: int | None = None) -> list[Work]:
 
 def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[Work]:
     own = module.computations[name]
-    for one in own.values():
+    for place, one in enumerate(own.values()):
         target = _TARGET.search(one.text)
         if one.opcode in NOTHING or one.opcode.endswith(("-done", "-update")):
             continue
@@ -145,7 +148,23 @@ def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[
             branches = [list(_walk(module, each, times, turns)) for each in one.called]
             yield from max(branches, key=lambda works: sum(w.times * w.bytes for w in works))
         else:
-            yield _work(module, own, one, times)
+            work = _work(module, own, one, times)
+            yield (
+                work._replace(beside=_beside(own, place, one))
+                if work.kind == "collective"
+                else work
+            )
+
+
+def _beside(own: dict[str, Operation], place: int, one: Operation) -> tuple[str, ...]:
+    """Return what is scheduled between the start of an operation and its end; nothing without."""
+    later = list(own.values())[place + 1 :]
+    ends = [
+        i
+        for i, each in enumerate(later)
+        if each.opcode.endswith("-done") and one.name in each.operands
+    ]
+    return tuple(each.name for each in later[: ends[0]]) if ends else ()
 
 
 def _turns(module: Module, loop: Operation) -> int | None:

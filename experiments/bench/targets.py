@@ -4,7 +4,8 @@ Figures are the makers': NVIDIA's H100 and H200 data sheets and the CUDA program
 capability 9.0), Google Cloud's pages on TPU v5e, v5p and v6e. `gflop_s` is of bfloat16 products. Of
 the H100 it is what its products reach when measured, 790 TFLOP/s; the data sheet says 989. Its
 exponentials are those of 16 special function units of a multiprocessor in each cycle; of a TPU one
-register of 8 x 128 values a cycle is assumed.
+register of 8 x 128 values a cycle is assumed. Links are NVLink through a switch, and half of the
+"bidirectional inter-chip interconnect bandwidth per chip" of a TPU.
 """
 
 from __future__ import annotations
@@ -27,11 +28,21 @@ class Target(NamedTuple):
     batch: int  # clips on each chip, by default
     depth: int  # that a product needs to reach `gflop_s`: the side of a TPU's matrix unit
     gexp_s: float  # 10^9 exponentials per second
+    link_gb_s: float  # that a device sends to its neighbours, over all of its links
+    ringed: int  # devices from which on they form rings; below, links at the edges are missing
+
+    def sent_s(self, size: float, chips: int, *, summed: bool) -> float:
+        """Return the seconds of a result of so many bytes gathered, or summed, over devices.
+
+        Each device sends (n - 1) / n of it, twice for a sum; without rings half of the links help.
+        """
+        speed = self.link_gb_s * 1e9 * (1 if chips >= self.ringed else 0.5)
+        return (2 if summed else 1) * (chips - 1) / chips * size / speed
 
 
 TARGETS = {
-    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64, 16, 16 * 132 * 1.98),
-    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64, 16, 16 * 132 * 1.98),
+    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2),
+    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2),
     "v5e": Target(
         TPU,
         {4: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"},
@@ -42,6 +53,8 @@ TARGETS = {
         16,
         128,
         1024 * 1.5,
+        200,
+        256,
     ),
     "v6e": Target(
         TPU,
@@ -53,6 +66,8 @@ TARGETS = {
         16,
         256,
         1024 * 1.75,
+        400,
+        256,
     ),
     "v5p": Target(
         TPU,
@@ -64,6 +79,8 @@ TARGETS = {
         16,
         128,
         1024 * 1.75,
+        600,
+        64,
     ),
 }
 PACKAGE = {TPU: "jax[tpu]", CUDA: "jax[cuda13]"}

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from asdjax.devices import by_device, copied, data_mesh, over, split
 from asdjax.models.attention import How as Plain
 from asdjax.models.attention import attention, attention_bytes, kept_weights
 from asdjax.models.fused import MOST, Fused, fused, refused
@@ -124,19 +125,21 @@ def test_split_over_devices_nothing_changes(platform):
     arrays, slope = made(4, 70, ALL)
     attend = partial(kernels, platform, rate=0.25)
     whole = differentiated(attend, arrays, slope)
-    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    rows, every = jax.NamedSharding(mesh, jax.P("data")), jax.NamedSharding(mesh, jax.P())
-    place = {n: every if n == "bias" else rows for n in arrays}
-    arrays = jax.device_put(arrays, place)
+    mesh = data_mesh(jax.devices()[:2])
+    place = {n: copied(mesh) if n == "bias" else split(mesh) for n in arrays}
+    arrays, slope = jax.device_put((arrays, slope), (place, split(mesh)))
+
+    def spread(bias, **rows):
+        return by_device(lambda rows, bias: attend(bias=bias, **rows), rows, bias)
 
     @jax.jit
     def run(arrays, slope):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return differentiated(attend, arrays, slope)
+        with over(mesh):
+            return differentiated(spread, arrays, slope)
 
-    compiled = run.lower(arrays, jax.device_put(slope, rows)).compile()
+    compiled = run.lower(arrays, slope).compile()
     assert "all-gather" not in compiled.as_text()
-    found = compiled(arrays, jax.device_put(slope, rows))
+    found = compiled(arrays, slope)
     for name, x in found.items():
         # The gradient of the bias is a sum over clips: of two sums here.
         np.testing.assert_allclose(x, whole[name], atol=1e-5, rtol=1e-5, err_msg=name)

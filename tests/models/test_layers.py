@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from asdjax.devices import by_device, data_mesh, over
+from asdjax.devices import split as rows
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
 from asdjax.models.layers import (
@@ -93,6 +95,21 @@ def test_the_same_key_drops_the_same_and_another_key_others():
     )
     np.testing.assert_array_equal(one, again)
     assert 400 < (one != other).sum() < 600  # independent halves
+
+
+def test_each_device_drops_of_its_clips_what_one_would():
+    mesh, x = data_mesh(jax.devices()[:2]), jnp.ones((4, 50, 8))
+    drops = (lambda x: dropout(x, 0.5, KEY), with_key(Dropout(0.5), KEY).per_clip)
+
+    def every(x, key=None):
+        return [drop(x) for drop in drops]
+
+    whole = every(x)
+    with over(mesh):
+        found = jax.jit(lambda x: by_device(every, x, None))(jax.device_put(x, rows(mesh)))
+    for ours, want in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(ours, want)
+        assert (ours[:2] != ours[2:]).any()
 
 
 def test_gradients_pass_where_values_do():

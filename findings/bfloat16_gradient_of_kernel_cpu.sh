@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # JAX on a CPU: a product of bfloat16 summed in float32 runs, but not if its result is transposed.
 #
-# Versions: jax 0.12.0.1 (the same with 0.10.2), Python 3.12 or later.
+# Versions: jax 0.10.2, Python 3.11; the same with 0.12.0.1.
 # Input: x `[4, 10, 32]` and slopes `[4, 10, 48]`, both bfloat16; the gradient of a dense layer's
 #   kernel, a sum over the first two axes with `preferred_element_type=float32`, once as x^T slope
 #   `[32, 48]`, once as (slope^T x)^T, which is the same.
@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q "jax==0.12.0.1" "jaxlib==0.12.0.1"
+"$folder/venv/bin/pip" install -q "jax==0.10.2" "jaxlib==0.10.2"
 cat > "$folder/gradient.py" <<'PYTHON'
 import sys
 

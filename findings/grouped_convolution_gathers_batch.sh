@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # JAX: a grouped convolution of a batch that is split over devices is computed whole on each of them.
 #
-# Versions: jax 0.12.0.1 (the same with 0.10.2), Python 3.12 or later.
+# Versions: jax 0.10.2, Python 3.11; the same with 0.12.0.1.
 # Input: `lax.conv_general_dilated` under `jit`, of `[B, N, C]` split over two devices by clips, with
 #   one and with four groups of channels; the kernel is on both devices.
 # Expected: clips do not see each other, so each device convolves its own.
@@ -13,7 +13,7 @@ set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q "jax==0.12.0.1" "jaxlib==0.12.0.1"
+"$folder/venv/bin/pip" install -q "jax==0.10.2" "jaxlib==0.10.2"
 cat > "$folder/gathers.py" <<'PYTHON'
 import sys
 

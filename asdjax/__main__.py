@@ -24,7 +24,6 @@ from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, recordings, stages
-from asdjax.stages.lock import locked
 from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError, counted
 from asdjax.version import __version__
@@ -53,14 +52,16 @@ def run(given: arguments.Arguments) -> None:
     out = given.places["out"]
     combining.refuse_run(out)
     folders = {name: (given.places["runs"] or out / "members") / name for name in given.members}
-    with locked(out), audio.kept_in_memory():
-        for name, system in given.members.items():
-            console.note(f"member {name}")
-            others = tuple(path for other, path in folders.items() if other != name)
-            own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
-            stages.run(system, given.places["data"], folders[name], **own)
-        runs = list(folders.values())
-        combining.combine_members(runs, given.config.ensemble, out, given.options["force"])
+    members = {}
+    for name, system in given.members.items():
+        others = tuple(path for other, path in folders.items() if other != name)
+        own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
+        members[name] = system, folders[name], own
+    with stages.opened(out), audio.kept_in_memory():
+        stages.run_members(members, given.places["data"])
+        if devices.leads():
+            runs = list(folders.values())
+            combining.combine_members(runs, given.config.ensemble, out, given.options["force"])
 
 
 def train(given: arguments.Arguments) -> None:

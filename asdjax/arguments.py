@@ -114,17 +114,17 @@ def parse(command: str, args: list[str]) -> Arguments:
 
 def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[dataclasses.Field]:
     """Return the options that a command of this recipe has."""
-    trains = not isinstance(config, SystemConfig) or config.train is not None
-    by_classes = isinstance(getattr(config, "train", None), Train)
+    trainings = [system.train for system in _systems(config) if system.train is not None]
+    by_classes = all(isinstance(training, Train) for training in trainings)
     ensemble = isinstance(config, EnsembleConfig)
     absent = {
         "reported": True,
         "runs": not ensemble,
         "reuse": ensemble,
         "weights": not (ensemble or config.backbones),
-        "distributed": not by_classes and (command == "train" or (command == "run" and trains)),
-        "pseudo_labels": not by_classes,
-        "keep_checkpoints": not trains or command == "embed",
+        "distributed": not by_classes and command != "embed",
+        "pseudo_labels": ensemble or not (trainings and by_classes),
+        "keep_checkpoints": not trainings or command == "embed",
         "year": command != "run",  # of scores and numbers
         "ground_truth": command != "run",
     }

@@ -196,8 +196,8 @@ HELP = {  # command and recipe -> options that it has, options that it lacks
         {"keep-checkpoints"},
     ),
     ("run", "ioa2024/ensemble1"): (
-        {"runs", "members", "all.FIELD"},
-        {"weights", "reuse", "distributed"},
+        {"runs", "members", "all.FIELD", "distributed"},
+        {"weights", "reuse"},
     ),
     ("run", "aithu2024/system1"): (
         {"weights", "runs", "members", "ensemble.weights", "beats-lora.FIELD", "all.FIELD"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -11,7 +12,7 @@ import processes
 import pytest
 from machines import tiny_eat, tone_machine
 
-from asdjax.config import SystemConfig
+from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.data.batches import Audio
 from asdjax.models import weights_file
 from asdjax.models.lora import Lora
@@ -28,15 +29,19 @@ ADAPTED = SystemConfig(
     train=Train(steps=4, batch=8, heads=(HeadConfig(),)),
     scorer=Knn(k=1),
 )
+MEMBERS = {"test/one": FROZEN, "test/two": replace(FROZEN, scorer=Knn(k=2))}
+BOTH = EnsembleConfig(tuple(MEMBERS))
 MACHINES = "fan", "pump", "valve"
 
 
-def call(system: SystemConfig, words: list[str]) -> None:
+def call(config: SystemConfig | EnsembleConfig, words: list[str]) -> None:
     from asdjax import __main__ as command_line
     from asdjax.recipes import RECIPES
     from asdjax.recipes.recipe import Recipe
 
-    RECIPES["test"] = Recipe("", system, "")
+    RECIPES.update(
+        {name: Recipe("", one, "") for name, one in (MEMBERS | {"test": config}).items()}
+    )
     sys.argv = words
     command_line.main()
 
@@ -74,6 +79,7 @@ def ran(start, folder):
     for command, system, name, devices in (
         ("embed", FROZEN, "embedded", 1),
         ("run", FROZEN, "frozen", 1),
+        ("run", BOTH, "both", 1),
         ("run", ADAPTED, "adapted", 2),  # as many as two processes have
     ):
         waiting += [(name, start(name, command, system, devices=devices))]
@@ -112,6 +118,19 @@ def test_two_processes_give_the_files_of_one(ran, name):
                     np.testing.assert_array_equal(theirs[part], ours[part], err_msg=file)
         else:
             assert two[file] == content, file
+
+
+def test_two_processes_run_an_ensemble_as_one(ran):
+    """Both embed the first member; of the second, which has the same embeddings, they copy them."""
+    one, two = files(ran / "both"), files(ran / "both2")
+    assert one.keys() == two.keys()
+    scores = [file for file in one if Path(file).name.startswith("anomaly_score")]
+    assert len(scores) == 3 * len(MACHINES)  # of two members and the ensemble
+    for file in (*scores, "results.csv"):
+        assert two[file] == one[file], file
+    told = [(ran / f"both2.{number}.log").read_text() for number in range(2)]
+    assert told[0].count("scores:") == 3
+    assert "scores:" not in told[1]
 
 
 def test_two_processes_train_and_score_as_one_with_two_devices(ran):

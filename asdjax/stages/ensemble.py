@@ -100,7 +100,7 @@ def combine_members(
         "year": run.year,
     }
     product = Product(out, ENSEMBLE, key, beside=(RECORD,))
-    done = make(product, lambda: _combine(found, config, weights, out), force=force)
+    done = make(product, lambda: _combine(found, config, weights, out), force=force, alone=True)
     console.note(f"{'already combined' if done == 'kept' else 'scores'}: {product.path}")
     statistics = "statistics" if config.transductive else "no statistics"
     labels = "weights as given" if config.weights else "no labels used"

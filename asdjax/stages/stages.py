@@ -22,7 +22,7 @@ from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase, remarks
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import kept_in_memory
-from asdjax.devices import leads, together
+from asdjax.devices import alone, leads, together
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
@@ -53,17 +53,35 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
       The official numbers, an empty list where labels are missing or another process writes them.
     """
     out, options = Path(out), Options(**options)
-    with _opened(out):
-        with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
-            with together("recordings"):
-                made = _prepare(system, data, out, options)
-            if system.train is not None:
-                training.train(made, out, options)
-            _embed(made, out, options)
-        if not leads():
-            return []
-        _score(made, out, options.force)
-        return _report(made, out, options.force)
+    with opened(out):
+        made = _train_and_embed(system, data, out, options)
+        return _score_and_report(made, out, options.force) if leads() else []
+
+
+def run_members(members: Mapping[str, tuple[SystemConfig, Path, dict]], data: Path) -> None:
+    """Run the systems of an ensemble, one after the other.
+
+    Several processes train and embed all of them before the first scores any: it does so alone, and
+    the others would wait for it in vain.
+
+    Args:
+      members: of each by its name: system, folder and options of `run`.
+      data: as of `run`.
+    """
+    embedded = {}
+    for name, (system, out, given) in members.items():
+        console.note(f"member {name}")
+        options = Options(**given)
+        with opened(out):
+            made = _train_and_embed(system, data, out, options)
+            if alone():
+                _score_and_report(made, out, options.force)
+            else:
+                embedded[name] = made, out, options.force
+    for name, (made, out, force) in embedded.items() if leads() else ():
+        console.note(f"member {name}")
+        with locked(out):
+            _score_and_report(made, out, force)
 
 
 def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
@@ -74,7 +92,7 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     if system.train is None:
         raise InputError("this system has nothing to train; use `run`")
     out, options = Path(out), Options(**options)
-    with _opened(out):
+    with opened(out):
         with together("recordings"):
             made = _checked(system, data, out, options)
         made = pseudo_labels.with_labels(made, out, options)
@@ -84,7 +102,7 @@ def train(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
 def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments."""
     out, options = Path(out), Options(**options)
-    with _opened(out):
+    with opened(out):
         with together("recordings"):
             made = _prepare(system, data, out, options, trains=False)
             embedding.refuse_untrained(made, out)
@@ -114,7 +132,7 @@ def report(out: Path) -> list[Metric]:
 
 
 @contextmanager
-def _opened(out: Path) -> Iterator[None]:
+def opened(out: Path) -> Iterator[None]:
     """Lock a run's folder.
 
     Several processes check the same files and note the same: the first locks the folder and prints
@@ -125,6 +143,21 @@ def _opened(out: Path) -> Iterator[None]:
         with together("--out"):
             stack.enter_context(locked(out) if leads() else nullcontext())
         yield
+
+
+def _train_and_embed(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+    with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
+        with together("recordings"):
+            made = _prepare(system, data, out, options)
+        if system.train is not None:
+            training.train(made, out, options)
+        _embed(made, out, options)
+    return made
+
+
+def _score_and_report(made: Run, out: Path, force: bool) -> list[Metric]:
+    _score(made, out, force)
+    return _report(made, out, force)
 
 
 def _embed(made: Run, out: Path, options: Options) -> None:

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "bench"))
 import finetune
 import hlo
 import programs
+import targets
 
 TEXT = """\
 HloModule jit_step, is_scheduled=true
@@ -220,3 +221,15 @@ def count(jaxpr, whole, own):
         inside = own if one.primitive.name == "shard_map" else whole
         for each in jaxprs_in_params(one.params):
             count(each, inside, own)
+
+
+def test_sums_over_devices_take_the_time_of_their_links():
+    """256 v5e chips are a torus of 16 x 16; of 64 the edges are open."""
+    v5e, h100 = (targets.TARGETS[name] for name in ("v5e", "h100"))
+    torus, grid = v5e.sent_s(1e9, 256, summed=True), v5e.sent_s(1e9, 64, summed=True)
+    cards = h100.sent_s(1e9, 8, summed=True)
+    # Twice 255 / 256 of 1 GB at 200 GB/s, and twice 8 steps along both axes.
+    assert torus == pytest.approx(2 * 255 / 256 / 200 + 32e-6)
+    assert grid == pytest.approx(2 * 63 / 64 / 100 + 32e-6)
+    assert cards == pytest.approx(2 * 7 / 8 / 450 + 20e-6)
+    assert v5e.sent_s(1e9, 256, summed=False) == pytest.approx(torus / 2)

@@ -41,7 +41,7 @@ def main() -> None:
 
     names = [n for n in CASES if not given.case or any(c.lower() in n.lower() for c in given.case)]
     if not names:
-        raise SystemExit(f"--case: none of {', '.join(CASES)} has {' or '.join(given.case)}")
+        raise SystemExit(f"--case: none of {'; '.join(CASES)} has {' or '.join(given.case)}")
     batch = given.batch or given.chips * TARGETS[given.target].batch
     if batch % given.chips:
         raise SystemExit(f"--batch: expected a multiple of --chips {given.chips}, got {batch}")

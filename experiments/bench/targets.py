@@ -30,19 +30,24 @@ class Target(NamedTuple):
     gexp_s: float  # 10^9 exponentials per second
     link_gb_s: float  # that a device sends to its neighbours, over all of its links
     ringed: int  # devices from which on they form rings; below, links at the edges are missing
+    axes: int  # of the grid of devices; 0: a switch between all
 
     def sent_s(self, size: float, chips: int, *, summed: bool) -> float:
         """Return the seconds of a result of so many bytes gathered, or summed, over devices.
 
-        Each device sends (n - 1) / n of it, twice for a sum; without rings half of the links help.
+        Each device sends (n - 1) / n of it, twice for a sum; without rings half of the links help
+        and the way is twice as long. Assumed: 1 microsecond for each step on a grid, 10 for a way
+        through a switch.
         """
-        speed = self.link_gb_s * 1e9 * (1 if chips >= self.ringed else 0.5)
-        return (2 if summed else 1) * (chips - 1) / chips * size / speed
+        share = 1 if chips >= self.ringed else 0.5
+        way = 0.5e-6 / share * self.axes * chips ** (1 / self.axes) if self.axes else 10e-6
+        sent = (chips - 1) / chips * size / (share * self.link_gb_s * 1e9)
+        return (2 if summed else 1) * (way + sent)
 
 
 TARGETS = {
-    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2),
-    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2),
+    "h100": Target(CUDA, {}, 790e3, 3352.32, 80, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2, 0),
+    "h200": Target(CUDA, {}, 790e3, 4800.0, 141, 1.98, 64, 16, 16 * 132 * 1.98, 450, 2, 0),
     "v5e": Target(
         TPU,
         {4: "v5e:2x2", 8: "v5e:2x4", 64: "v5e:8x8", 256: "v5e:16x16"},
@@ -55,6 +60,7 @@ TARGETS = {
         1024 * 1.5,
         200,
         256,
+        2,
     ),
     "v6e": Target(
         TPU,
@@ -68,6 +74,7 @@ TARGETS = {
         1024 * 1.75,
         400,
         256,
+        2,
     ),
     "v5p": Target(
         TPU,
@@ -81,6 +88,7 @@ TARGETS = {
         1024 * 1.75,
         600,
         64,
+        3,
     ),
 }
 PACKAGE = {TPU: "jax[tpu]", CUDA: "jax[cuda13]"}

@@ -174,7 +174,7 @@ def agree(values: dict[str, str]) -> None:
     mine = np.frombuffer(b"".join(digests), np.uint8).reshape(len(values), -1)
     try:
         everyone = process_allgather(mine)
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise InputError(
             "several processes: expected all of them here, one is not: see what it printed "
             f"({' '.join(str(error).split())[:200]})"
@@ -199,4 +199,9 @@ def together(what: str) -> Iterator[None]:
         with suppress(InputError):  # its own error says more
             agree({what: "failed"})
         raise
-    agree({what: "done"})
+    try:
+        agree({what: "done"})
+    except InputError as error:
+        raise InputError(
+            f"several processes: another one failed at {what}: see what it printed ({error})"
+        ) from error

@@ -17,6 +17,7 @@ from asdjax.data.batches import Audio
 from asdjax.models import weights_file
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
+from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.knn import Knn
 from asdjax.stages.embed import own_groups
 from asdjax.train.config import HeadConfig, Train
@@ -57,14 +58,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    def start(name, command, system, count=1, devices=1):
+    def start(name, command, system, count=1, devices=1, second=()):
         words = ["asdjax", command, "test", "--data", folder / "data", "--out", folder / name]
         words += ["--weights", folder / "tiny.safetensors", *["--distributed"] * (count > 1)]
         port, started = processes.free_port(), []
         for number in range(count):
             own = processes.address(port, number) if count > 1 else {}
             log = folder / f"{name}.{number}.log"
-            given = system, list(map(str, words))
+            given = system, list(map(str, (*words, *(second if number else ()))))
             cache = folder / "cache"
             started.append(processes.call(call, log, *given, cache=cache, devices=devices, **own))
         return started
@@ -131,6 +132,18 @@ def test_two_processes_run_an_ensemble_as_one(ran):
     told = [(ran / f"both2.{number}.log").read_text() for number in range(2)]
     assert told[0].count("scores:") == 3
     assert "scores:" not in told[1]
+
+
+def test_an_error_of_one_process_ends_both_with_its_reason(start, folder):
+    """The first would go on to make labels, for which it waits for the second."""
+    system = replace(ADAPTED, pseudo=Pseudo())
+    started = start("failed", "run", system, count=2, second=("--data", folder / "absent"))
+    for process in started:
+        process.join(600)
+    told = [(folder / f"failed.{number}.log").read_text() for number in range(2)]
+    assert [process.exitcode for process in started] == [1, 1], told
+    assert "another one failed at recordings" in " ".join(told[0].split())
+    assert str(folder / "absent") in told[1].replace("\n", "")
 
 
 def test_two_processes_train_and_score_as_one_with_two_devices(ran):

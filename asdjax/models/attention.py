@@ -92,7 +92,7 @@ def attention(
         padding: `[B, L]` bool, True = a key nobody attends to. Padded queries are computed like
             any other; in a clip that is all padding every key counts alike (not nan).
         dropped: rate of dropout on the weights after the softmax, drawn from `key`: the same on
-            every device.
+            every device. Without a key nothing is dropped.
         implementation: "auto" takes the kernels of `fused.py` on NVIDIA GPUs and TPUs, and "plain"
             on CPUs and for what the kernels do not take; "plain" is this file's everywhere; "cudnn"
             is that of `jax.nn.dot_product_attention`, a fused kernel of NVIDIA cards for bfloat16,
@@ -108,7 +108,7 @@ def attention(
             _refuse_dropout()
         bias = None if bias is None else _gated(bias, gate)
         return _library((q, k, v), bias, padding, heads)
-    given = (q, k, v), bias, gate, padding, key
+    given, dropped = ((q, k, v), bias, gate, padding, key), 0.0 if key is None else dropped
     loop, at_once = (partial(_plain, How(heads, dropped, way)) for way in (False, True))
     kernels = {
         platform: partial(fused, how=Fused(platform, heads, q.shape[1], dropped))
@@ -398,7 +398,8 @@ class SelfAttention(nnx.Module):
         """
         by_head = q.reshape(*q.shape[:2], self.heads, -1).astype(jnp.float32)
         kernel, bias = (
-            x[...].reshape(*x.shape[:-1], 2, 4).sum(-1) for x in (self.gate.kernel, self.gate.bias)
+            x.reshape(*x.shape[:-1], 2, 4).sum(-1)
+            for x in (self.gate.whole_kernel(), self.gate.bias[...])
         )
         logits = ((by_head * along(kernel[:, i], by_head)).sum(-1) + bias[i] for i in range(2))
         update, reset = (jax.nn.sigmoid(x.swapaxes(1, 2)) for x in logits)

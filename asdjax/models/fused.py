@@ -41,7 +41,7 @@ from asdjax.models.fused_kernels import (
 from asdjax.models.layers import dear, random_words
 
 PLATFORMS: dict[Platform, str] = {"cuda": "gpu", "tpu": "tpu"}  # and the backend of JAX
-MOST = 8192  # tokens; a TPU's fast memory holds no stripe of the bias of more
+MOST = 8192  # tokens in bfloat16, half as many in float32: what a TPU's fast memory can hold
 VMEM = 64 * 2**20  # bytes of a TPU's fast memory that a program may take
 
 
@@ -54,15 +54,25 @@ def refused(q: jax.Array, heads: int, platform: Platform) -> str:
         return f"bfloat16 or float32, got {q.dtype}"
     if platform == "tpu" and heads % 2:
         return f"an even number of heads, got {heads}"
-    return f"at most {MOST} tokens, got {tokens}" if tokens > MOST else ""
+    most = MOST if q.dtype == jnp.bfloat16 else MOST // 2
+    return f"at most {most} tokens of {q.dtype}, got {tokens}" if tokens > most else ""
 
 
 @cache
 def uncompiled(platform: Platform) -> str:
-    """Return why this device has no kernels, of a small one compiled for it; "" if it has."""
-    how, wide = Fused(platform, 2, 128), jax.ShapeDtypeStruct((1, 128, 2 * DEPTH), jnp.bfloat16)
+    """Return why this device has no kernels, of small ones compiled for it; "" if it has."""
+    how, shape = Fused(platform, 2, 128, 0.1), jax.ShapeDtypeStruct
+    given = dict.fromkeys("qkv", shape((1, 128, 2 * DEPTH), jnp.bfloat16))
+    given["bias"] = shape((2, 128, 128), jnp.float32)
+    fixed = shape((1, 128), bool), jax.eval_shape(lambda: jax.random.key(0))
+    gate = shape((1, 2, 128), jnp.float32)
+
+    def loss(given, gate, padding, key):
+        qkv = tuple(given[name] for name in "qkv")
+        return fused(qkv, given["bias"], gate, padding, key, how).astype(jnp.float32).sum()
+
     try:
-        jax.jit(partial(_attend, how)).lower(dict.fromkeys("qkv", wide)).compile()
+        jax.jit(jax.grad(loss, (0, 1))).lower(given, gate, *fixed).compile()
     except Exception as error:  # whatever the compiler of a device says
         return f"they do not compile here ({' '.join(str(error).split())[:200]})"
     return ""

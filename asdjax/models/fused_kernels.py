@@ -24,7 +24,7 @@ WHOLE = 640  # tokens that a TPU takes as one block
 
 
 class Fused(NamedTuple):
-    """Fused to compute it; fixed when a program is compiled."""
+    """How to compute attention with kernels; fixed when a program is compiled."""
 
     platform: Platform
     heads: int

@@ -244,7 +244,7 @@ _residual_sum.defvjp(lambda *given: (_residual_sum(*given), None), _residual_sum
 
 
 def _rounded(x):
-    """Return `x`, rounded: before a float32 step XLA would leave that out, and keep both."""
+    """Return `x` as rounded to its dtype; before a float32 step XLA would drop the rounding."""
     return lax.optimization_barrier(x)
 
 
@@ -271,7 +271,11 @@ class Linear(nnx.Linear):
     """x W + b in the layer's dtype, whose products are summed in float32 and rounded once."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.product(x, self.kernel[...])
+        return self.product(x, self.whole_kernel())
+
+    def whole_kernel(self) -> jax.Array:
+        """Return W; with an adapter, what this adds to it as well."""
+        return self.kernel[...]
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Return the same with another kernel."""
@@ -293,9 +297,9 @@ def _dense_backward(saved, slope):
     x, kernel, bias = saved
     axes = tuple(range(x.ndim - 1))
     to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
-    if x.dtype == jnp.float32:  # else a CPU transposes x, and the GELU before it, value by value
+    if x.dtype == jnp.float32:  # on a CPU the other order transposes x and computes its GELU again
         to_kernel = _summed(slope, x, axes, axes).T
-    else:
+    else:  # on a CPU this one does not run (findings/bfloat16_gradient_of_kernel_cpu.sh)
         to_kernel = _summed(x, slope, axes, axes)
     to_bias = None
     if bias is not None:

@@ -85,14 +85,17 @@ class LoraLinear(Linear):
 
     def _apart(self, x):
         """Three products; on a CPU their number of operations counts."""
-        y = super().__call__(x)
+        y = self.product(x, self.kernel[...])
         low = dense(self.dropout(x.astype(y.dtype)), self.lora_a[...], None)
         return y + dense(self.scale * low, self.lora_b[...], None)
 
     def _joined(self, x):
         """One product, x (W + alpha / rank A B) + b; on accelerators passes over tokens count."""
-        change = self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...])
-        return self.product(x, self.kernel[...] + change)
+        return self.product(x, self.whole_kernel())
+
+    def whole_kernel(self) -> jax.Array:
+        """Return W + alpha / rank A B, without the dropout between them."""
+        return self.kernel[...] + self.scale * jnp.matmul(self.lora_a[...], self.lora_b[...])
 
 
 def adapt(model: nnx.Module, config: Lora, *, train: bool, rngs: nnx.Rngs) -> None:

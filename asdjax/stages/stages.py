@@ -61,8 +61,8 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
 def run_members(members: Mapping[str, tuple[SystemConfig, Path, dict]], data: Path) -> None:
     """Run the systems of an ensemble, one after the other.
 
-    Several processes train and embed all of them before the first scores any: it does so alone, and
-    the others would wait for it in vain.
+    Several processes train and embed all of them before the first scores any, which it does alone:
+    what the others would wait in has a time limit.
 
     Args:
       members: of each by its name: system, folder and options of `run`.
@@ -103,8 +103,8 @@ def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
     """Write one file of embeddings per machine and section; see `run` for the arguments."""
     out, options = Path(out), Options(**options)
     with opened(out):
-        with together("recordings"):
-            made = _prepare(system, data, out, options, trains=False)
+        made = _prepare(system, data, out, options, trains=False)
+        with together("model"):
             embedding.refuse_untrained(made, out)
         _embed(made, out, options)
 
@@ -147,8 +147,7 @@ def opened(out: Path) -> Iterator[None]:
 
 def _train_and_embed(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
     with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
-        with together("recordings"):
-            made = _prepare(system, data, out, options)
+        made = _prepare(system, data, out, options)
         if system.train is not None:
             training.train(made, out, options)
         _embed(made, out, options)
@@ -176,9 +175,10 @@ def _prepare(
     system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
 ) -> Run:
     """Return the run, with its recordings checked and the labels that its training needs."""
-    made = _checked(system, data, out, options)
-    if not options.force:
-        note_changes(out, made)
+    with together("recordings"):
+        made = _checked(system, data, out, options)
+        if not options.force:
+            note_changes(out, made)
     return pseudo_labels.with_labels(made, out, options, trains)
 
 

@@ -7,12 +7,12 @@
 Nothing runs. A table has for each program the clips on a chip, the GFLOP of its matrix products,
 what its operations read and write in the device's memory, the cycles that the compiler of TPUs
 estimates (of loops as often as they turn), memory, collectives and the bound that follows: on a GPU
-no call is faster than its bytes at the full bandwidth, nor than its products at the peak; on a TPU
-the compiler's cycles at the published clock; and what devices send each other takes the full speed
+its bytes at the full bandwidth, or its products at the peak if these take longer; on a TPU the
+compiler's cycles at the published clock; and what devices send each other takes the full speed
 of their links, less what is scheduled beside it. No compiler says what a Pallas kernel takes; what
 is added for it is its products at half of the rate that their depth allows, its bytes at 80 % of
-the bandwidth, or its exponentials, whichever take longest. **All of these are estimates, but memory
-and bytes sent.** The JSON has them by kind of operation as well, and the ten heaviest operations.
+the bandwidth, or its exponentials, whichever take longest. **Only memory and bytes sent are not
+estimates.** The JSON has them by kind of operation as well, and the ten heaviest operations.
 `--against` prints the ratios to an earlier JSON.
 """
 
@@ -45,6 +45,7 @@ def main() -> None:
     batch = given.batch or given.chips * TARGETS[given.target].batch
     if batch % given.chips:
         raise SystemExit(f"--batch: expected a multiple of --chips {given.chips}, got {batch}")
+    out = given.out or Path(f"aot-{given.target}-{given.chips}.json")
     rows, apart = [], multiprocessing.get_context("spawn")
     for name in names:
         # A compiler that crashes ends its process: the other programs go on.
@@ -52,11 +53,13 @@ def main() -> None:
             try:
                 rows.append(one.submit(row, given.target, name, given.chips, batch).result())
                 print(line(rows[-1]), flush=True)
-            except BrokenProcessPool:
-                rows.append({"case": name, "failed": "the compiler crashed"})
-                print(f"{name:26} the compiler crashed", flush=True)
-        if given.out:  # nothing compiled is lost
-            given.out.write_text(json.dumps({"about": about(given), "rows": rows}, indent=1) + "\n")
+            except Exception as error:  # out of memory, say
+                crashed = isinstance(error, BrokenProcessPool)
+                why = "the compiler crashed" if crashed else str(error).splitlines()[0][:300]
+                rows.append({"case": name, "failed": why})
+                print(f"{name:26} {why}", flush=True)
+        # Nothing compiled is lost.
+        out.write_text(json.dumps({"about": about(given), "rows": rows}, indent=1) + "\n")
     if given.against:
         print("\n".join(compared(rows, json.loads(given.against.read_text())["rows"])))
 
@@ -67,7 +70,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--chips", type=int, default=1)
     parser.add_argument("--batch", type=int, help="clips of all chips; 64 on a GPU, 16 on a TPU")
     parser.add_argument("--case", nargs="+", default=[], help="parts of names; all by default")
-    parser.add_argument("--out", type=Path, help="write this JSON")
+    parser.add_argument("--out", type=Path, help="JSON; aot-TARGET-CHIPS.json by default")
     parser.add_argument("--against", type=Path, help="print ratios to this JSON")
     return parser.parse_args()
 
@@ -93,18 +96,18 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
     lowered, tiled = traced.lower(lowering_platforms=(how.platform,)), True
     try:
         compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError:  # without autotuning, XLA's own kernels may find no tiles
-        if how.platform != CUDA:
+    except jax.errors.JaxRuntimeError as error:
+        if how.platform != CUDA or "til" not in str(
+            error
+        ):  # untuned, its own kernels find no tiles
             raise
         compiled, tiled = lowered.compile({"xla_gpu_enable_triton_gemm": False}), False
     took = time.perf_counter() - began
     memory, works = compiled.memory_analysis(), hlo.read(compiled.as_text(), program.turns)
-    kernels_s = in_kernels(works, programs.kernels(traced.jaxpr.jaxpr), how)
+    works, kernels_s = with_kernels(works, programs.kernels(traced.jaxpr.jaxpr), how)
     moved = sum(w.times * w.bytes for w in works)
     outside = moved - sum(w.times * w.bytes for w in works if w.kind == "kernel")
-    cycles = sum(w.times * w.cycles for w in works)
-    if how.platform == TPU:
-        cycles += round(kernels_s * how.ghz * 1e9)
+    cycles = sum(w.times * w.cycles for w in works if w.kind != "collective")
     gflop = (program.gflop or programs.products(traced.jaxpr.jaxpr)) / chips
     products = gflop / how.gflop_s
     bound = cycles / how.ghz / 1e9 if cycles else outside / how.gb_s / 1e9 + kernels_s
@@ -139,49 +142,69 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
     }
 
 
-def in_kernels(works: list[hlo.Work], costs: dict, how: Target) -> float:
-    """Return the seconds in Pallas kernels, as the head of this file says.
+def with_kernels(works: list[hlo.Work], costs: dict, how: Target) -> tuple[list[hlo.Work], float]:
+    """Return the work with the cycles of Pallas kernels on a TPU, and the seconds in all of them.
+
+    They are estimated as the head of this file says.
 
     Args:
       costs: of each kernel by its name and the bytes of its results.
+
+    Raises:
+      ValueError: the program has kernels, and none was found as compiled; or one without a cost.
     """
-    total, rate = 0.0, 0.5 * how.gflop_s * 1e9
+    found, total, rate = [], 0.0, 0.5 * how.gflop_s * 1e9
     for one in works:
         if one.kind == "kernel":
-            cost, depth = next(
+            known = (
                 cost
                 for (name, size), cost in costs.items()
                 if f"{name}/" in f"{one.label}/" and size == one.result
             )
+            if (cost := next(known, None)) is None:
+                raise ValueError(f"{one.name}: no cost of this kernel is known ({one.label})")
+            cost, depth = cost
             products = cost.flops / rate / min(1, depth / how.depth)
             moved = cost.bytes_accessed / (0.8 * how.gb_s * 1e9)
-            total += one.times * max(products, moved, cost.transcendentals / how.gexp_s / 1e9)
-    return total
+            took = max(products, moved, cost.transcendentals / how.gexp_s / 1e9)
+            total += one.times * took
+            if how.platform == TPU:
+                one = one._replace(cycles=round(took * how.ghz * 1e9))
+        found.append(one)
+    if costs and not total:
+        raise ValueError(f"expected kernels in the compiled program, found none of {list(costs)}")
+    return found, total
 
 
 def collectives(works: list[hlo.Work], how: Target, chips: int) -> list[dict]:
     """Return what devices send each other: bytes, seconds, and how many of them nothing else runs.
 
-    What is scheduled beside takes its compiler's cycles, else its bytes at the full bandwidth.
+    What is scheduled beside takes its compiler's cycles, else its bytes at the full bandwidth; two
+    that are under way together share what is beside both.
+
+    Raises:
+      ValueError: a collective whose time is not known here.
     """
-    named, found = {w.name: w for w in works}, []
+    left = {
+        w.name: w.cycles / how.ghz / 1e9 if w.cycles else w.bytes / how.gb_s / 1e9 for w in works
+    }
+    found = []
     for one in works:
-        if one.kind == "collective":
-            beside = [named[name] for name in one.beside if name in named]
-            hidden = sum(
-                w.cycles / how.ghz / 1e9 if w.cycles else w.bytes / how.gb_s / 1e9 for w in beside
-            )
-            took = how.sent_s(one.result, chips, summed="reduce" in one.name)
-            waited = max(0.0, took - hidden)
-            found.append(
-                {
-                    "name": one.name,
-                    "bytes": one.result,
-                    "times": one.times,
-                    "estimated_s": took,
-                    "waited_s": waited,
-                }
-            )
+        if one.kind != "collective":
+            continue
+        kind, size = one.opcode.removesuffix("-start"), one.result
+        if kind not in ("all-reduce", "all-gather"):
+            raise ValueError(f"{one.name}: the time of {one.opcode} is not known")
+        if one.opcode == "all-gather-start":  # its type has what is given as well
+            size *= chips / (chips + 1)
+        took = how.sent_s(size, chips, summed=kind == "all-reduce")
+        waited = took
+        for name in one.beside:
+            hidden = min(waited, left.get(name, 0.0))
+            waited -= hidden
+            left[name] = left.get(name, 0.0) - hidden
+        times = {"times": one.times, "estimated_s": took, "waited_s": waited}
+        found.append({"name": one.name, "bytes": size} | times)
     return found
 
 
@@ -200,6 +223,7 @@ def line(row: dict) -> str:
         f"efficiency {row['estimated_efficiency']:6.1%}" if row["collectives"] else "",
         f"bound {1e3 * row['bound_s']:8.1f} ms {row['bound_rows_per_s']:10.0f}/s",
         f"{share:5.0%} of the peak",
+        f"products by {row['products_by']}" if row["products_by"] != "XLA" else "",
         f"compiled in {row['compile_s']:.0f} s",
     ]
     return ", ".join(cell for cell in cells if cell)

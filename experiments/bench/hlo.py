@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16, "token": 0}  # of other types
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
 _HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
@@ -58,9 +58,10 @@ class Work(NamedTuple):
 
     name: str
     kind: str  # product, kernel, fft, collective, reduction, movement or elementwise
+    opcode: str  # of what it does; of a fusion "fusion"
     label: str  # where it is from, in the words of JAX
     times: int  # in one call of the program
-    bytes: float  # read and written, each time
+    bytes: float  # read and written in the device's memory, each time
     cycles: int  # as the compiler estimates, each time; 0: it does not say
     result: float  # bytes of the result
     beside: tuple[str, ...] = ()  # of a collective: what the schedule has between its two ends
@@ -107,10 +108,16 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"a bracket is open in {text[:80]}")
 
 
-def size(kind: str) -> float:
-    """Return the bytes of a type, such as `(f32[8,128]{1,0}, s32[])`."""
+def size(kind: str, everywhere: bool = True) -> float:
+    """Return the bytes of a type, such as `(f32[8,128]{1,0}, s32[])`.
+
+    Args:
+      everywhere: also count what lies in the fast memory of a TPU (`S(1)` in its layout).
+    """
     total = 0.0
-    for element, sizes in _ARRAY.findall(kind):
+    for element, sizes, layout in _ARRAY.findall(kind):
+        if not everywhere and "S(" in layout:
+            continue
         bits = re.match(r"[a-z]+(\d+)", element)
         each = _BYTES.get(element, int(bits[1]) / 8 if bits else 0)
         total += each * math.prod(int(n) for n in sizes.split(",") if n)
@@ -183,19 +190,20 @@ def _work(module: Module, own: dict[str, Operation], one: Operation, times: int)
     inner = module.computations.get(one.called[0], {}) if one.opcode == "fusion" else {}
     label, cycles = _LABEL.search(one.text), _CYCLES.search(one.text)
     library = (target := _TARGET.search(one.text)) and target[1].startswith("__cublas")
-    result = size(_SCRATCH.sub("", one.type) if library else one.type)
-    moved = _written(inner, result)
+    made = _SCRATCH.sub("", one.type) if library else one.type
+    moved = _written(inner, size(made, everywhere=False))
     for place, operand in enumerate(one.operands):
-        whole = size(own[operand].type) if operand in own else 0.0
+        whole = size(own[operand].type, everywhere=False) if operand in own else 0.0
         moved += _read_of(inner, place, whole)
     return Work(
         one.name,
         _kind(module, one),
+        one.opcode,
         label[1] if label else "",
         times,
         moved,
         int(cycles[1]) if cycles else 0,
-        result,
+        size(made),
     )
 
 
@@ -223,7 +231,7 @@ def _written(inner: dict[str, Operation], result: float) -> float:
     """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
     root = next(reversed(inner.values())) if inner else None
     if root is not None and root.opcode == "dynamic-update-slice":
-        return size(inner[root.operands[1]].type)
+        return min(result, size(inner[root.operands[1]].type))
     return result
 
 

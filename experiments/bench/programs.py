@@ -26,7 +26,7 @@ from jax.extend.core import jaxprs_in_params
 
 from asdjax.baseline.training import Frames, train_epoch
 from asdjax.baseline.training import start as start_autoencoder
-from asdjax.devices import copied, over, split
+from asdjax.devices import by_device, copied, over, split
 from asdjax.models.attention import attention
 from asdjax.models.fused import DEPTH
 from asdjax.models.system import Architecture
@@ -95,9 +95,16 @@ def attention_gradient(name: str, mesh, batch: int) -> Program:
         given["gate"] = placed(shape((batch, heads, tokens), "float32"), rows)
 
     def run(given, slope, padding, key):
-        attend = partial(attention, heads=heads, padding=padding, dropped=0.1, key=key)
+        bias = given.pop("bias", None)
+
+        def attend(given, bias):
+            def own(rows, whole):
+                return attention(**rows, **whole, heads=heads, dropped=0.1)
+
+            return by_device(own, given | {"padding": padding}, {"bias": bias, "key": key})
+
         with over(mesh):
-            out, back = jax.vjp(lambda given: attend(**given), given)
+            out, back = jax.vjp(attend, given, bias)
             return out, back(slope)
 
     gflop = 6 * 2e-9 * batch * tokens**2 * width  # two products forward, four back
@@ -123,6 +130,7 @@ def step_of(made: Architecture, how: Train, mesh, batch: int, gflop, dtype="bflo
 
 def autoencoders(mesh) -> Program:
     """Return 40 steps of the autoencoders of all machines, each on the next 256 vectors."""
+    refuse_several(mesh)
     adam = optax.adam(1e-3)
     one = jax.eval_shape(lambda: start_autoencoder(adam, 0, STEPS))
     states = jax.tree.map(lambda x: jax.ShapeDtypeStruct((MACHINES, *x.shape), x.dtype), one)
@@ -136,11 +144,17 @@ def autoencoders(mesh) -> Program:
 
 def nearest(mesh) -> Program:
     """Return the distances of 2,000 queries to the nearest of 1,000,000 references."""
+    refuse_several(mesh)
     rows = (1, QUERIES), (1, REFERENCES)
     values = [shape((*count, WIDTH), "float32") for count in rows]
     arguments = placed((*values, *(shape(count, "int32") for count in rows)), copied(mesh))
     gflop = 2e-9 * QUERIES * REFERENCES * WIDTH
     return Program(knn_distance, arguments, QUERIES, gflop, "float32")
+
+
+def refuse_several(mesh) -> None:
+    if mesh.size > 1:
+        raise ValueError("expected --chips 1: every chip would compute all of it")
 
 
 def clips(mesh, batch: int) -> tuple:

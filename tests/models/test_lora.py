@@ -14,6 +14,7 @@ import pytest
 from flax import nnx
 
 from asdjax.models import weights_file
+from asdjax.models.attention import SelfAttention
 from asdjax.models.beats import Beats, BeatsConfig
 from asdjax.models.layers import Key, dropout, keys_for
 from asdjax.models.lora import Lora, LoraLinear, adapt, fold, is_adapter, matches, summary
@@ -157,6 +158,22 @@ def test_on_accelerators_the_product_is_joined_and_gives_the_same():
     )
     # float32 sums of 48 products around 1, in another order
     jax.tree.map(partial(np.testing.assert_allclose, atol=1e-4, rtol=1e-4), ours, want)
+
+
+def test_an_adapter_of_the_gate_of_the_bias_acts():
+    """The gate's kernel is used outside of its layer."""
+    layer = SelfAttention(128, 2, gated=True, dropped=0.0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    x, bias = jnp.asarray(noise(1, 5, 128)), jnp.asarray(noise(2, 5, 5))
+    plain = layer(x, None, bias)
+    adapt(layer, Lora(2, 4.0, targets=("gate",)), train=True, rngs=nnx.Rngs(1))
+    np.testing.assert_array_equal(layer(x, None, bias), plain)
+    layer.gate.lora_b.set_value(jnp.asarray(noise(2, 8)))
+    adapted = layer(x, None, bias)
+    update = 2 * layer.gate.lora_a[...] @ layer.gate.lora_b[...]
+    layer.gate.lora_b.set_value(jnp.zeros((2, 8)))
+    layer.gate.kernel.set_value(layer.gate.kernel[...] + update)
+    np.testing.assert_array_equal(layer(x, None, bias), adapted)
+    assert np.abs(np.asarray(adapted - plain)).max() > 1e-3
 
 
 def test_a_starts_uniform_within_one_over_the_root_of_the_inputs_and_b_at_zero():

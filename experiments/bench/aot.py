@@ -11,7 +11,8 @@ its bytes at the full bandwidth, or its products at the peak if these take longe
 compiler's cycles at the published clock; and what devices send each other takes the full speed
 of their links, less what is scheduled beside it. No compiler says what a Pallas kernel takes; what
 is added for it is its products at half of the rate that their depth allows, its bytes at 80 % of
-the bandwidth, or its exponentials, whichever take longest. **Only memory and bytes sent are not
+the bandwidth, or its exponentials, whichever take longest; cuDNN's attention counts with
+its bytes alone. **Only memory and bytes sent are not
 estimates.** The JSON has them by kind of operation as well, and the ten heaviest operations.
 `--against` prints the ratios to an earlier JSON.
 """

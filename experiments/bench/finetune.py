@@ -41,11 +41,12 @@ def encoder(
     dtype: str = "float32",
     eat_attention: Implementation = "auto",
     remat: Remat = "nothing",
+    dropout: bool = False,
 ) -> Pretrained:
     adapter = ADAPTER if kind == "lora" else None
     attention = eat_attention if isinstance(structure, EatConfig) else "auto"
-    how = {"dtype": dtype, "attention": attention, "remat": remat}
-    return Pretrained(adapter=adapter, dropout=False, **how)
+    how = {"dtype": dtype, "attention": attention, "remat": remat, "dropout": dropout}
+    return Pretrained(adapter=adapter, **how)
 
 
 def system(
@@ -54,14 +55,16 @@ def system(
     dtype: str = "float32",
     eat_attention: Implementation = "auto",
     remat: Remat = "nothing",
+    dropout: bool = False,
 ) -> Architecture:
     """Return encoders with random weights, and ArcFace on the embedding.
 
     With two encoders there is half as much of it on each one's part, too.
     """
+    encoders = (encoder(kind, one, dtype, eat_attention, remat, dropout) for one in structures)
     networks = tuple(
-        encoder(kind, one, dtype, eat_attention, remat).network_of(Backbone(one, initialize(one)))
-        for one in structures
+        made.network_of(Backbone(one, initialize(one)))
+        for made, one in zip(encoders, structures, strict=True)
     )
     whole = Task(LOSS, (1,) * CLASSES)
     parts = range(len(structures)) if len(structures) > 1 else ()

@@ -75,9 +75,9 @@ def embed(name: str, mesh, batch: int) -> Program:
     return Program(jax.jit(apply), (params, wave, lengths), batch, gflop)
 
 
-def train_step(kind: str, names: Sequence[str], mesh, batch: int, remat="nothing") -> Program:
-    """Return a step of one system with an encoder for each name."""
-    made = system(kind, [STRUCTURES[name] for name in names], "bfloat16", remat=remat)
+def train_step(kind: str, names: Sequence[str], mesh, batch: int, **how: Any) -> Program:
+    """Return a step of one system with an encoder for each name; `how` as of `finetune.system`."""
+    made = system(kind, [STRUCTURES[name] for name in names], "bfloat16", **how)
     gflop = batch * sum(STEP[kind][name] for name in names)
     return step_of(made, Train(batch=batch), mesh, batch, gflop)
 
@@ -214,9 +214,11 @@ CASES: dict[str, Callable[..., Program]] = {  # (mesh, batch of all chips) -> Pr
     "BEATs LoRA step": partial(train_step, "lora", ["beats"]),
     "BEATs LoRA, remat hidden": partial(train_step, "lora", ["beats"], remat="hidden"),
     "BEATs LoRA, remat layers": partial(train_step, "lora", ["beats"], remat="layers"),
+    "BEATs LoRA, dropout": partial(train_step, "lora", ["beats"], dropout=True),
     "BEATs full step": partial(train_step, "full", ["beats"]),
     "EAT embedding": partial(embed, "eat"),
     "EAT LoRA step": partial(train_step, "lora", ["eat"]),
+    "EAT LoRA, cuDNN": partial(train_step, "lora", ["eat"], eat_attention="cudnn"),
     "EAT full step": partial(train_step, "full", ["eat"]),
     "dual LoRA step": partial(train_step, "lora", ["beats", "eat"]),
     "spectral step": spectral_step,

@@ -41,6 +41,8 @@ def main() -> None:
     from programs import CASES
 
     names = [n for n in CASES if not given.case or any(c.lower() in n.lower() for c in given.case)]
+    if TARGETS[given.target].platform != CUDA:
+        names = [n for n in names if "cuDNN" not in n]
     if not names:
         raise SystemExit(f"--case: none of {'; '.join(CASES)} has {' or '.join(given.case)}")
     batch = given.batch or given.chips * TARGETS[given.target].batch

@@ -277,9 +277,3 @@ def test_what_is_beside_two_collectives_hides_one_of_them():
     assert found == pytest.approx({"first": took / 2, "second": took, "alone": took}, rel=1e-6)
     with pytest.raises(ValueError, match="reduce-scatter is not known"):
         aot.collectives([work("other", "reduce-scatter", 1e8)], v5e, 8)
-
-
-def test_what_lies_in_fast_memory_is_not_moved():
-    assert hlo.size("f32[8,128]{1,0:T(8,128)S(1)}", everywhere=False) == 0
-    assert hlo.size("(f32[8]{0:T(128)}, f32[8]{0:T(128)S(1)})", everywhere=False) == 32
-    assert hlo.size("f32[8,128]{1,0:T(8,128)S(1)}") == 4 * 8 * 128

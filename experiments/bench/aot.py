@@ -4,16 +4,16 @@
     python experiments/bench/aot.py --target v5e [--case LoRA] [--out FILE] [--against FILE]
     python experiments/bench/aot.py --target h100 --chips 8
 
-Nothing runs. A table has for each program the clips on a chip, the GFLOP of its matrix products,
-what its operations read and write in the device's memory, the cycles that the compiler of TPUs
+Nothing runs. A table has for each program the clips on a chip, the GFLOP of its matrix products, of
+a GPU what its operations read and write in its memory, of a TPU the cycles that its compiler
 estimates (of loops as often as they turn), memory, collectives and the bound that follows: on a GPU
 its bytes at the full bandwidth, or its products at the peak if these take longer; on a TPU the
-compiler's cycles at the published clock; and what devices send each other takes the full speed
-of their links, less what is scheduled beside it. No compiler says what a Pallas kernel takes; what
-is added for it is its products at half of the rate that their depth allows, its bytes at 80 % of
-the bandwidth, or its exponentials, whichever take longest; cuDNN's attention counts with
-its bytes alone. **Only memory and bytes sent are not
-estimates.** The JSON has them by kind of operation as well, and the ten heaviest operations.
+compiler's cycles at the published clock; and what devices send each other at the full speed of
+their links, less what is scheduled beside it. No compiler says what a Pallas kernel takes; what is
+added for it is its products at half of the rate that their depth allows, its bytes at 80 % of the
+bandwidth, or its exponentials, whichever take longest; cuDNN's attention counts with its bytes
+alone. **Only memory and bytes sent are not estimates.** The JSON has them by kind of operation as
+well, and the ten heaviest operations.
 `--against` prints the ratios to an earlier JSON.
 """
 
@@ -117,21 +117,22 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
     bound = max(bound, products)
     sent = collectives(works, how, chips)
     alone = bound + sum(one["times"] * one["waited_s"] for one in sent)
-    weight = (
-        (lambda w: w.times * w.cycles) if how.platform == TPU else (lambda w: w.times * w.bytes)
-    )
-    heaviest = sorted(works, key=weight, reverse=True)[:HEAVIEST]
+    unit, other = ("cycles", "bytes") if how.platform == TPU else ("bytes", "cycles")
+    heaviest = sorted(works, key=lambda w: w.times * getattr(w, unit), reverse=True)[:HEAVIEST]
+    kinds, listed = hlo.by_kind(works), [w._asdict() for w in heaviest]
+    for entry in (*kinds.values(), *listed):
+        del entry[other]
     return {
         "case": name,
         "rows_per_chip": program.rows // chips,
         "dtype": program.dtype,
         "gflop_needed": gflop,
         "products_by": "XLA" if tiled else "cuBLAS",
-        "estimated_bytes": moved,
+        "estimated_bytes": None if how.platform == TPU else moved,
         "kernels": sum(w.times for w in works),
         "estimated_cycles": cycles or None,
         "estimated_kernels_s": kernels_s,
-        "estimated_by_kind": hlo.by_kind(works),
+        "estimated_by_kind": kinds,
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         "collectives": sent,
@@ -141,7 +142,7 @@ def row(target: str, name: str, chips: int, batch: int) -> dict:
         "bound_s": alone,
         "bound_rows_per_s": program.rows / alone,
         "bound_utilisation": products / alone,
-        "heaviest": [w._asdict() for w in heaviest],
+        "heaviest": listed,
     }
 
 
@@ -217,7 +218,7 @@ def line(row: dict) -> str:
     cells = [
         f"{row['case']:26}{row['rows_per_chip']:7} a chip",
         f"{row['gflop_needed']:9.0f} GFLOP",
-        f"{row['estimated_bytes'] / 1e9:8.1f} GB moved",
+        "" if cycles else f"{row['estimated_bytes'] / 1e9:8.1f} GB moved",
         f"{row['kernels']:6} operations",
         f"{cycles:9.3g} cycles" if cycles else "",
         f"{1e3 * row['estimated_kernels_s']:6.1f} ms in kernels",

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16, "token": 0}  # of other types
-_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\](\{[^}]*\})?")
+_ARRAY = re.compile(r"\b([a-z]+\d*(?:e\d+m\d+\w*)?)\[([\d,]*)\]")
 _HEAD = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _NAME = re.compile(r"\s+(?:ROOT )?%?([\w.\-]+) = ")
 _CALLED = re.compile(
@@ -61,7 +61,7 @@ class Work(NamedTuple):
     opcode: str  # of what it does; of a fusion "fusion"
     label: str  # where it is from, in the words of JAX
     times: int  # in one call of the program
-    bytes: float  # read and written in the device's memory, each time
+    bytes: float  # read and written, each time; of a TPU in its fast memory as well
     cycles: int  # as the compiler estimates, each time; 0: it does not say
     result: float  # bytes of the result
     beside: tuple[str, ...] = ()  # of a collective: what the schedule has between its two ends
@@ -108,16 +108,10 @@ def _closing(text: str, start: int) -> int:
     raise ValueError(f"a bracket is open in {text[:80]}")
 
 
-def size(kind: str, everywhere: bool = True) -> float:
-    """Return the bytes of a type, such as `(f32[8,128]{1,0}, s32[])`.
-
-    Args:
-      everywhere: also count what lies in the fast memory of a TPU (`S(1)` in its layout).
-    """
+def size(kind: str) -> float:
+    """Return the bytes of a type, such as `(f32[8,128]{1,0}, s32[])`."""
     total = 0.0
-    for element, sizes, layout in _ARRAY.findall(kind):
-        if not everywhere and "S(" in layout:
-            continue
+    for element, sizes in _ARRAY.findall(kind):
         bits = re.match(r"[a-z]+(\d+)", element)
         each = _BYTES.get(element, int(bits[1]) / 8 if bits else 0)
         total += each * math.prod(int(n) for n in sizes.split(",") if n)
@@ -190,10 +184,10 @@ def _work(module: Module, own: dict[str, Operation], one: Operation, times: int)
     inner = module.computations.get(one.called[0], {}) if one.opcode == "fusion" else {}
     label, cycles = _LABEL.search(one.text), _CYCLES.search(one.text)
     library = (target := _TARGET.search(one.text)) and target[1].startswith("__cublas")
-    made = _SCRATCH.sub("", one.type) if library else one.type
-    moved = _written(inner, size(made, everywhere=False))
+    result = size(_SCRATCH.sub("", one.type) if library else one.type)
+    moved = _written(inner, result)
     for place, operand in enumerate(one.operands):
-        whole = size(own[operand].type, everywhere=False) if operand in own else 0.0
+        whole = size(own[operand].type) if operand in own else 0.0
         moved += _read_of(inner, place, whole)
     return Work(
         one.name,
@@ -203,7 +197,7 @@ def _work(module: Module, own: dict[str, Operation], one: Operation, times: int)
         times,
         moved,
         int(cycles[1]) if cycles else 0,
-        size(made),
+        result,
     )
 
 
@@ -231,7 +225,7 @@ def _written(inner: dict[str, Operation], result: float) -> float:
     """Return the bytes that a fusion writes: of an array that it updates in place, the update."""
     root = next(reversed(inner.values())) if inner else None
     if root is not None and root.opcode == "dynamic-update-slice":
-        return min(result, size(inner[root.operands[1]].type))
+        return size(inner[root.operands[1]].type)
     return result
 
 

@@ -24,15 +24,16 @@ def called(monkeypatch, tmp_path):
     def called(*words):
         members, ensembles = [], []
 
-        def run(system, data, out, **options):
+        def run_members(given, data):
             assert (tmp_path / "out" / LOCK).exists()
-            members.append((system, data, out, options))
+            assert tuple(given) == RECIPE.members
+            members.extend((system, data, out, options) for system, out, options in given.values())
 
         def combine(runs, config, out, force=False):
             assert len(members) == len(runs)  # first the members, then their scores
             ensembles.append((runs, config, out, force))
 
-        monkeypatch.setattr(command_line.stages, "run", run)
+        monkeypatch.setattr(command_line.stages, "run_members", run_members)
         monkeypatch.setattr(command_line.combining, "combine_members", combine)
         where = ["--data", tmp_path / "data", "--out", tmp_path / "out", *words]
         command_line.dispatch(["run", NAME, *map(str, where)])

@@ -91,7 +91,7 @@ class LoraLinear(Linear):
 
     def _joined(self, x):
         """One product, x (W + alpha / rank A B) + b; on accelerators passes over tokens count."""
-        return self.product(x, self.whole_kernel())
+        return super().__call__(x)
 
     def whole_kernel(self) -> jax.Array:
         """Return W + alpha / rank A B, without the dropout between them."""

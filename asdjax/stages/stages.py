@@ -61,8 +61,8 @@ def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Met
 def run_members(members: Mapping[str, tuple[SystemConfig, Path, dict]], data: Path) -> None:
     """Run the systems of an ensemble, one after the other.
 
-    Several processes train and embed all of them before the first scores any, which it does alone:
-    what the others would wait in has a time limit.
+    Several processes train and embed all of them before the first scores any: it scores alone, and
+    a process that waits for another one gives up after a while (on CPUs 30 minutes).
 
     Args:
       members: of each by its name: system, folder and options of `run`.

@@ -150,11 +150,9 @@ def _walk(module: Module, name: str, times: int, turns: int | None) -> Iterator[
             yield from max(branches, key=lambda works: sum(w.times * w.bytes for w in works))
         else:
             work = _work(module, own, one, times)
-            yield (
-                work._replace(beside=_beside(own, place, one))
-                if work.kind == "collective"
-                else work
-            )
+            if work.kind == "collective":
+                work = work._replace(beside=_beside(own, place, one))
+            yield work
 
 
 def _beside(own: dict[str, Operation], place: int, one: Operation) -> tuple[str, ...]:

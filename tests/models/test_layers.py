@@ -101,13 +101,13 @@ def test_each_device_drops_of_its_clips_what_one_would():
     mesh, x = data_mesh(jax.devices()[:2]), jnp.ones((4, 50, 8))
     drops = (lambda x: dropout(x, 0.5, KEY), with_key(Dropout(0.5), KEY).per_clip)
 
-    def every(x, key=None):
+    def every(x, whole=None):
         return [drop(x) for drop in drops]
 
-    whole = every(x)
+    alone = every(x)
     with over(mesh):
         found = jax.jit(lambda x: by_device(every, x, None))(jax.device_put(x, rows(mesh)))
-    for ours, want in zip(found, whole, strict=True):
+    for ours, want in zip(found, alone, strict=True):
         np.testing.assert_array_equal(ours, want)
         assert (ours[:2] != ours[2:]).any()
 

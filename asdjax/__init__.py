@@ -6,15 +6,37 @@ asdjax.run(system, data, out)         train, embed, score, evaluate and plot on 
 asdjax.evaluate(scores, data=...)     the official numbers of any system's score files
 """
 
-# ruff: noqa: E402
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from asdjax.arithmetic import switch_off_wrong_sums
+from asdjax.version import __version__
+
+if TYPE_CHECKING:
+    from asdjax.config import SystemConfig
+    from asdjax.models.checkpoints import load_backbone
+    from asdjax.recipes import RECIPES
+    from asdjax.stages.stages import evaluate, run
 
 switch_off_wrong_sums()  # before JAX starts
 
-from asdjax.config import SystemConfig
-from asdjax.models.checkpoints import load_backbone
-from asdjax.recipes import RECIPES
-from asdjax.stages.stages import evaluate, run
-from asdjax.version import __version__
-
+_PLACES = {  # of names that are imported when they are first used: JAX alone takes a second
+    "SystemConfig": "asdjax.config",
+    "load_backbone": "asdjax.models.checkpoints",
+    "RECIPES": "asdjax.recipes",
+    "evaluate": "asdjax.stages.stages",
+    "run": "asdjax.stages.stages",
+}
 __all__ = ["RECIPES", "SystemConfig", "__version__", "evaluate", "load_backbone", "run"]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'asdjax' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,6 +14,7 @@ import tyro
 from tyro.conf import Positional
 
 from asdjax import arguments, devices
+from asdjax.compiled import keep_compiled
 from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.data import archives, audio, dcase, download, remarks, synthetic
 from asdjax.data.batches import Audio
@@ -28,6 +29,7 @@ from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError, counted
 from asdjax.version import __version__
 
+NO_CACHE = "--no-cache"  # of every command: keep no compiled programs for later calls
 INTERRUPTED = "interrupted; what is finished is kept: give the same command to continue"
 
 
@@ -294,6 +296,7 @@ COMMANDS: dict[str, Callable] = {
     "weights list": weights_list,
     "weights fetch": weights_fetch,
 }
+COMPILE = (quickstart, run, train, embed, score, pseudo)
 
 
 def main() -> None:
@@ -339,6 +342,10 @@ def dispatch(args: list[str]) -> None:
     if name is None:
         _help(args)
     command, rest = COMMANDS[name], args[len(name.split()) :]
+    if NO_CACHE in rest:
+        rest = [word for word in rest if word != NO_CACHE]
+    elif command in COMPILE and (reason := keep_compiled()):
+        console.note(reason)
     if command in (run, train, embed):
         command(arguments.parse(name, rest))
     elif command is score:
@@ -361,10 +368,12 @@ def _help(args: list[str]) -> None:
         for name, command in COMMANDS.items()
         if name.startswith(group)
     ]
-    usage = (
-        f"asdjax {__version__}\nusage: asdjax COMMAND [OPTIONS]; `asdjax COMMAND --help` tells more"
-    )
-    print("\n".join([usage, *lines]), file=sys.stdout if asked else sys.stderr)
+    usage = [
+        f"asdjax {__version__}",
+        "usage: asdjax COMMAND [OPTIONS]; `asdjax COMMAND --help` tells more",
+        f"every command takes {NO_CACHE}: it keeps no compiled programs for later calls",
+    ]
+    print("\n".join([*usage, *lines]), file=sys.stdout if asked else sys.stderr)
     sys.exit(0 if asked else 2)
 
 

@@ -11,6 +11,7 @@ import csv
 import errno
 import hashlib
 import json
+import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -45,6 +46,12 @@ def full_disk(path: Path) -> Iterator[None]:
         raise InputError(
             f"the disk of {path.resolve()} is full: free some space and run the same command again"
         ) from error
+
+
+def cache_folder() -> Path:
+    """Return where weights and compiled programs lie: ASDJAX_HOME, else ~/.cache/asdjax."""
+    home = os.environ.get("ASDJAX_HOME") or Path.home() / ".cache" / "asdjax"
+    return Path(home).expanduser()
 
 
 def content_of_file(path: Path) -> str:

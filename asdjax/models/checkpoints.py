@@ -6,12 +6,11 @@ folder as NAME.safetensors. `weights_convert.fetch` puts them there.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from asdjax.files import read_csv
+from asdjax.files import cache_folder, read_csv
 from asdjax.models import backbone
 from asdjax.models.backbone import Backbone
 from asdjax.models.weights_file import open_weights
@@ -118,5 +117,4 @@ def public(name: str) -> Checkpoint:
 
 def cached(name: str) -> Path:
     """Return where the converted weights of a public checkpoint lie once fetched."""
-    home = os.environ.get("ASDJAX_HOME") or Path.home() / ".cache" / "asdjax"
-    return Path(home).expanduser() / "weights" / f"{name}.safetensors"
+    return cache_folder() / "weights" / f"{name}.safetensors"

@@ -81,7 +81,7 @@ def arguments() -> argparse.Namespace:
 def about(given: argparse.Namespace) -> dict:
     """Return what the numbers are of."""
     import jax
-    from compare import machine
+    from run import machine
 
     found = {"target": given.target, "figures": TARGETS[given.target]._asdict()}
     return found | {"chips": given.chips, "jax": jax.__version__, "compiled on": machine()}

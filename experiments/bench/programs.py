@@ -19,8 +19,7 @@ import spectral
 from autoencoders import BATCH as VECTORS
 from autoencoders import FRAMES
 from autoencoders import GFLOP as VECTORS_GFLOP
-from compare import BEATS, EAT, LORA
-from finetune import SAMPLES, STRUCTURES, system
+from finetune import BEATS, EAT, LORA, SAMPLES, STRUCTURES, system
 from jax.experimental import pallas as pl
 from jax.extend.core import jaxprs_in_params
 

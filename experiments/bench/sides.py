@@ -1,11 +1,15 @@
-"""One side of one benchmark, in a process of its own; `compare.py` starts and drives it.
+"""One side of one benchmark, in a process of its own; `run.py` starts and drives it.
 
-    python experiments/bench/sides.py CASE SIDE OUTPUT.npy
+    python experiments/bench/sides.py SUITE CASE SIDE OUTPUT.npy
 
 makes the input (the same for every side), runs once to compile and warm up, stores the result in
 OUTPUT.npy, prints a line that describes itself, and then, for every line it reads, prints the
-seconds of one more call. Only this file knows how a side is computed; our sides need jax, flax and
-numpy alone.
+seconds of one more call. Only this file knows how a side is computed.
+
+What limits: fbank the FFT and the copies around it; BEATs, EAT, their training and large kNN the
+matrix products; small kNN the calls; the autoencoders on CPUs their products (0.37 GFLOP a step:
+267,928 weights, 256 vectors, forward and back but to the input), on GPUs the launches of small
+kernels; from files to scores start-up, reading and the networks in turn.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ from __future__ import annotations
 import json
 import os
 import resource
-import shutil
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import numpy as np
+from finetune import BEATS, EAT, LORA
 
 Call = Callable[[], np.ndarray]  # computes and waits for the result
 
@@ -104,34 +110,38 @@ def beats_input() -> tuple:
     return config, initialize(config), mel
 
 
-def forward_ours(given: Callable[[], tuple]) -> Call:
+def forward_ours(given: Callable[[], tuple], dtype: str) -> Call:
     import jax
 
     from asdjax.models.backbone import abstract
     from asdjax.models.weights_file import merge
 
     config, params, mel = given()
-    graph, _ = abstract(config)
+    graph, _ = abstract(config, dtype=dtype)
     forward = jax.jit(lambda params, mel: merge(graph, params)(mel))
     return lambda: np.asarray(forward(params, mel))
 
 
-def forward_torch(given: Callable[[], tuple], make: Callable) -> Call:
-    """Return the forward pass of what `make(config, params, device)` gives."""
+def forward_torch(given: Callable[[], tuple], make: Callable[[], Callable], dtype: str) -> Call:
+    """Return the forward pass of what `make()(config, params, device)` gives."""
     import torch
 
     config, params, mel = given()
-    device = "cuda" if GPU else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True  # as JAX does by default
-    forward = make(config, {n: np.asarray(value) for n, value in params.items()}, device)
-    mel = torch.from_numpy(mel).to(device)
-    return torch.inference_mode()(lambda: forward(mel).cpu().numpy())
+    forward = make()(config, {n: np.asarray(value) for n, value in params.items()}, DEVICE)
+    mel = torch.from_numpy(mel).to(DEVICE)
+
+    def run() -> np.ndarray:
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+            return forward(mel).float().cpu().numpy()
+
+    return torch.inference_mode()(run)
 
 
-def beats_torch() -> Call:
+def beats_torch() -> Callable:
     from torch_beats import torch_beats
 
-    return forward_torch(beats_input, torch_beats)
+    return torch_beats
 
 
 def eat_input() -> tuple:
@@ -144,10 +154,10 @@ def eat_input() -> tuple:
     return config, initialize(config), mel
 
 
-def eat_torch() -> Call:
+def eat_torch() -> Callable:
     from torch_eat import torch_eat
 
-    return forward_torch(eat_input, torch_eat)
+    return torch_eat
 
 
 def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
@@ -189,34 +199,26 @@ def knn_faiss(groups: int, queries: int, references: int) -> Call:
     return lambda: np.stack([one(q, b) for q, b in zip(query, bank, strict=True)])
 
 
-def finetune_ours(kind: str, *backbones: str) -> Call:
+def finetune_ours(kind: str, backbones: tuple[str, ...], batch: int, dtype: str) -> Call:
     """Return a step of one system, which has an encoder for each of the backbones."""
     from finetune import STRUCTURES, step
 
-    one = step(kind, [STRUCTURES[name] for name in backbones], BATCH, DTYPE, EAT_ATTENTION)
+    one = step(kind, [STRUCTURES[name] for name in backbones], batch, dtype, EAT_ATTENTION)
     return lambda: np.array(one())
 
 
-def finetune_in_turn(kind: str, *backbones: str) -> Call:
+def finetune_in_turn(kind: str, backbones: tuple[str, ...], batch: int, dtype: str) -> Call:
     """Return a step of each of the systems that have one of the backbones, one after the other."""
-    each = [finetune_ours(kind, name) for name in backbones]
+    each = [finetune_ours(kind, (name,), batch, dtype) for name in backbones]
     return lambda: np.stack([one() for one in each])
 
 
-def finetune_torch(kind: str, backbone: str, compiled: bool) -> Call:
+def finetune_torch(kind: str, backbone: str, batch: int, dtype: str, compiled: bool) -> Call:
     from finetune import STRUCTURES
     from torch_finetune import step
 
-    one = step(kind, STRUCTURES[backbone], compiled, BATCH, "cuda" if GPU else "cpu")
+    one = step(kind, STRUCTURES[backbone], compiled, batch, DEVICE, dtype)
     return lambda: np.array(one())
-
-
-def finetune_sides(kind: str, backbone: str) -> dict[str, Callable[[], Call]]:
-    return {
-        "ours": lambda: finetune_ours(kind, backbone),
-        "torch": lambda: finetune_torch(kind, backbone, compiled=False),
-        "torch.compile": lambda: finetune_torch(kind, backbone, compiled=True),
-    }
 
 
 def spectral_ours() -> Call:
@@ -229,55 +231,155 @@ def spectral_ours() -> Call:
 def spectral_torch(compiled: bool) -> Call:
     from torch_spectral import step
 
-    one = step(compiled, SPECTRAL_BATCH, "cuda" if GPU else "cpu")
+    one = step(compiled, SPECTRAL_BATCH, DEVICE)
     return lambda: np.array(one())
 
 
-GPU = shutil.which("nvidia-smi") is not None
-BATCH, DTYPE = (32, "bfloat16") if GPU else (4, "float32")
-EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of compare.py
-STEP = f"step, {BATCH} x 10 s, {DTYPE}"
+def autoencoders_ours(at_once: bool) -> Call:
+    from autoencoders import train
+
+    one = train(MACHINES, STEPS, at_once)
+    return lambda: np.array(one())
+
+
+def autoencoders_torch() -> Call:
+    from torch_autoencoder import train
+
+    one = train(MACHINES, STEPS, DEVICE)
+    return lambda: np.array(one())
+
+
+def pipeline(kind: str, script: str) -> Call:
+    """Return a run from wav files to results by a command of its own."""
+    from pipelines import command
+
+    run = command(kind, script)
+    return lambda: np.array(run())
+
+
+SUITES = "cpu", "gpu"
+KERNELS = "auto", "plain", "cudnn"
+SUITE = sys.argv[1] if sys.argv[1:2] and sys.argv[1] in SUITES else ""  # none in `run.py`
+DEVICE = "cuda" if SUITE == "gpu" else "cpu"
+EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of run.py
 SPECTRAL_BATCH = 64  # as in training
-SPECTRAL_STEP = f"spectral branches with CBAM step, {SPECTRAL_BATCH} x 10 s"
+MACHINES, STEPS = 7, 40  # of autoencoders
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
-CASES: dict[str, dict[str, Callable[[], Call]]] = {
+UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # flags of processors that multiply bfloat16
+
+
+def absent_units(case: str) -> str:
+    """Return why a case is left out here; "" if it is not."""
+    if not case.endswith(ON_UNITS):
+        return ""
+    try:
+        words = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        words = set()
+    return "" if words & UNITS else "this processor has no units for bfloat16"
+
+
+ON_UNITS = "bfloat16 on a CPU"
+Sides = dict[str, Callable[[], Call]]
+
+
+def finetune_sides(kind: str, backbone: str, batch: int, dtype: str, peer: str) -> Sides:
+    """Return the sides of a step: ours in `dtype`, PyTorch's in `peer`."""
+    theirs = partial(finetune_torch, kind, backbone, batch, peer)
+    name = "torch" if dtype == peer else f"torch {peer}"
+    return {
+        "ours": partial(finetune_ours, kind, (backbone,), batch, dtype),
+        name: partial(theirs, compiled=False),
+        f"{name}, compiled": partial(theirs, compiled=True),
+    }
+
+
+def forward_sides(given: Callable, make: Callable, dtype: str, peers: tuple[str, ...]) -> Sides:
+    sides: Sides = {"ours": partial(forward_ours, given, dtype)}
+    return sides | {f"torch {peer}": partial(forward_torch, given, make, peer) for peer in peers}
+
+
+def knn_sides(size: tuple[int, int, int]) -> Sides:
+    return {
+        "ours": partial(knn_ours, *size),
+        "scikit-learn": partial(knn_scikit_learn, *size),
+        "faiss": partial(knn_faiss, *size),
+    }
+
+
+ALIKE: dict[str, Sides] = {  # on both
     "fbank 32 x 10 s": {
         "ours": fbank_ours,
-        "torch loop": lambda: fbank_torch_loop(keep_filters=False),
-        "torch loop, tuned": lambda: fbank_torch_loop(keep_filters=True),
+        "torch loop": partial(fbank_torch_loop, keep_filters=False),
+        "torch loop, tuned": partial(fbank_torch_loop, keep_filters=True),
         "kaldi-native-fbank": fbank_kaldi_native_fbank,
     },
-    "BEATs-base forward, 8 x 10 s, float32": {
-        "ours": lambda: forward_ours(beats_input),
-        "torch": beats_torch,
-    },
-    "EAT-base forward, 8 x 10 s, float32": {
-        "ours": lambda: forward_ours(eat_input),
-        "torch": eat_torch,
-    },
-    f"BEATs-base LoRA {STEP}": finetune_sides("lora", "beats"),
-    f"BEATs-base full {STEP}": finetune_sides("full", "beats"),
-    f"EAT-base LoRA {STEP}": finetune_sides("lora", "eat"),
-    f"EAT-base full {STEP}": finetune_sides("full", "eat"),
-    f"dual LoRA {STEP}": {
-        "ours": lambda: finetune_ours("lora", "beats", "eat"),
-        "ours, one by one": lambda: finetune_in_turn("lora", "beats", "eat"),
-    },
-    SPECTRAL_STEP: {
+    f"spectral branches with CBAM step, {SPECTRAL_BATCH} x 10 s": {
         "ours": spectral_ours,
-        "torch": lambda: spectral_torch(compiled=False),
-        "torch.compile": lambda: spectral_torch(compiled=True),
+        "torch": partial(spectral_torch, compiled=False),
+        "torch, compiled": partial(spectral_torch, compiled=True),
     },
-    "kNN 7 x 200 x 1,000 x 768": {
-        "ours": lambda: knn_ours(*SMALL),
-        "scikit-learn": lambda: knn_scikit_learn(*SMALL),
-        "faiss": lambda: knn_faiss(*SMALL),
+    f"{MACHINES} autoencoders, {STEPS} steps of 256 vectors": {
+        "ours": partial(autoencoders_ours, at_once=True),
+        "ours, one by one": partial(autoencoders_ours, at_once=False),
+        "torch, one by one": autoencoders_torch,
     },
-    "kNN 2,000 x 200,000 x 768": {
-        "ours": lambda: knn_ours(*LARGE),
-        "scikit-learn": lambda: knn_scikit_learn(*LARGE),
-        "faiss": lambda: knn_faiss(*LARGE),
-    },
+    "kNN 7 x 200 x 1,000 x 768": knn_sides(SMALL),
+    "kNN 2,000 x 200,000 x 768": knn_sides(LARGE),
+}
+FILES = {  # from wav files to scores, by commands of their own
+    f"files to scores, 1,050 x 10 s, {name}": {
+        "ours": partial(pipeline, kind, ""),
+        "public code": partial(pipeline, kind, "torch_pipeline.py"),
+    }
+    for kind, name in (
+        ("frozen", "frozen BEATs of 4 layers"),
+        ("lora", "its LoRA, 100 steps"),
+        ("small", "small/dual"),
+    )
+}
+GFLOP = {  # of the matrix products of one call; a LoRA step needs no gradient of frozen weights
+    f"{MACHINES} autoencoders, {STEPS} steps of 256 vectors": MACHINES * STEPS * 0.369,
+    "kNN 7 x 200 x 1,000 x 768": 2e-9 * 7 * 200 * 1_000 * 768,
+    "kNN 2,000 x 200,000 x 768": 2e-9 * 2_000 * 200_000 * 768,
+}
+
+
+def backbones(batch: int, dtype: str, where: str, peers: tuple[str, ...]) -> dict[str, Sides]:
+    """Return the cases of BEATs and EAT, and what they have to compute.
+
+    Args:
+      where: the end of each name.
+      peers: types of PyTorch's products.
+    """
+    found: dict[str, Sides] = {}
+    flop = {"BEATs": BEATS[0], "EAT": EAT[0]}
+    inputs = {"BEATs": (beats_input, beats_torch), "EAT": (eat_input, eat_torch)}
+    for name in flop:
+        case = f"{name}-base embedding, 8 x 10 s, {where}"
+        found[case], GFLOP[case] = forward_sides(*inputs[name], dtype, peers), 8 * flop[name]
+    for name in flop:
+        for kind, needed in (("LoRA", LORA[name]), ("full", 3 * flop[name])):
+            case = f"{name}-base {kind} step, {batch} x 10 s, {where}"
+            sides = [finetune_sides(kind.lower(), name.lower(), batch, dtype, p) for p in peers]
+            found[case] = {side: call for one in sides for side, call in one.items()}
+            GFLOP[case] = batch * needed
+    both = f"dual LoRA step, {batch} x 10 s, {where}"
+    given = "lora", ("beats", "eat"), batch, dtype
+    found[both] = {
+        "ours": partial(finetune_ours, *given),
+        "ours, one by one": partial(finetune_in_turn, *given),
+    }
+    GFLOP[both] = batch * sum(LORA.values())
+    return found
+
+
+CASES: dict[str, dict[str, Sides]] = {
+    "cpu": backbones(4, "float32", "float32", ("float32",))
+    | backbones(4, "bfloat16", ON_UNITS, ("float32", "bfloat16"))
+    | ALIKE
+    | FILES,
+    "gpu": backbones(32, "bfloat16", "bfloat16", ("bfloat16",)) | ALIKE | FILES,
 }
 
 
@@ -297,17 +399,21 @@ def peak_memory() -> int:
 
     A process of PyTorch that takes its weights from ours holds jax as well.
     """
-    if GPU and "torch" in sys.modules:
+    if SUITE == "gpu" and "torch" in sys.modules:
         return sys.modules["torch"].cuda.max_memory_allocated()
-    if GPU and "jax" in sys.modules:
+    if SUITE == "gpu" and "jax" in sys.modules:
         return sys.modules["jax"].devices()[0].memory_stats()["peak_bytes_in_use"]
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def main(case: str, side: str, output: str) -> None:
-    call = CASES[case][side]()
+def main(suite: str, case: str, side: str, output: str) -> None:
+    try:
+        call = CASES[suite][case][side]()
+    except ModuleNotFoundError as error:
+        print(json.dumps({"absent": error.name}), flush=True)
+        return
     start = time.perf_counter()
-    np.save(output, call())
+    np.save(output, call())  # compiles and warms up
     print(json.dumps({"first_call_s": time.perf_counter() - start, **describe()}), flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()

@@ -3,7 +3,7 @@
 Written as a careful user of PyTorch would: modules, fused attention (BEATs: with the gated bias as
 its mask), fused AdamW, adapters beside frozen weights without gradients, nothing computed twice. It
 starts from the weights of `finetune.system`, so both sides have the same losses.
-No dropout. float32; on a CUDA device the backbone's products are bfloat16 (autocast).
+No dropout.
 
 On a CPU PyTorch has no fused attention whose mask gets a gradient, and falls back to its own
 unfused one for BEATs; on CUDA it takes the memory-efficient kernel. EAT has no mask.
@@ -34,7 +34,7 @@ norm = partial(nn.LayerNorm, eps=1e-5)
 
 
 def step(
-    kind: Kind, structure: Structure, compiled: bool, batch: int, device: str
+    kind: Kind, structure: Structure, compiled: bool, batch: int, device: str, dtype: str
 ) -> Callable[[], float]:
     """Return a function that does one training step on the same batch and returns its loss.
 
@@ -43,6 +43,7 @@ def step(
         compiled: through `torch.compile` (not the filter bank: it generates no complex numbers).
         batch: clips of 10 s, at least 2 (batch norm).
         device: "cpu" or "cuda".
+        dtype: of the backbone's products: "float32", or "bfloat16" by autocast.
     """
     model = load(kind, structure).to(device)
     hear = Fbank(structure).to(device)
@@ -50,7 +51,7 @@ def step(
     optimizer = adamw(model)
 
     def loss(mel: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
             tokens = model.backbone(mel)[:, structure.extra_tokens :]
         return model.heads[0](model.project(model.pool(tokens.float())), label)
 

@@ -98,6 +98,12 @@ def _operation(name: str, text: str) -> Operation:
     return Operation(name, rest[:start].strip(), kind, operands, called, text)
 
 
+def label(operation: Operation) -> str:
+    """Return where an operation is from, in the words of JAX; "" where it does not say."""
+    found = _LABEL.search(operation.text)
+    return found[1] if found else ""
+
+
 def _closing(text: str, start: int) -> int:
     """Return the place behind the bracket that closes the one at `start`."""
     depth = 0
@@ -180,7 +186,7 @@ def _turns(module: Module, loop: Operation) -> int | None:
 
 def _work(module: Module, own: dict[str, Operation], one: Operation, times: int) -> Work:
     inner = module.computations.get(one.called[0], {}) if one.opcode == "fusion" else {}
-    label, cycles = _LABEL.search(one.text), _CYCLES.search(one.text)
+    cycles = _CYCLES.search(one.text)
     library = (target := _TARGET.search(one.text)) and target[1].startswith("__cublas")
     result = size(_SCRATCH.sub("", one.type) if library else one.type)
     moved = _written(inner, result)
@@ -191,7 +197,7 @@ def _work(module: Module, own: dict[str, Operation], one: Operation, times: int)
         one.name,
         _kind(module, one),
         one.opcode,
-        label[1] if label else "",
+        label(one),
         times,
         moved,
         int(cycles[1]) if cycles else 0,

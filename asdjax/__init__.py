@@ -11,7 +11,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from asdjax.arithmetic import switch_off_wrong_sums
+from asdjax.arithmetic import choose_fusions
 from asdjax.version import __version__
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from asdjax.recipes import RECIPES
     from asdjax.stages.stages import evaluate, run
 
-switch_off_wrong_sums()  # before JAX starts
+choose_fusions()  # before JAX starts
 
 _PLACES = {  # of names that are imported when they are first used: JAX alone takes a second
     "SystemConfig": "asdjax.config",

@@ -30,16 +30,19 @@ def test_sums_of_fused_products_are_right_as_users_compute(tmp_path):
 
 @pytest.fixture
 def switched(monkeypatch):
-    """Return `switched(jaxlib, flags, started) -> XLA_FLAGS` behind the import of asdjax."""
+    """Return `switched(jaxlib, flags, started, units) -> XLA_FLAGS` after asdjax is imported."""
 
-    def switched(jaxlib: str, flags: str | None, started: bool = False) -> str | None:
+    def switched(
+        jaxlib: str, flags: str | None, started: bool = False, units: str = "amx_bf16"
+    ) -> str | None:
         monkeypatch.delenv("XLA_FLAGS", raising=False)
         if flags is not None:
             monkeypatch.setenv("XLA_FLAGS", flags)
         bridge = "jax._src.xla_bridge.backends_are_initialized"
         monkeypatch.setattr(bridge, lambda: started)
         monkeypatch.setattr(arithmetic, "version", lambda _: jaxlib)
-        arithmetic.switch_off_wrong_sums()
+        monkeypatch.setattr(arithmetic, "processor_flags", lambda: set(units.split()))
+        arithmetic.choose_fusions()
         return os.environ.get("XLA_FLAGS")
 
     return switched
@@ -61,3 +64,12 @@ def test_it_is_told_when_jax_has_started_before(switched):
         switched("0.10.2", None, started=True)
     switched("0.10.2", OFF, started=True)
     switched("0.12.0", None, started=True)
+
+
+def test_products_of_processors_without_bfloat16_are_xlas_own(switched):
+    both = f"{OFF},-individual_dot"
+    assert switched("0.10.2", None, units="fpu avx512f") == both
+    assert switched("0.12.0", None, units="fpu avx512f") == both.replace("-reduce,", "")
+    assert switched("0.12.0", None, units="fpu avx512_bf16") is None
+    assert switched("0.12.0", None, units="") is None  # not known
+    switched("0.12.0", None, started=True, units="fpu")  # slower is not wrong: no warning

@@ -36,8 +36,14 @@ class Head(NamedTuple):
     keep: jax.Array | None = None  # [B, L, L] bool, False = a weight that dropout sets to 0
 
 
-def attend(head: Head, rate: float = 0.0, by_halves: bool = False) -> tuple[jax.Array, jax.Array]:
-    """Return softmax(q k^T + gate * bias) v, `[B, L, d]`, and the softmax, `[B, L, L]`.
+def attend(
+    head: Head, rate: float = 0.0, by_halves: bool = False
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Return softmax(q k^T + gate * bias) v, `[B, L, d]`, and the softmax in two parts.
+
+    These are the exponentials `[B, L, L]` in the dtype of `v`, and their sums `[B, L, 1]` float32:
+    to divide by them after the product with `v` takes one pass less over the exponentials, and as
+    one more column of that product the sums take none.
 
     Args:
         rate: of the dropout that `head.keep` was drawn for.
@@ -49,9 +55,19 @@ def attend(head: Head, rate: float = 0.0, by_halves: bool = False) -> tuple[jax.
     if head.padding is not None:
         scores = jnp.where(head.padding[:, None], jnp.finfo(jnp.float32).min, scores)
     largest = (_largest_by_halves if by_halves else _largest)(lax.stop_gradient(scores))
-    weight = jnp.exp(scores - largest)
-    weight = (weight / weight.sum(-1, keepdims=True)).astype(head.v.dtype)
-    return jnp.matmul(_dropped(weight, head.keep, rate), head.v), weight
+    weight = jnp.exp(scores - largest).astype(head.v.dtype)
+    if head.keep is None:
+        ones = jnp.ones((*head.v.shape[:-1], 1), head.v.dtype)
+        out = _product(weight, jnp.concatenate([head.v, ones], -1))
+        out, total = out[..., :-1], out[..., -1:]
+    else:
+        out = _product(_dropped(weight, head.keep, rate), head.v)
+        total = weight.astype(jnp.float32).sum(-1, keepdims=True)
+    return (out / total).astype(head.v.dtype), weight, total
+
+
+def _product(weight, values):
+    return jnp.matmul(weight, values, preferred_element_type=jnp.float32)
 
 
 def _largest(scores: jax.Array) -> jax.Array:
@@ -237,20 +253,20 @@ def _attend_heads_forward(how, qkv, by_head, padding, words):
         head = _draw(how, padding, words, qkv, extras)
         return *attend(head, how.rate, not how.at_once), head.keep
 
-    out, weight, keep = _each_head(one, how, qkv, by_head)
+    out, weight, total, keep = _each_head(one, how, qkv, by_head)
     out = _concatenate(out)
-    return out, (qkv, by_head[:2], padding, out, weight, keep)
+    return out, (qkv, by_head[:2], padding, out, weight, total, keep)
 
 
 def _attend_heads_backward(how, saved, slope):
-    qkv, (bias, gate), padding, out, weight, keep = saved
+    qkv, (bias, gate), padding, out, weight, total, keep = saved
 
     def one(wide, by_head):
         *qkv, out, slope = wide
-        bias, gate, weight, keep = by_head
-        return _gradient(Head(*qkv, bias, gate, padding, keep), how.rate, weight, out, slope)
+        bias, gate, weight, total, keep = by_head
+        return _gradient(Head(*qkv, bias, gate, padding, keep), how.rate, weight, total, out, slope)
 
-    wide, by_head = (*qkv, out, slope), (bias, gate, weight, keep)
+    wide, by_head = (*qkv, out, slope), (bias, gate, weight, total, keep)
     *to_qkv, to_bias, to_gate = _each_head(one, how, wide, by_head)
     return tuple(map(_concatenate, to_qkv)), (to_bias, to_gate, None), None, None
 
@@ -277,17 +293,20 @@ def kept_weights(how: How, words: jax.Array, head: jax.Array, shape: tuple[int, 
     return survivors(how.rate, words, rows, key)
 
 
-def _gradient(head: Head, rate, weight, out, slope):
+def _gradient(head: Head, rate, weight, total, out, slope):
     """Return the gradients of q, k, v, bias and gate.
 
     Args:
-        weight, out: the softmax and the output, as `attend` gives them.
+        weight, total, out: the softmax in two parts and the output, as `attend` gives them.
         slope: the gradient of the output, `[B, L, d]`.
     """
-    to_v = jnp.einsum("bij,bid->bjd", _dropped(weight, head.keep, rate), slope)
-    to_weight = jnp.einsum("bid,bjd->bij", slope, head.v, preferred_element_type=jnp.float32)
-    # The sum over j of weight * to_weight is the sum over channels of slope * out.
-    mean = (slope.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+    share = slope.astype(jnp.float32) / total
+    # The sum over j of softmax * gradient is the sum over channels of slope * out.
+    mean = (share * out.astype(jnp.float32)).sum(-1, keepdims=True)
+    share = share.astype(slope.dtype)
+    to_v = einsum("bij,bid->bjd", _dropped(weight, head.keep, rate), share)
+    to_weight = einsum("bid,bjd->bij", share, head.v)
     to_scores = weight * (_dropped(to_weight, head.keep, rate) - mean)
     if head.padding is not None:
         to_scores = jnp.where(head.padding[:, None], 0.0, to_scores)
@@ -296,9 +315,10 @@ def _gradient(head: Head, rate, weight, out, slope):
         to_bias = (to_scores if head.gate is None else head.gate[..., None] * to_scores).sum(0)
         to_gate = None if head.gate is None else (to_scores * head.bias[None]).sum(-1)
     to_scores = to_scores.astype(head.q.dtype)
-    to_q = jnp.matmul(to_scores, head.k)
-    to_k = jnp.einsum("bij,bid->bjd", to_scores, head.q)
-    return to_q, to_k, to_v, to_bias, to_gate
+    to_q = einsum("bij,bjd->bid", to_scores, head.k)
+    to_k = einsum("bij,bid->bjd", to_scores, head.q)
+    to_qkv = (x.astype(head.q.dtype) for x in (to_q, to_k, to_v))
+    return *to_qkv, to_bias, to_gate
 
 
 def _each_head(function, how, wide, by_head):

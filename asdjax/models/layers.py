@@ -264,7 +264,9 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu(x):
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+    # As `jax.nn.gelu` without its erfc, which takes a CPU half as long again.
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
 class Linear(nnx.Linear):

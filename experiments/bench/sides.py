@@ -21,10 +21,11 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from finetune import BEATS, EAT, LORA
+
+from asdjax.arithmetic import BFLOAT16_UNITS, processor_flags
 
 Call = Callable[[], np.ndarray]  # computes and waits for the result
 
@@ -265,18 +266,13 @@ EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of run.
 SPECTRAL_BATCH = 64  # as in training
 MACHINES, STEPS = 7, 40  # of autoencoders
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
-UNITS = {"amx_bf16", "avx512_bf16", "bf16"}  # flags of processors that multiply bfloat16
 
 
 def absent_units(case: str) -> str:
     """Return why a case is left out here; "" if it is not."""
-    if not case.endswith(ON_UNITS):
+    if not case.endswith(ON_UNITS) or processor_flags() & BFLOAT16_UNITS:
         return ""
-    try:
-        words = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        words = set()
-    return "" if words & UNITS else "this processor has no units for bfloat16"
+    return "this processor has no units for bfloat16"
 
 
 ON_UNITS = "bfloat16 on a CPU"

@@ -89,9 +89,9 @@ def test_members_take_what_is_exactly_theirs_from_each_other(data, recipes, tmp_
     def counting(*arguments):
         compute = original(*arguments)
 
-        def embed(clips, infos, advance):
+        def embed(clips, infos, put):
             asked.append(clips)
-            return compute(clips, infos, advance)
+            return compute(clips, infos, put)
 
         return embed
 

@@ -1,8 +1,14 @@
-"""The stage `embed`: one vector per clip, by a jitted step over all local devices."""
+"""The stage `embed`: one vector per clip, by a jitted step over all local devices.
+
+Of the clips of a machine a few batches are in memory. Vectors go into a file as they are computed,
+so that a run that is killed goes on where it was.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -11,18 +17,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from asdjax.artifact import is_finished, make
+from asdjax.artifact import Product, is_finished, make
 from asdjax.config import SystemConfig
+from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import load_batches, plan_batches
 from asdjax.devices import copied, data_mesh, split
+from asdjax.files import full_disk, write_json
 from asdjax.models.system import Architecture, Embedder
 from asdjax.models.weights_file import load
 from asdjax.report import console
-from asdjax.stages.folder import MODEL, Group, Run, save_embeddings
+from asdjax.stages.folder import MODEL, PART, Group, Run, save_embeddings
 from asdjax.stages.options import Options
 from asdjax.types import Clip, Embeddings, InputError
 
 IN_FLIGHT = 2  # batches given to the device: one it computes, one that waits
+SAVED_S = 5  # after so long, vectors that are computed are sure to be kept
 
 
 def embedder(run: Run, out: Path) -> Embedder:
@@ -66,15 +75,28 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
     largest = max(map(len, run.groups.values()))
     compute = functools.cache(lambda: make_embed(embedder(run, out), run.system, largest))
 
-    def build(path: Path, clips: Sequence[Clip]) -> None:
-        values = compute()(clips, [run.infos[clip.path] for clip in clips], advance)
-        save_embeddings(path, Embeddings(clips, values))
+    def build(product: Product, clips: Sequence[Clip]) -> None:
+        part = Part(product, len(clips))
+        if count := len(clips) - len(part.missing):
+            console.note(f"{count} of {len(clips)} clips of {product.name} were embedded before")
+            advance(count)
+
+        def put(rows: np.ndarray, vectors: np.ndarray) -> None:
+            part.put(part.missing[rows], vectors)
+            advance(len(rows))
+
+        if left := [clips[row] for row in part.missing]:
+            compute()(left, [run.infos[clip.path] for clip in left], put)
+        save_embeddings(product.path, Embeddings(clips, part.finished()))
+        part.remove()
 
     present = 0
     with console.progress("embedding", sum(len(run.groups[g]) for g in groups)) as advance:
         for group in groups:
             product, clips = run.embeddings(out, group), run.groups[group]
-            write = functools.partial(build, product.path, clips)
+            if options.force:
+                Part(product, len(clips)).remove()
+            write = functools.partial(build, product, clips)
             done = make(product, write, force=options.force, reuse=options.reuse, alone=True)
             if done != "built":
                 present += 1
@@ -83,11 +105,70 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
         console.note(f"{present} of {len(groups)} machines were embedded before")
 
 
-def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
-    """Return `embed(clips, infos, advance) -> [n, E] float32`, jitted over all local devices.
+class Part:
+    """The rows of a machine's embeddings that are computed so far, in a memory-mapped file.
 
-    It compiles once per clip length and sample type. The device works on one batch while threads
-    decode the next.
+    Which rows they are is written after them, every `SAVED_S` seconds.
+
+    Args:
+      product: the embeddings; rows that are of another key are forgotten.
+      count: of its clips.
+    """
+
+    def __init__(self, product: Product, count: int):
+        self.folder, self.count = product.path.with_name(product.path.name + PART), count
+        self._values, self._waiting, self._saved = None, [], time.monotonic()
+        try:
+            known = json.loads((self.folder / "key.json").read_text()) == product.key
+            done, values = (self._open(name, "r+") for name in ("done", "values"))
+            if known and len(done) == len(values) == count:
+                self._done, self._values = done, values
+        except (OSError, ValueError):  # nothing yet, or damaged
+            pass
+        if self._values is None:
+            self.remove()
+            self.folder.mkdir(parents=True)
+            self._done = self._open("done", "w+", bool, (count,))
+            write_json(self.folder / "key.json", product.key)
+        self.missing = np.flatnonzero(~self._done)
+
+    def put(self, rows: np.ndarray, vectors: np.ndarray) -> None:
+        """Keep vectors `[b, E]` of rows `[b]`."""
+        if self._values is None:
+            self._values = self._open("values", "w+", np.float32, (self.count, vectors.shape[1]))
+        self._values[rows] = vectors
+        self._waiting.append(rows)
+        if time.monotonic() - self._saved > SAVED_S:
+            self._save()
+
+    def finished(self) -> np.ndarray:
+        """Return all rows, `[n, E]`; they stay in the file."""
+        self._save()
+        return self._values
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _save(self) -> None:
+        with full_disk(self.folder):
+            self._values.flush()
+            for rows in self._waiting:
+                self._done[rows] = True
+            self._done.flush()
+        self._waiting, self._saved = [], time.monotonic()
+
+    def _open(self, name: str, mode: str, *how) -> np.memmap:
+        path = self.folder / f"{name}.npy"
+        if mode == "r+":  # which would make a file longer that was cut off
+            np.load(path, mmap_mode="r")
+        return np.lib.format.open_memmap(path, mode, *how)
+
+
+def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
+    """Return `embed(clips, infos, put)`, jitted over all local devices.
+
+    It calls `put(rows [b], vectors [b, E] float32)` for each batch, and compiles once per clip
+    length and sample type. The device works on one batch while threads decode the next.
 
     Args:
       most_clips: in one call; batches need not be larger.
@@ -103,15 +184,13 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     )
     step = jax.jit(apply)
 
-    def embed(clips, infos, advance) -> np.ndarray:
+    def embed(clips, infos, put) -> None:
         own = embedder.select(params, clips[0].group)
         computing: deque[tuple[np.ndarray, jax.Array]] = deque()
-        found: list[tuple[np.ndarray, np.ndarray]] = []
 
         def collect() -> None:
             rows, vectors = computing.popleft()
-            found.append((rows, _wait(vectors)[: len(rows)]))
-            advance(len(rows))
+            put(rows, _wait(vectors)[: len(rows)])
 
         plans = plan_batches(infos, config.audio, batch, mesh.size)
         for plan, wave, lengths in load_batches(clips, plans, config.audio):
@@ -121,12 +200,18 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
                 collect()
         while computing:
             collect()
-        values = np.zeros((len(clips), found[0][1].shape[1]), np.float32)
-        for rows, vectors in found:
-            values[rows] = vectors
-        return values
 
     return embed
+
+
+def collect(embed: Callable, clips: Sequence[Clip], infos: Sequence[AudioInfo]) -> np.ndarray:
+    """Return the vectors `[n, E]` float32 of clips in memory, by what `make_embed` returns."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    embed(clips, infos, lambda *batch: found.append(batch))
+    values = np.zeros((len(clips), found[0][1].shape[1]), np.float32)
+    for rows, vectors in found:
+        values[rows] = vectors
+    return values
 
 
 def _wait(computing: jax.Array) -> np.ndarray:

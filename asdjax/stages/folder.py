@@ -11,6 +11,7 @@ RUN/first-stage/                         with pseudo labels: the training they a
 RUN/pseudo/labels.csv, *.png             pseudo labels of clips without attributes; figures of them
 RUN/*/finished.json                      as above, of the first stage and of the pseudo labels
 RUN/embeddings/<machine>_<section>.npz   values [n, E], names [n]
+RUN/embeddings/*.npz.part/               key.json, values.npy, done.npy of one that is not finished
 RUN/scores/*.csv                         the challenge's anomaly score and decision files
 RUN/scores/leave_one_out_*.csv           name,score of the normal training clips
 RUN/scores/thresholds.csv                machine,section,threshold
@@ -47,6 +48,7 @@ LABELS = "pseudo/labels.csv"
 RECORD = "ensemble.json"  # of an ensemble's folder
 OF_TRAINING = (MODEL, "labels.json", "log.jsonl", "checkpoints", "first-stage")
 AFTER_EMBEDDING = (SCORES, "results.csv", "skipped.csv", "figures")
+PART = ".part"  # of a file of embeddings that is not finished
 Group = tuple[str, str]  # machine and section
 
 
@@ -185,9 +187,10 @@ def save(out: Path, run: Run) -> None:
         clear(out, *AFTER_EMBEDDING)
     if run.system.train is None:
         clear(out, *OF_TRAINING)
-    own = {run.embeddings(out, group).path for group in run.groups}
-    for path in {*out.glob("embeddings/*.npz")} - own:
-        path.unlink()
+    own = {run.embeddings(out, group).path.name for group in run.groups}
+    for path in out.glob("embeddings/*.npz*"):
+        if path.name.removesuffix(PART) not in own:
+            clear(path.parent, path.name)
     described = {
         "format": FORMAT,
         "asdjax": __version__,

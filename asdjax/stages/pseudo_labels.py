@@ -26,7 +26,7 @@ from asdjax.models.logmel import LogMel
 from asdjax.report import console, figures
 from asdjax.scoring.clusters import Clusters, Pseudo, cluster
 from asdjax.scoring.folds import unit
-from asdjax.stages.embed import embed, embedder, make_embed
+from asdjax.stages.embed import collect, embed, embedder, make_embed
 from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embeddings, recordings, save
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
@@ -199,8 +199,12 @@ def _log_mel(run: Run) -> list[Embeddings]:
     groups = [run.select(group, "train") for group in run.groups]
     with console.progress("log-mel", sum(map(len, groups))) as advance:
         compute = make_embed(embedder(frozen, Path()), frozen.system, max(map(len, groups)))
-        values = [compute(g, [run.infos[clip.path] for clip in g], advance) for g in groups]
-    return [Embeddings(clips, v) for clips, v in zip(groups, values, strict=True)]
+        found = []
+        for clips in groups:
+            values = collect(compute, clips, [run.infos[clip.path] for clip in clips])
+            found.append(Embeddings(clips, values))
+            advance(len(clips))
+    return found
 
 
 def cluster_run(folder: Path, config: Pseudo, out: Path | None = None) -> Path:

@@ -118,7 +118,8 @@ def environment(target: str) -> dict[str, str]:
     """Return what has to be in the environment before JAX is imported."""
     found = {"JAX_PLATFORMS": "cpu"}
     if TARGETS[target].platform == TPU:
-        return found | {"TPU_SKIP_MDS_QUERY": "1"}
+        host = {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": f"{target}-4"}
+        return found | host | {"TPU_SKIP_MDS_QUERY": "1"}  # or libtpu looks for its host, and warns
     # Autotuning would need the card: the compiler takes its default for each product.
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_autotune_level=0".strip()
     return found | {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "XLA_FLAGS": flags}

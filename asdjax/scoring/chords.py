@@ -29,19 +29,19 @@ HELD = 2**22  # float64 values of candidates at once: 32 MiB
 
 
 def chord_distances(query, reference, query_id, reference_id, k: int, wanted) -> np.ndarray:
-    """Return mean cosine distances to the `k` nearest references, to 1e-6 of their value.
+    """Return the cosine distances to the `k` nearest references, to 1e-6 of their value.
 
     Args:
       query, reference, query_id, reference_id, k: numpy arrays, as `knn_distance` takes them.
       wanted: `[G, Q]` bool, the queries.
 
     Returns:
-      `[wanted.sum()]` float64.
+      `[wanted.sum(), k]` float64, rising; inf where there are fewer references.
     """
     count = min(k + SPARE, reference.shape[1])
     candidates = find(query, reference, query_id, reference_id, count)
     row, farthest, away, spread = map(np.asarray, candidates)
-    means = []
+    found = [np.zeros((0, k))]
     for g in np.flatnonzero(wanted.any(1)):
         there = reference_id[g] != PADDING
         own = np.flatnonzero(wanted[g])
@@ -54,9 +54,17 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
             others = np.flatnonzero(there & (reference_id[g] != query_id[g, own[i]]))
             every = _of_rows(query[g], own[i : i + 1], reference[g], others[None])
             nearest[i] = np.sort(every[0])[:k]
-        finite = np.isfinite(nearest)
-        means.append(np.where(finite, nearest, 0).sum(1) / finite.sum(1))
-    return np.concatenate(means)
+        found.append(np.full((len(own), k), np.inf))
+        found[-1][:, : nearest.shape[1]] = nearest
+    return np.concatenate(found)
+
+
+def mean_of_found(distance: np.ndarray) -> np.ndarray:
+    """Return the mean of the finite values of each row `[n, k]`; inf where there is none."""
+    finite = np.isfinite(distance)
+    with np.errstate(invalid="ignore"):
+        mean = np.where(finite, distance, 0).sum(1) / finite.sum(1)
+    return np.where(finite.any(1), mean, np.inf)
 
 
 @partial(jax.jit, static_argnames="count")

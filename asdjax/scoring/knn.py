@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -17,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.scoring.blocks import PADDING, largest
-from asdjax.scoring.chords import SMALLEST, chord_distances, normalized
+from asdjax.scoring.chords import SMALLEST, chord_distances, mean_of_found, normalized
 from asdjax.scoring.folds import (
     FOLDS,
     Machines,
@@ -31,10 +33,12 @@ from asdjax.scoring.folds import (
     unit,
 )
 from asdjax.scoring.smote import Smote, oversample
-from asdjax.types import Embeddings, check, counted
+from asdjax.types import Embeddings, InputError, check, counted
 
 # Cosines of rows of E values err by 6e-8 sqrt(E), 3e-6 at E = 2304: 1e-5 of a larger distance.
 NEAR = 0.25
+WHOLE_BYTES = 2**31  # of references that are searched in one call
+BLOCK_BYTES = 2**28  # of larger sets, at a time
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,8 @@ def knn_scores(
     """Return the mean cosine distance (1 - cos) of each query to its `k` nearest references.
 
     Groups (machines) whose references are of similar number are scored in one call, padded to the
-    largest.
+    largest. References of more than `WHOLE_BYTES`, which may be memory-mapped (`open_references`),
+    are read in blocks of `BLOCK_BYTES`, of which two are in memory at a time.
 
     Args:
       queries: per group `[Q_g, E]`.
@@ -172,10 +177,12 @@ def knn_scores(
     if k < 1:
         raise ValueError(f"expected k >= 1, got {k}")
     buckets: dict[int, list[int]] = defaultdict(list)
-    for group, rows in enumerate(references):
-        if len(queries[group]):
-            buckets[len(rows).bit_length()].append(group)
     scores = [np.zeros(len(query), np.float32) for query in queries]
+    for group, rows in enumerate(references):
+        if len(queries[group]) and rows.nbytes > WHOLE_BYTES:
+            scores[group] = _by_blocks(queries[group], rows, k, None if own is None else own[group])
+        elif len(queries[group]):
+            buckets[len(rows).bit_length()].append(group)
     for groups in buckets.values():
         query, reference = (stack([x[g] for g in groups]) for x in (queries, references))
         identity = [np.arange(len(references[g]), dtype=np.int32) for g in groups]
@@ -186,10 +193,58 @@ def knn_scores(
         distance = np.array(knn_distance(*rows, k))
         near = distance < NEAR
         if near.any():
-            distance[near] = chord_distances(*rows, k, near)
+            distance[near] = mean_of_found(chord_distances(*rows, k, near))
         for group, row in zip(groups, distance, strict=True):
             scores[group] = row[: len(queries[group])]
     return scores
+
+
+def _by_blocks(query: np.ndarray, references: np.ndarray, k: int, own) -> np.ndarray:
+    """Return the same `[Q]` of one group; a block is read while the one before it is searched."""
+    count, width = references.shape
+    rows = min(max(BLOCK_BYTES // (4 * width), 1), count)
+    query_id = np.full(len(query), PADDING, np.int32) if own is None else own.astype(np.int32)
+    every = np.ones((1, len(query)), bool)
+    best = np.full((len(query), k), np.inf)
+
+    def read(start: int) -> tuple[np.ndarray, np.ndarray]:
+        block, identity = np.zeros((rows, width), np.float32), np.full(rows, PADDING, np.int32)
+        found = references[start : start + rows]
+        block[: len(found)] = found
+        identity[: len(found)] = np.arange(start, start + len(found))
+        return block[None], identity[None]
+
+    with ThreadPoolExecutor(1) as reader:
+        starts = list(range(0, count, rows))
+        coming = reader.submit(read, starts[0])
+        for following in [*starts[1:], None]:
+            block, identity = coming.result()
+            if following is not None:
+                coming = reader.submit(read, following)
+            found = chord_distances(query[None], block, query_id[None], identity, k, every)
+            best = np.sort(np.concatenate([best, found], 1))[:, :k]
+    return mean_of_found(best).astype(np.float32)
+
+
+def open_references(path: Path | str) -> np.ndarray:
+    """Return `[R, E]` float32 of a `.npy` file, memory-mapped: it may be larger than the memory.
+
+    Raises:
+      InputError: no such file, another kind of file, or one that is shorter than its header says.
+    """
+    try:
+        found = np.load(path, mmap_mode="r")
+        if isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype == np.float32:
+            return found
+        got = (
+            f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
+        )
+    except (OSError, ValueError, EOFError) as error:
+        got = str(error)
+    raise InputError(
+        f"{path}: expected a .npy file of float32 rows [R, E], got {got}; write it again with "
+        "numpy.save"
+    )
 
 
 @partial(jax.jit, static_argnames="k")

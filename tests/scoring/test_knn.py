@@ -6,6 +6,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from asdjax.scoring import blocks, knn
 from asdjax.scoring.knn import knn_scores
+from asdjax.types import InputError
 
 # float32 cosines of rows of length 16: a few units in the last place of 1.0.
 TOLERANCE = {"rtol": 0, "atol": 2e-6}
@@ -96,3 +97,62 @@ def test_corners_are_finite_or_infinite_never_nan():
     assert knn_scores([reference[:0]], [reference])[0].shape == (0,)
     with pytest.raises(ValueError, match="k >= 1"):
         knn_scores([reference], [reference], 0)
+
+
+@pytest.fixture
+def in_blocks(monkeypatch):
+    """Search every set in blocks of 7 references."""
+    monkeypatch.setattr(knn, "WHOLE_BYTES", 0)
+    monkeypatch.setattr(knn, "BLOCK_BYTES", 7 * 4 * 16)
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_a_large_set_is_searched_in_blocks(in_blocks, tmp_path, k):
+    queries, references = groups([50, 3]), groups([31, 14], seed=1)
+    np.save(tmp_path / "bank.npy", references[0])
+    references[0] = knn.open_references(tmp_path / "bank.npy")
+    assert isinstance(references[0], np.memmap)
+    for got, query, reference in zip(
+        knn_scores(queries, references, k), queries, references, strict=True
+    ):
+        np.testing.assert_allclose(got, oracle(query, reference, k), **TOLERANCE)
+
+
+def test_in_blocks_a_clip_is_not_its_own_neighbor_and_small_distances_keep_their_digits(in_blocks):
+    reference = groups([30])[0] * 1e-4 + 1
+    got = knn_scores([reference], [reference], 1, [np.arange(30)])[0]
+    for row, score in enumerate(got):
+        u = reference[row].astype(float)
+        others = np.delete(reference, row, 0).astype(float)
+        unit = others / np.linalg.norm(others, axis=1, keepdims=True)
+        chord = np.square(unit - u / np.linalg.norm(u)).sum(1) / 2
+        assert score == pytest.approx(chord.min(), rel=1e-5)  # float32 of what is right to 1e-6
+
+
+def test_fewer_references_than_neighbors_in_blocks_are_all_averaged(in_blocks):
+    query, reference = groups([4])[0], groups([10], seed=1)[0]
+    got = knn_scores([query], [reference], 40)[0]
+    np.testing.assert_allclose(got, oracle(query, reference, 10), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("write", "got"),
+    [
+        (lambda path: None, "No such file"),
+        (lambda path: path.write_text("x"), "pickle|magic"),
+        (lambda path: np.save(path, np.zeros((3, 4))), r"float64 \[3, 4\]"),
+        (lambda path: np.save(path, np.zeros(3, np.float32)), r"float32 \[3\]"),
+    ],
+)
+def test_references_of_another_form_are_refused(tmp_path, write, got):
+    write(tmp_path / "bank.npy")
+    with pytest.raises(InputError, match=rf"bank\.npy: expected .* rows \[R, E\], got .*({got})"):
+        knn.open_references(tmp_path / "bank.npy")
+
+
+def test_references_that_are_cut_off_are_refused(tmp_path):
+    path = tmp_path / "bank.npy"
+    np.save(path, np.zeros((30, 4), np.float32))
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"bank\.npy: expected .* got .*file size"):
+        knn.open_references(path)

@@ -8,6 +8,7 @@ import re
 import shutil
 import signal
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -318,7 +319,11 @@ def ended(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_with_a_message(call, made, tmp_path, monkeypatch, ended, number):
-    monkeypatch.setattr(embed, "load_batches", lambda *_: os.kill(os.getpid(), number))
+    def load(*_):
+        os.kill(os.getpid(), number)
+        time.sleep(60)  # Python calls the handler soon, not at once
+
+    monkeypatch.setattr(embed, "load_batches", load)
     _, _, err = call("run", "frozen/logmel", "--data", made, "--out", tmp_path / "run")
     assert ended == [number]
     assert "finished is kept: give the same command to continue" in err

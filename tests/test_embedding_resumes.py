@@ -1,5 +1,6 @@
 """An embedding that was interrupted goes on where it was, and gives the same file."""
 
+import errno
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from machines import tone_machine
 
 from asdjax.recipes import RECIPES
 from asdjax.stages import embed, stages
+from asdjax.types import InputError
 
 SYSTEM = replace(RECIPES["frozen/logmel"].config, batch=2)
 NAME = "embeddings/fan_section_00.npz"
@@ -91,6 +93,19 @@ def test_a_part_of_other_recordings_is_not_used(data, interrupted, decoded, tmp_
     assert len(decoded) == clips(data) - 1
     with np.load(interrupted / NAME) as file:
         assert len(file["values"]) == clips(data) - 1
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written_into_the_map(
+    data, tmp_path, monkeypatch
+):
+    """A page of a mapped file that finds no room would end the process."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(InputError, match=r"done\.npy is full: free some space"):
+        stages.embed(SYSTEM, data, tmp_path)
 
 
 def test_with_force_nothing_of_a_part_is_used(data, whole, interrupted, decoded):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import shutil
 import time
 from collections import deque
@@ -161,7 +162,11 @@ class Part:
         path = self.folder / f"{name}.npy"
         if mode == "r+":  # which would make a file longer that was cut off
             np.load(path, mmap_mode="r")
-        return np.lib.format.open_memmap(path, mode, *how)
+        opened = np.lib.format.open_memmap(path, mode, *how)
+        if mode == "w+" and hasattr(os, "posix_fallocate"):  # a full disk is an error here alone
+            with full_disk(path), path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+        return opened
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:

@@ -28,8 +28,8 @@ def choose_fusions() -> None:
         affected = version("jaxlib") in AFFECTED
     except PackageNotFoundError:  # to import jax says what is missing
         return
-    flags = processor_flags()
-    off = [WRONG_SUMS] * affected + [SLOW_PRODUCTS] * bool(flags and not flags & BFLOAT16_UNITS)
+    units = processor_flags()
+    off = [WRONG_SUMS] * affected + [SLOW_PRODUCTS] * bool(units and not units & BFLOAT16_UNITS)
     flags = os.environ.get("XLA_FLAGS", "")
     if not off or FLAG in flags:
         return

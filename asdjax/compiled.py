@@ -6,8 +6,8 @@ import hashlib
 import os
 import platform
 from importlib.metadata import version
-from pathlib import Path
 
+from asdjax.arithmetic import processor_flags
 from asdjax.files import cache_folder
 
 FOLDER = "compiled"
@@ -46,11 +46,6 @@ def keep_compiled() -> str:
 
 def _processor() -> str:
     """Return a name for processors of the same instructions, under this jaxlib."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = [platform.processor()]
-    told = ("model name", "flags", "Features", "CPU part")  # of x86 and ARM
-    own = sorted({line for line in lines if line.startswith(told)} or set(lines[:1]))
-    described = "\n".join((platform.machine(), *own)).encode()
+    own = platform.machine(), platform.processor(), *sorted(processor_flags())
+    described = "\n".join(own).encode()
     return f"jaxlib-{version('jaxlib')}-{hashlib.sha256(described).hexdigest()[:12]}"

@@ -10,7 +10,7 @@ from asdjax.data.audio import probe
 from asdjax.data.batches import Audio
 from asdjax.models.logmel import LogMel
 from asdjax.models.system import Architecture, Embedder
-from asdjax.stages.embed import collect, make_embed
+from asdjax.stages.embed import embed_in_memory, make_embed
 from asdjax.types import Clip
 
 SECONDS = [1, 1, 0.7, 2, 1.5, 2, 1]  # two lengths after padding to whole seconds
@@ -34,7 +34,7 @@ def logmel_embedder():
 def run(embedder, clips, batch):
     config = SystemConfig((LogMel(),), audio=Audio(channel=0), batch=batch)
     embed = make_embed(embedder, config, len(clips))
-    return collect(embed, clips, [probe(clip.path) for clip in clips])
+    return embed_in_memory(embed, clips, [probe(clip.path) for clip in clips])
 
 
 def test_one_compilation_for_each_clip_length(clips):

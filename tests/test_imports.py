@@ -14,7 +14,7 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "version": set(),
     "arithmetic": set(),
     "files": {"types"},
-    "compiled": {"files"},
+    "compiled": {"arithmetic", "files"},
     "devices": {"types"},
     "artifact": {"types", "files", "devices"},
     "frontend": EVERYWHERE,

@@ -9,6 +9,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from asdjax import __main__ as command_line
 from asdjax.compiled import keep_compiled
 
+HIT = "/jax/compilation_cache/cache_hits"
+
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
@@ -33,13 +35,17 @@ def entries(home) -> list:
 
 
 def test_a_program_is_compiled_once(home):
+    events = []
+    jax.monitoring.register_event_listener(lambda event, **_: events.append(event))
     assert keep_compiled() == ""
     first = compute()
     kept = entries(home)
     assert kept
+    assert HIT not in events
     jax.clear_caches()
     np.testing.assert_array_equal(compute(), first)
     assert entries(home) == kept
+    assert HIT in events
 
 
 @pytest.mark.parametrize("damage", [lambda content: b"", lambda content: content[:-9]])

@@ -77,7 +77,7 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
     compute = functools.cache(lambda: make_embed(embedder(run, out), run.system, largest))
 
     def build(product: Product, clips: Sequence[Clip]) -> None:
-        part = Part(product, len(clips))
+        part = Part(product, len(clips), anew=options.force)
         if count := len(clips) - len(part.missing):
             console.note(f"{count} of {len(clips)} clips of {product.name} were embedded before")
             advance(count)
@@ -89,16 +89,14 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
         if left := [clips[row] for row in part.missing]:
             compute()(left, [run.infos[clip.path] for clip in left], put)
         save_embeddings(product.path, Embeddings(clips, part.finished()))
-        part.remove()
 
     present = 0
     with console.progress("embedding", sum(len(run.groups[g]) for g in groups)) as advance:
         for group in groups:
             product, clips = run.embeddings(out, group), run.groups[group]
-            if options.force:
-                Part(product, len(clips)).remove()
             write = functools.partial(build, product, clips)
             done = make(product, write, force=options.force, reuse=options.reuse, alone=True)
+            shutil.rmtree(_part_of(product), ignore_errors=True)
             if done != "built":
                 present += 1
                 advance(len(clips))
@@ -114,20 +112,21 @@ class Part:
     Args:
       product: the embeddings; rows that are of another key are forgotten.
       count: of its clips.
+      anew: forget all rows.
     """
 
-    def __init__(self, product: Product, count: int):
-        self.folder, self.count = product.path.with_name(product.path.name + PART), count
+    def __init__(self, product: Product, count: int, anew: bool):
+        self.folder, self.count = _part_of(product), count
         self._values, self._waiting, self._saved = None, [], time.monotonic()
         try:
             known = json.loads((self.folder / "key.json").read_text()) == product.key
             done, values = (self._open(name, "r+") for name in ("done", "values"))
-            if known and len(done) == len(values) == count:
+            if known and not anew and len(done) == len(values) == count:
                 self._done, self._values = done, values
         except (OSError, ValueError):  # nothing yet, or damaged
             pass
         if self._values is None:
-            self.remove()
+            shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             self._done = self._open("done", "w+", bool, (count,))
             write_json(self.folder / "key.json", product.key)
@@ -147,15 +146,11 @@ class Part:
         self._save()
         return self._values
 
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _save(self) -> None:
-        with full_disk(self.folder):
-            self._values.flush()
-            for rows in self._waiting:
-                self._done[rows] = True
-            self._done.flush()
+        self._values.flush()
+        for rows in self._waiting:
+            self._done[rows] = True
+        self._done.flush()
         self._waiting, self._saved = [], time.monotonic()
 
     def _open(self, name: str, mode: str, *how) -> np.memmap:
@@ -167,6 +162,10 @@ class Part:
             with full_disk(path), path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
         return opened
+
+
+def _part_of(product: Product) -> Path:
+    return product.path.with_name(product.path.name + PART)
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
@@ -209,7 +208,9 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     return embed
 
 
-def collect(embed: Callable, clips: Sequence[Clip], infos: Sequence[AudioInfo]) -> np.ndarray:
+def embed_in_memory(
+    embed: Callable, clips: Sequence[Clip], infos: Sequence[AudioInfo]
+) -> np.ndarray:
     """Return the vectors `[n, E]` float32 of clips in memory, by what `make_embed` returns."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     embed(clips, infos, lambda *batch: found.append(batch))

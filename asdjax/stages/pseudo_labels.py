@@ -26,7 +26,7 @@ from asdjax.models.logmel import LogMel
 from asdjax.report import console, figures
 from asdjax.scoring.clusters import Clusters, Pseudo, cluster
 from asdjax.scoring.folds import unit
-from asdjax.stages.embed import collect, embed, embedder, make_embed
+from asdjax.stages.embed import embed, embed_in_memory, embedder, make_embed
 from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embeddings, recordings, save
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
@@ -201,7 +201,7 @@ def _log_mel(run: Run) -> list[Embeddings]:
         compute = make_embed(embedder(frozen, Path()), frozen.system, max(map(len, groups)))
         found = []
         for clips in groups:
-            values = collect(compute, clips, [run.infos[clip.path] for clip in clips])
+            values = embed_in_memory(compute, clips, [run.infos[clip.path] for clip in clips])
             found.append(Embeddings(clips, values))
             advance(len(clips))
     return found

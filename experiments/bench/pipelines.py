@@ -31,10 +31,11 @@ TINY = BeatsConfig.base(
     conv_pos=32,
     conv_pos_groups=4,
 )
+WEIGHTS = PLACE / "tiny.safetensors"
 RECIPES = {  # kind -> recipe and its options
-    "frozen": ("frozen/beats", ("--weights", "WEIGHTS")),
-    "lora": ("aithu2024/beats-lora-flat", ("--weights", "WEIGHTS", "--train.steps", "100")),
-    "small": ("small/dual", ("--audio.seconds", "10")),
+    "frozen": ("frozen/beats", "--weights", WEIGHTS),
+    "lora": ("aithu2024/beats-lora-flat", "--weights", WEIGHTS, "--train.steps", 100),
+    "small": ("small/dual", "--audio.seconds", 10),
 }
 
 
@@ -47,41 +48,34 @@ def recordings() -> Path:
     )
 
 
-def weights() -> Path:
-    """Return the file of the network's weights."""
+def write_weights() -> None:
+    """Write the file of the network's weights."""
     from asdjax.models.backbone import initialize
     from asdjax.models.weights_file import Header, save
 
-    path = PLACE / "tiny.safetensors"
     PLACE.mkdir(parents=True, exist_ok=True)
-    save(path, initialize(TINY), Header("beats", asdict(TINY)))
-    return path
+    save(WEIGHTS, initialize(TINY), Header("beats", asdict(TINY)))
 
 
-def command(kind: str, script: str) -> Callable[[], np.ndarray]:
+def command(kind: str, peer: bool) -> Callable[[], np.ndarray]:
     """Return a function that runs a command and returns all its scores, or those of a training.
 
     Args:
       kind: a name in `RECIPES`.
-      script: "" for ours, else the peer's file.
+      peer: run the peer's command, not ours.
 
     Returns:
       All scores where nothing trains, else the mean AUC: two trainings give different scores.
     """
-    data, words = recordings(), [sys.executable]
-    if script:
-        words += [str(Path(__file__).with_name(script)), kind]
-    else:
-        recipe, options = RECIPES[kind]
-        words += ["-m", "asdjax", "run", recipe, *options]
-    words = [str(weights()) if word == "WEIGHTS" else word for word in words]
-    if script:
-        words += ["--weights", str(weights())]
+    data, words = recordings(), ["-m", "asdjax", "run", *RECIPES[kind]]
+    write_weights()
+    if peer:
+        words = [Path(__file__).with_name("torch_pipeline.py"), kind, "--weights", WEIGHTS]
     cache = os.environ | {"ASDJAX_HOME": str(PLACE / "home")}
 
     def run() -> np.ndarray:
         with tempfile.TemporaryDirectory() as out:
-            given = [*words, "--data", str(data), "--out", f"{out}/run"]
+            given = [sys.executable, *map(str, words), "--data", str(data), "--out", f"{out}/run"]
             done = subprocess.run(given, capture_output=True, text=True, check=False, env=cache)
             if done.returncode:
                 raise SystemExit(f"{' '.join(given)} failed:\n{done.stderr[-2000:]}")

@@ -4,8 +4,9 @@
 
 Joins the trace of `jax.profiler` with the compiled program, whose operations it names: their kind,
 type, and where they are from in the words of JAX. An operation of a loop counts with all its turns,
-and not the loop itself. Threads run side by side: seconds are those of all threads together. A
-profile slows what it measures; times of `run.py` are without it.
+and not the loop itself. On a CPU large products that XLA computes by itself, not by YNNPACK, run
+apart and are in no event: they are most of what a call takes beside the sum. A profile slows what
+it measures; times of `run.py` are without it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def main() -> None:
             call()
         found = entries(events(trace), operations(dump))
     total = sum(entry.seconds for entry in found)
-    print(f"{cases[0]}: {took:.3f} s a call; {total:.3f} s of all threads in operations")
+    print(f"{cases[0]}: {took:.3f} s a call; {total:.3f} s in operations that are named")
     kinds: Counter[str] = Counter()
     for entry in found:
         kinds[entry.name.rstrip("0123456789.").replace(".clone", "")] += entry.seconds

@@ -250,11 +250,11 @@ def autoencoders_torch() -> Call:
     return lambda: np.array(one())
 
 
-def pipeline(kind: str, script: str) -> Call:
+def pipeline(kind: str, peer: bool) -> Call:
     """Return a run from wav files to results by a command of its own."""
     from pipelines import command
 
-    run = command(kind, script)
+    run = command(kind, peer)
     return lambda: np.array(run())
 
 
@@ -325,8 +325,8 @@ ALIKE: dict[str, Sides] = {  # on both
 }
 FILES = {  # from wav files to scores, by commands of their own
     f"files to scores, 1,050 x 10 s, {name}": {
-        "ours": partial(pipeline, kind, ""),
-        "public code": partial(pipeline, kind, "torch_pipeline.py"),
+        "ours": partial(pipeline, kind, peer=False),
+        "public code": partial(pipeline, kind, peer=True),
     }
     for kind, name in (
         ("frozen", "frozen BEATs of 4 layers"),

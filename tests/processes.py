@@ -1,4 +1,7 @@
-"""Calls of the command line in processes of their own, which have imported what it needs."""
+"""Calls of the command line in processes of their own, which have imported what it needs.
+
+They draw no figures, which would take longer than all the rest of a small run.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +59,9 @@ def call(
 def _run(work: Callable, log: Path, given: tuple, settings: dict, environment: dict) -> None:
     import jax
 
+    from asdjax.report import figures
+
+    figures.write = lambda *_: None
     with log.open("a") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())

@@ -186,15 +186,17 @@ def window(name: str) -> np.ndarray:
     return np.pad(hann**exponent, (0, FFT_SAMPLES - FRAME_SAMPLES)).astype(np.float32)
 
 
+def mel(hz) -> np.ndarray:
+    """Return frequencies in Kaldi's mel scale, which is HTK's."""
+    return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
+
+
 @lru_cache
 def mel_bank(config: FbankConfig) -> np.ndarray:
     """Return triangles `[256, F]` float32, linear in Kaldi's mel scale, not normalized in area.
 
     The Nyquist bin is left out: its weight is 0. Narrow filters may hold no bin at all.
     """
-
-    def mel(hz):
-        return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
 
     corner = np.linspace(mel(config.low_hz), mel(config.high_hz), config.bands + 2)
     left, center, right = corner[:-2], corner[1:-1], corner[2:]

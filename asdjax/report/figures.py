@@ -27,6 +27,7 @@ LINES = {"source": "-", "target": "--", None: ":"}
 TOP_CLIPS = 4
 SAMPLES = 60 * SAMPLE_RATE_HZ  # of a clip that are drawn: those of an hour would take gigabytes
 MOST_NAMED = 3  # files in a note
+TICKS_HZ = 250, 500, 1000, 2000, 4000, 8000
 
 NEIGHBORS = 15  # of UMAP; machines of fewer clips get no such figure
 COLORS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9", "#cc79a7", "#b5a800", "#4d4d4d")
@@ -162,7 +163,9 @@ def _histograms(
             for axis, domain in zip(row, machine.domains, strict=False):
                 for label, (name, color) in LABELS.items():
                     if len(values := machine.of(domain, label)):
-                        axis.hist(values, bins, color=color, alpha=0.6, label=name)
+                        axis.hist(
+                            values, bins, color=color, alpha=0.6, label=name, histtype="stepfilled"
+                        )
                 if threshold is not None and np.isfinite(threshold):
                     axis.axvline(threshold, color="black", ls="--", label="decision threshold")
                     above = {"xycoords": axis.get_xaxis_transform(), "ha": "center", "fontsize": 8}
@@ -225,21 +228,19 @@ def _top_clips(
 
 def _spectrogram(axis, wave: np.ndarray) -> None:
     """Draw log-mel energies of a wave `[N]` over seconds and Hz."""
-    import librosa
-    from librosa.display import specshow
+    from asdjax.frontend.fbank import BEATS, HOP_SAMPLES, fbank, mel
 
-    from asdjax.frontend.fbank import BEATS, HOP_SAMPLES, fbank
-
-    mel = np.asarray(fbank(wave[None], BEATS))[0].T
-    if not np.isfinite(mel).all():
+    energy = np.asarray(fbank(wave[None], BEATS))[0].T
+    if not np.isfinite(energy).all():
         raise InputError("NaN or infinite samples")
-    seconds = np.arange(mel.shape[1] + 1) * HOP_SAMPLES / SAMPLE_RATE_HZ
-    # Bands end half way to the next center. Kaldi's mel scale is HTK's.
-    points = 2 * len(mel) + 3
-    halves = librosa.mel_frequencies(points, fmin=BEATS.low_hz, fmax=BEATS.high_hz, htk=True)
-    low, high = np.percentile(mel, [5, 99.5])  # a filter without any bin is far below
-    coordinates = {"x_coords": seconds, "x_axis": "s", "y_coords": halves[1::2], "y_axis": "mel"}
-    specshow(mel, ax=axis, **coordinates, cmap="magma", vmin=low, vmax=high)
+    seconds = energy.shape[1] * HOP_SAMPLES / SAMPLE_RATE_HZ
+    bottom, top = mel([BEATS.low_hz, BEATS.high_hz])
+    half = (top - bottom) / (BEATS.bands + 1) / 2  # bands end half way to the next center
+    low, high = np.percentile(energy, [5, 99.5])  # a filter without any bin is far below
+    place = {"origin": "lower", "aspect": "auto", "extent": (0, seconds, bottom + half, top - half)}
+    axis.imshow(energy, **place, cmap="magma", vmin=low, vmax=high)
+    axis.set_yticks(mel(TICKS_HZ), list(map(str, TICKS_HZ)))
+    axis.set(xlabel="seconds", ylabel="Hz", ylim=(bottom, top))
 
 
 def write_clusters(

@@ -29,9 +29,7 @@ TOUCHES = {"open", "os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncat
 def run(count: int, part: str, words: list[str]) -> None:
     """Run; SIGKILL itself at the `count`th touch of a file of OUT whose name has `part`."""
     from asdjax import __main__ as command_line
-    from asdjax.report import figures
 
-    figures.write = lambda *_: None  # the numbers are there by then
     out, touched = words[words.index("--out") + 1] + os.sep, 0
 
     def touch(event, arguments):  # told before it is done

@@ -57,6 +57,12 @@ class Augment:
             ("warp_sigma", "in (0, 0.3]", 0 < self.warp_sigma <= 0.3),
         )
 
+    @property
+    def changes_waves(self) -> bool:
+        """Return whether anything is done to a clip before its front ends."""
+        mixed = self.mixup > 0 and self.mixup_on == "wave"
+        return self.crop == "random" or self.shift or self.warp > 0 or mixed
+
 
 def spec_augment(mel, key, width: int, probability: float, mean=0.0):
     """Hide one stretch of frames and one of bands of each clip behind the mean of the input.

@@ -4,6 +4,9 @@ The host decides by number (`Selection`), from seed and step alone, so that ever
 training and both data paths see the same batches. Resident: the whole training set lies on every
 device as int16; a step is sent numbers and gathers. Streaming: threads decode ahead and a step is
 sent waves. Both train alike, bit for bit.
+
+Where nothing is done to waves, what the front ends make of a clip may be resident in place of its
+wave: it is computed once, not in each step. Then both train alike but for rounding.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from asdjax.data.audio import AudioInfo, free_memory, read_batch
 from asdjax.data.batches import Audio, padded_samples, stays_int16
 from asdjax.devices import copied, own_share, put_copies, split
 from asdjax.frontend.fbank import to_float
+from asdjax.models.system import Input
 from asdjax.train.config import Train
 from asdjax.types import NOISE, ORDER, SAMPLE_RATE_HZ, SYNTHETIC, Clip, random_numbers
 
@@ -36,7 +40,9 @@ FREE_SHARE = 1 / 3  # of the free memory that a resident set may take
 class Batch(NamedTuple):
     """What one step sees, over all devices."""
 
-    wave: jax.Array  # [B, N] int16 or float32
+    wave: (
+        jax.Array | tuple[Input, ...]
+    )  # [B, N] int16 or float32; or what the front ends made of it
     lengths: jax.Array  # [B] int32, valid samples
     label: jax.Array  # [B, label kinds] int32
     copied: jax.Array | None = None  # [B] bool: copies of a clip, to be warped in time
@@ -279,25 +285,39 @@ def padded(infos: Sequence[AudioInfo], audio: Audio, samples: int) -> bool:
     return audio.fit != "tile" and shortest < samples
 
 
-def resident(clips: ClipSet, select: Select, mesh: jax.sharding.Mesh, advance: Callable) -> Source:
+def resident(
+    clips: ClipSet,
+    select: Select,
+    mesh: jax.sharding.Mesh,
+    advance: Callable,
+    front_ends: Callable | None = None,
+) -> Source:
     """Read the whole set onto every device; each process reads its share of the files.
 
     Args:
       advance: called with how many more clips were read.
+      front_ends: `(wave [READ_AT_ONCE, N], lengths) -> inputs`, to be kept in place of waves.
     """
     count = len(clips.clips)
     own = own_share(count, mesh)
     mine = np.arange(own.start, own.stop)  # beyond the last clip there is none to read
-    wave = np.zeros((len(mine), clips.samples), clips.dtype)
-    lengths = np.zeros(len(mine), np.int32)
-    real = int((mine < count).sum())
-    for start in range(0, real, READ_AT_ONCE):
-        part = slice(start, min(start + READ_AT_ONCE, real))
-        wave[part], lengths[part] = clips.read(mine[part])
-        advance(part.stop - part.start)
-    everywhere = jax.jit(lambda *x: x, out_shardings=copied(mesh))
-    spread = [jax.make_array_from_process_local_data(split(mesh), x) for x in (wave, lengths)]
-    store = (*everywhere(*spread), put_copies(clips.label, mesh))
+    kept = None
+    for start in range(0, len(mine), READ_AT_ONCE):
+        rows = mine[start : start + READ_AT_ONCE]
+        wave = np.zeros((READ_AT_ONCE, clips.samples), clips.dtype)
+        lengths = np.zeros(READ_AT_ONCE, np.int32)
+        there = int((rows < count).sum())
+        if there:
+            wave[:there], lengths[:there] = clips.read(rows[:there])
+        part = (wave if front_ends is None else front_ends(wave, lengths)), lengths
+        if kept is None:
+            kept = jax.tree.map(lambda x: np.zeros((len(mine), *x.shape[1:]), x.dtype), part)
+        for whole, some in zip(*map(jax.tree.leaves, (kept, part)), strict=True):
+            whole[start : start + len(rows)] = some[: len(rows)]
+        advance(there)
+    everywhere = jax.jit(lambda x: x, out_shardings=copied(mesh))
+    send = partial(jax.make_array_from_process_local_data, split(mesh))
+    store = (*everywhere(jax.tree.map(send, kept)), put_copies(clips.label, mesh))
 
     def batches(first: int) -> Iterator[tuple[jax.Array, ...]]:
         step = first
@@ -307,7 +327,7 @@ def resident(clips: ClipSet, select: Select, mesh: jax.sharding.Mesh, advance: C
 
     def take(store, selection: Selection) -> Batch:
         def read(rows):
-            return tuple(jnp.take(x, rows, axis=0, mode="fill", fill_value=0) for x in store)
+            return jax.tree.map(lambda x: jnp.take(x, rows, 0, mode="fill", fill_value=0), store)
 
         return selection.read(read).join()
 

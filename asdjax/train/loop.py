@@ -6,6 +6,7 @@ import math
 import shutil
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from functools import partial
 
@@ -22,6 +23,7 @@ from asdjax.models.weights_file import Header, Params
 from asdjax.report import console
 from asdjax.train import interrupt
 from asdjax.train.batches import (
+    ClipSet,
     Source,
     fits,
     make_clip_set,
@@ -94,7 +96,7 @@ def train(how: Train, job: Job) -> None:
             note(f"resuming after step {first} of {how.micro_batches}")
 
         # The data: the same order whether it is kept on the devices or streamed.
-        make = partial(_source, clips, plan, how, job, mesh, note)
+        make = partial(_source, clips, plan, how, job, networks, mesh, note)
         training, samples, some_padded = make(np.flatnonzero(~plan.held_out), noise=noise)
         step = make_step(
             parts,
@@ -182,7 +184,7 @@ def start(statistics: Params, trainable: Params, optimizer, how: Train) -> Train
 
 
 def _source(
-    clips, plan, how, job, mesh, note, rows, *, training: bool = True, noise=()
+    clips, plan, how, job, networks, mesh, note, rows, *, training: bool = True, noise=()
 ) -> tuple[Source, int, bool]:
     """Return batches of some rows, the samples of a training clip, and if some are shorter."""
     chosen, label = [clips[i] for i in rows], plan.label[rows]
@@ -194,13 +196,26 @@ def _source(
             note(line)
     else:
         select = validation_batches(len(rows), how.batch)
+    shorter = padded([job.infos[c.path] for c in chosen], job.audio, samples)
     if how.source == "resident" or (how.source == "auto" and fits(found.nbytes)):
+        changed = training and (how.augment.changes_waves or how.balance or noise)
+        front_ends = None if changed else _smaller_than_waves(networks, shorter, found)
         own = len(found.clips[own_share(len(found.clips), mesh)])
         with console.progress("reading", own, visible=leads()) as advance:
-            source = resident(found, select, mesh, advance)
+            source = resident(found, select, mesh, advance, front_ends)
     else:
         source = streaming(found, select, mesh)
-    return source, samples, padded([job.infos[c.path] for c in chosen], job.audio, samples)
+    return source, samples, shorter
+
+
+def _smaller_than_waves(networks, shorter: bool, found: ClipSet) -> Callable | None:
+    """Return the jitted front ends if what they make of a clip takes no more than its wave."""
+    mesh = data_mesh(jax.local_devices())
+    front_ends = jax.jit(make_front_ends(networks, mesh, shorter).apply)
+    wave = jax.ShapeDtypeStruct((mesh.size, found.samples), found.dtype)
+    made = jax.eval_shape(front_ends, wave, jax.ShapeDtypeStruct((mesh.size,), np.int32))
+    nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
+    return front_ends if nbytes <= mesh.size * found.nbytes // len(found.clips) else None
 
 
 def _validate(right, held: Source, count: int, batch: int, state: TrainState, frozen) -> dict:

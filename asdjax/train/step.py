@@ -128,7 +128,9 @@ def make_validate(
     @jax.jit
     def validate(trainable, statistics, frozen, store, batch):
         taken = take(store, batch)
-        inputs = front_ends.apply(taken.wave[:, :samples], jnp.minimum(taken.lengths, samples))
+        inputs = taken.wave
+        if not isinstance(inputs, tuple):
+            inputs = front_ends.apply(inputs[:, :samples], jnp.minimum(taken.lengths, samples))
         system = merge(parts.graph, statistics, trainable, frozen)
         with over(front_ends.mesh):
             embedding = system(inputs)
@@ -166,23 +168,17 @@ def _augmented(batch: Batch, front_ends: Callable, how: Augment, samples: int, k
     clips; each has masks of its own, if what it sees has time and frequency.
     """
     crop, shift, mask, mix = jax.random.split(key, 4)
-    wave, lengths = batch.wave, batch.lengths
-    if how.crop == "random":
-        wave, lengths = augment.random_crop(wave, lengths, samples, crop)
-    else:
-        wave, lengths = wave[:, :samples], jnp.minimum(lengths, samples)
-    if how.shift:
-        wave = augment.time_shift(wave, lengths, shift)
-    if how.warp or batch.copied is not None:
-        chance = how.warp if batch.copied is None else jnp.where(batch.copied, 1.0, how.warp)
-        wave = time_warp(wave, lengths, jax.random.fold_in(shift, 1), chance, how.warp_sigma)
-    label, weight = batch.label[..., None], jnp.ones((len(wave), 1))
+    label, weight = batch.label[..., None], jnp.ones((len(batch.label), 1))
     blend = partial(augment.mixup, key=mix, probability=how.mixup, alpha=how.mixup_alpha)
-    if how.mixup and how.mixup_on == "wave":
-        wave, label, weight = blend(wave, label)
-        lengths = jnp.where(weight[:, 1] == 0, lengths, jnp.maximum(lengths, lengths[::-1]))
+    found = batch.wave
+    if not isinstance(found, tuple):
+        wave, lengths = _changed(batch, how, samples, crop, shift)
+        if how.mixup and how.mixup_on == "wave":
+            wave, label, weight = blend(wave, label)
+            lengths = jnp.where(weight[:, 1] == 0, lengths, jnp.maximum(lengths, lengths[::-1]))
+        found = front_ends(wave, lengths)
     inputs = []
-    for i, (x, padding, mean) in enumerate(front_ends(wave, lengths)):
+    for i, (x, padding, mean) in enumerate(found):
         if how.mask and x.ndim == 3:
             own, hidden = jax.random.fold_in(mask, i), 0.0 if mean is None else mean
             x = augment.spec_augment(x, own, how.mask, how.mask_probability, hidden)
@@ -193,6 +189,21 @@ def _augmented(batch: Batch, front_ends: Callable, how: Augment, samples: int, k
                 padding = padding & (padding[::-1] | alone)
         inputs.append(Input(x, padding))
     return Augmented(tuple(inputs), label, weight)
+
+
+def _changed(batch: Batch, how: Augment, samples: int, crop, shift):
+    """Return waves `[B, samples]`, cut, shifted and warped, and their lengths `[B]`."""
+    wave, lengths = batch.wave, batch.lengths
+    if how.crop == "random":
+        wave, lengths = augment.random_crop(wave, lengths, samples, crop)
+    else:
+        wave, lengths = wave[:, :samples], jnp.minimum(lengths, samples)
+    if how.shift:
+        wave = augment.time_shift(wave, lengths, shift)
+    if how.warp or batch.copied is not None:
+        chance = how.warp if batch.copied is None else jnp.where(batch.copied, 1.0, how.warp)
+        wave = time_warp(wave, lengths, jax.random.fold_in(shift, 1), chance, how.warp_sigma)
+    return wave, lengths
 
 
 def classify(system: System, embedding, given: Augmented):

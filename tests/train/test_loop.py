@@ -160,13 +160,18 @@ def test_held_out_clips_are_normal_training_clips_that_never_train(finished, dat
 
 def test_validation_masks_the_padding_of_its_own_clips(system, data, tmp_path, monkeypatch):
     """Clips are shorter than a full second here; only those held out are."""
-    masked = []
+    masked, make = [], loop.make_front_ends
+
+    def noted(networks, mesh, padded):
+        masked.append(padded)
+        return make(networks, mesh, padded)
+
     monkeypatch.setattr(loop, "padded", lambda infos, *_: len(infos) == 6)
-    monkeypatch.setattr(loop, "make_front_ends", lambda *arguments: masked.append(arguments[2]))
+    monkeypatch.setattr(loop, "make_front_ends", noted)
     monkeypatch.setattr(loop, "make_validate", stop)
     with pytest.raises(Stopped):
         train(system, data, tmp_path)
-    assert masked == [False, True]
+    assert masked == [False, True, True]  # of training; of what is kept of those held out
 
 
 class Stopped(Exception):
@@ -198,6 +203,32 @@ def test_the_source_and_the_log_may_change_on_the_way(copied, finished, system, 
     timed = [line["step"] for line in log if "waiting" in line]
     assert 16 not in timed  # it was compiling
     assert len(timed) == 7
+
+
+def test_front_ends_run_once_for_a_clip_where_no_wave_changes(data, tmp_path, monkeypatch):
+    """The networks see what they see when every step makes its own inputs."""
+    system = small_system(
+        encoders=(Bands(embedding=8, bands=16), Bands("spectrum", 4, 16)),
+        steps=PASSES,
+        augment=Augment(mask=4, mixup=0.5),
+        held_out=0.2,
+    )
+    kept, resident = [], loop.resident
+
+    def noted(*given):
+        source = resident(*given)
+        kept.append([x.shape[1:] for x in jax.tree.leaves(source.store[0])])
+        return source
+
+    monkeypatch.setattr(loop, "resident", noted)
+    train(system, data, tmp_path / "kept")
+    inputs = [(11, 16), (1, 1), (16,)]  # 11 frames of 0.4 s, the mean that hides, the spectrum
+    assert kept == [inputs, inputs]  # of training, and of what is held out
+    train(with_train(system, source="streaming"), data, tmp_path / "streamed")
+    assert_trained_alike(tmp_path / "kept", tmp_path / "streamed")
+    changed = replace(system.train.augment, shift=True)
+    train(with_train(system, augment=changed), data, tmp_path / "shifted")
+    assert kept[2:] == [[(6400,)], inputs]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ import soundfile
 from asdjax.config import SystemConfig
 from asdjax.data.audio import probe
 from asdjax.data.batches import Audio
+from asdjax.models.beats import BeatsConfig
+from asdjax.models.eat import EatConfig
 from asdjax.models.logmel import LogMel
 from asdjax.models.system import Architecture, Embedder
 from asdjax.stages.embed import embed_in_memory, make_embed
@@ -47,6 +49,28 @@ def test_one_compilation_for_each_clip_length(clips):
     run(Embedder({}, apply), clips, batch=2)
     assert len(jax.devices()) == 2  # so each device sees one clip of a batch of two
     assert sorted(traced) == [(1, 16000), (1, 32000)]
+
+
+def test_only_lengths_of_which_some_clip_is_padded_have_masks(clips):
+    masked = {}
+
+    def apply(params, wave, lengths):
+        masked[wave.shape[1]] = lengths is not None
+        return logmel_embedder().apply(params, wave, lengths)
+
+    with_masks = run(Embedder({}, apply), clips, batch=2)
+    assert masked == {16000: True, 32000: True}
+    whole = [0, 1, 3]
+    without = run(Embedder({}, apply), [clips[i] for i in whole], batch=2)
+    assert masked == {16000: False, 32000: False}
+    # 1e-5: the same float32 arithmetic in another program
+    np.testing.assert_allclose(without, with_masks[whole], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("structure", [BeatsConfig.base(), EatConfig.base()])
+def test_a_clip_that_fills_its_row_has_no_token_of_padding(structure):
+    for samples in range(16000, 11 * 16000, 16000):
+        assert not structure.token_padding(samples, np.array([samples])).any()
 
 
 def test_the_batch_size_does_not_matter(clips):

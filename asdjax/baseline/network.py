@@ -297,14 +297,16 @@ def score_frames(weights: Params, mel, frames):
     return jnp.stack([error, *(mahalanobis(row, precision) for precision in precisions)])
 
 
-def score_clips(weights: Params, wave, lengths):
+def score_clips(weights: Params, wave, lengths=None):
     """Return `[B, 3]`, as `Autoencoder` says.
 
     Args:
       weights: as for `score_frames`.
       wave: `[B, N]` float32 in [-1, 1] or int16, 16 kHz.
-      lengths: `[B]` valid samples, `SHORTEST_SAMPLES` or more.
+      lengths: `[B]` valid samples, `SHORTEST_SAMPLES` or more; None: all.
     """
+    if lengths is None:
+        lengths = jnp.full(wave.shape[0], wave.shape[1], jnp.int32)
     mel = clip_log_mel(wave, lengths)
     return jax.vmap(partial(score_frames, weights))(mel, frame_count(lengths))
 

@@ -100,13 +100,14 @@ class Parts(NamedTuple):
 
 
 class Embedder(NamedTuple):
-    """`apply(own, wave [B, N], lengths [B]) -> [B, E] float32`, to be jitted by the caller.
+    """`apply(own, wave [B, N], lengths) -> [B, E] float32`, to be jitted by the caller.
 
+    `lengths [B]` are the valid samples, None where nothing is padding.
     `own = select(params, (machine, section))` are the weights for clips of one machine.
     """
 
     params: Params
-    apply: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    apply: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
     select: Callable[[Params, tuple[str, str]], Params] = lambda params, group: params
 
 
@@ -175,7 +176,7 @@ class Architecture(NamedTuple):
 
         return Embedder(params, self.apply_of(parts))
 
-    def apply_of(self, parts: Parts) -> Callable[[Params, jax.Array, jax.Array], jax.Array]:
+    def apply_of(self, parts: Parts) -> Callable[[Params, jax.Array, jax.Array | None], jax.Array]:
         """Return what an `Embedder` applies, of the parts of this system built for use."""
 
         def apply(params, wave, lengths):

@@ -29,6 +29,7 @@ from asdjax.models.weights_file import load
 from asdjax.report import console
 from asdjax.stages.folder import MODEL, PART, Group, Run, save_embeddings
 from asdjax.stages.options import Options
+from asdjax.train.batches import padded
 from asdjax.types import Clip, Embeddings, InputError
 
 IN_FLIGHT = 2  # batches given to the device: one it computes, one that waits
@@ -172,7 +173,8 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     """Return `embed(clips, infos, put)`, jitted over all local devices.
 
     It calls `put(rows [b], vectors [b, E] float32)` for each batch, and compiles once per clip
-    length and sample type. The device works on one batch while threads decode the next.
+    length, sample type, and whether some clips of that length are padded. The device works on one
+    batch while threads decode the next.
 
     Args:
       most_clips: in one call; batches need not be larger.
@@ -197,7 +199,14 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
             put(rows, _wait(vectors)[: len(rows)])
 
         plans = plan_batches(infos, config.audio, batch, mesh.size)
+        shorter = {
+            plan.samples
+            for plan in plans
+            if padded([infos[row] for row in plan.rows], config.audio, plan.samples)
+        }
         for plan, wave, lengths in load_batches(clips, plans, config.audio):
+            if plan.samples not in shorter:
+                lengths = None  # which spares masks
             vectors = step(own, *jax.device_put((wave, lengths), split(mesh)))
             computing.append((plan.rows, vectors))
             if len(computing) == IN_FLIGHT:

@@ -17,6 +17,7 @@ from asdjax.models.layers import (
     BatchNorm,
     Cbam,
     Conv1d,
+    Conv2d,
     Dropout,
     InitialKeys,
     Key,
@@ -242,6 +243,37 @@ def test_a_convolution_is_that_of_xla_with_same_padding(taps_stride, samples):
     )
     # 1e-5: float32 sums of up to 768 products, each of about 0.1, in another order.
     np.testing.assert_allclose(jax.jit(layer.__call__)(x), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("taps", "stride"), [((3, 3), 1), ((3, 3), 2), ((7, 5), 2), ((1, 1), 1)])
+@pytest.mark.parametrize("shape", [(1, 9, 4), (3, 8, 13), (4, 1, 2)])
+def test_gradients_of_a_convolution_of_images_are_those_of_xla(taps, stride, shape):
+    layer = Conv2d(3, 4, taps, stride, dtype="float32", rngs=nnx.Rngs(0))
+    x = noise(*shape, 3)
+
+    def xla(x, kernel):
+        sizes = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            x, kernel, [stride] * 2, "SAME", dimension_numbers=sizes
+        )
+
+    graph = nnx.graphdef(layer)
+
+    def ours(x, kernel):
+        return nnx.merge(graph, {"kernel": kernel})(x)
+
+    kernel = layer.kernel[...]
+    slope = noise(*jax.eval_shape(xla, x, kernel).shape, seed=1)
+
+    def differentiated(function):
+        value, gradients = jax.vjp(function, x, kernel)
+        return value, *gradients(slope)
+
+    for one, other in zip(
+        *(jax.jit(differentiated, static_argnums=0)(f) for f in (ours, xla)), strict=True
+    ):
+        # float32 sums of up to 312 products of numbers around 1, in another order
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
 def test_products_in_bfloat16_keep_float32_weights():

@@ -12,9 +12,13 @@ import errno
 import hashlib
 import json
 import os
+import struct
 import uuid
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from asdjax.types import CONTENT, InputError
 
@@ -46,6 +50,24 @@ def full_disk(path: Path) -> Iterator[None]:
         raise InputError(
             f"the disk of {path.resolve()} is full: free some space and run the same command again"
         ) from error
+
+
+def mapped(path: Path, name: str) -> np.ndarray:
+    """Return an array of a file of `np.savez`, memory-mapped: it lies there as in memory.
+
+    Raises:
+      ValueError: the array is compressed.
+    """
+    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+        member = archive.getinfo(f"{name}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(f"{path}: {name} is compressed")
+        file.seek(member.header_offset + 26)  # of the lengths of its name and of extra fields
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        np.lib.format.read_magic(file)
+        shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
+        order = "F" if by_columns else "C"
+        return np.memmap(path, dtype, "r", file.tell(), shape, order)
 
 
 def cache_folder() -> Path:

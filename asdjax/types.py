@@ -107,16 +107,23 @@ class DataSet:
         return tuple(clip for clip in self.clips if clip.split == split)
 
 
+def take_rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return rows of an array; a view where they follow each other, so that a mapped file stays."""
+    if len(rows) and (np.diff(rows) == 1).all():
+        return values[rows[0] : rows[-1] + 1]
+    return values[rows]
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """One row per clip."""
 
     clips: tuple[Clip, ...]
-    values: np.ndarray  # [n, E] float32
+    values: np.ndarray  # [n, E] float32; of a run's file it is memory-mapped
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Embeddings:
         rows = np.asarray(rows, dtype=int)
-        return Embeddings(tuple(self.clips[i] for i in rows), self.values[rows])
+        return Embeddings(tuple(self.clips[i] for i in rows), take_rows(self.values, rows))
 
     def select(self, split: Split) -> Embeddings:
         return self.take([i for i, clip in enumerate(self.clips) if clip.split == split])

@@ -38,6 +38,22 @@ def finished(tmp_path_factory) -> Path:
     return root / "run"
 
 
+def test_embeddings_are_scored_from_their_file(finished):
+    """No copy is made of the rows of one split, which follow each other."""
+    made = folder.load(finished)
+    for group in made.groups:
+        whole = folder.load_embeddings(finished, made, group)
+        assert isinstance(whole.values, np.memmap)
+        with np.load(made.embeddings(finished, group).path) as file:
+            np.testing.assert_array_equal(whole.values, file["values"])
+        for split in ("train", "test"):
+            part = whole.select(split)
+            assert np.shares_memory(part.values, whole.values)
+            rows = [i for i, clip in enumerate(whole.clips) if clip.split == split]
+            np.testing.assert_array_equal(part.values, whole.values[rows])
+            assert part.clips == made.select(group, split)
+
+
 @pytest.mark.parametrize(
     ("words", "scorer"),
     [

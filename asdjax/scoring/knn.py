@@ -33,7 +33,7 @@ from asdjax.scoring.folds import (
     unit,
 )
 from asdjax.scoring.smote import Smote, oversample
-from asdjax.types import Embeddings, InputError, check, counted
+from asdjax.types import Embeddings, InputError, check, counted, take_rows
 
 # Cosines of rows of E values err by 6e-8 sqrt(E), 3e-6 at E = 2304: 1e-5 of a larger distance.
 NEAR = 0.25
@@ -143,7 +143,7 @@ def search(
     A training clip is not its own neighbor. `grown`: what test clips are compared with in place of
     the rows of the sets.
     """
-    references = [train[g].values[rows] for g, rows in sets]
+    references = [take_rows(train[g].values, rows) for g, rows in sets]
     found = knn_scores([test[g].values for g, _ in sets], grown or references, k)
     places = []  # of each training clip in the set, or PADDING
     for g, rows in sets:

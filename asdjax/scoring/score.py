@@ -14,6 +14,8 @@ from asdjax.scoring import Scorer
 from asdjax.scoring.folds import Machines, Note, TestAndLeftOut, name
 from asdjax.types import InputError
 
+ROWS = 2**14  # of embeddings that are looked at together
+
 
 def score(
     train: Machines, test: Machines, scorer: Scorer, note: Note = lambda _: None
@@ -34,7 +36,7 @@ def score(
     """
     bad = []
     for machine in (*train, *test):
-        if wrong := int((~np.isfinite(machine.values)).any(1).sum()):
+        if wrong := _not_finite(machine.values):
             clips = f"{wrong} of {len(machine.clips)} {machine.clips[0].split} clips"
             bad.append(f"{name(machine)} ({clips})")
     if bad:
@@ -43,6 +45,12 @@ def score(
             "gives such: lower its learning rate"
         )
     return scorer.score(train, test, note)
+
+
+def _not_finite(values: np.ndarray) -> int:
+    """Return how many rows have a value that is not finite; a part of them at a time."""
+    parts = (values[start : start + ROWS] for start in range(0, len(values), ROWS))
+    return sum(int((~np.isfinite(part)).any(1).sum()) for part in parts)
 
 
 FEW = 10  # training clips of which a threshold is no more than a guess

@@ -37,7 +37,15 @@ from asdjax.artifact import Product, is_finished, recorded
 from asdjax.config import SystemConfig, from_json, to_json
 from asdjax.data import layout
 from asdjax.data.audio import AudioInfo
-from asdjax.files import atomic, content_of, content_of_file, read_csv, write_csv, write_json
+from asdjax.files import (
+    atomic,
+    content_of,
+    content_of_file,
+    mapped,
+    read_csv,
+    write_csv,
+    write_json,
+)
 from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split
 from asdjax.version import __version__
 
@@ -283,7 +291,7 @@ def save_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings:
-    """Read the rows of a machine and section.
+    """Return the rows of a machine and section, which stay in their file.
 
     Raises:
       InputError: they are absent, damaged, or made from other things.
@@ -294,8 +302,7 @@ def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings:
             f"{product.path} is not there, or not of this system, model and recordings; give the "
             "run's command again"
         )
-    with np.load(product.path) as file:
-        return Embeddings(run.groups[group], file["values"])
+    return Embeddings(run.groups[group], mapped(product.path, "values"))
 
 
 def save_left_out(folder: Path, clips: Sequence[Clip], values: np.ndarray) -> None:

@@ -3,7 +3,8 @@
 1,050 clips of 10 s of the five synthetic machines, as a development year has them in small; a BEATs
 of 4 layers and width 192 with random weights. Each side is a command that starts a process, reads
 the files, computes and writes one csv of scores for each machine; ours is `asdjax run`, with the
-programs that it compiled in its first call. The peer is `torch_pipeline.py`.
+programs that it compiled in its first call. It is ended when it has written `results.csv`: figures,
+which the peer (`torch_pipeline.py`) does not draw, do not count.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -76,9 +78,14 @@ def command(kind: str, peer: bool) -> Callable[[], np.ndarray]:
     def run() -> np.ndarray:
         with tempfile.TemporaryDirectory() as out:
             given = [sys.executable, *map(str, words), "--data", str(data), "--out", f"{out}/run"]
-            done = subprocess.run(given, capture_output=True, text=True, check=False, env=cache)
-            if done.returncode:
-                raise SystemExit(f"{' '.join(given)} failed:\n{done.stderr[-2000:]}")
+            told, results = Path(out) / "told.txt", Path(out) / "run" / "results.csv"
+            with told.open("w") as file:
+                process = subprocess.Popen(given, stdout=file, stderr=file, env=cache)
+                while process.poll() is None and not results.exists():
+                    time.sleep(0.01)
+                process.kill()
+            if process.wait() and not results.exists():
+                raise SystemExit(f"{' '.join(given)} failed:\n{told.read_text()[-2000:]}")
             scores = read(Path(out) / "run" / "scores")
         values = [np.array([one for _, one in rows]) for rows in scores]
         return np.concatenate(values) if kind == "frozen" else np.mean(list(map(auc, scores)))

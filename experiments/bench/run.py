@@ -86,24 +86,34 @@ def compare(suite: str, case: str, rounds: int) -> list[dict]:
     """Return a row for each peer of one case."""
     if reason := absent_units(case):
         return [{"case": case, "peer": "all", "absent": reason}]
-    sides, rows = [], []
+    sides: list[Side] = []
+    times: list[list[float]] = []  # of each side
+    rows = []
+
+    def leave_out(number: int, name: str, error: Absent) -> None:
+        if number == 0:  # ours
+            raise SystemExit(f"{case}: asdjax itself: {error}") from error
+        rows.append({"case": case, "peer": name, "absent": str(error)})
+
     with tempfile.TemporaryDirectory() as folder:
         for name in CASES[suite][case]:
             try:
                 sides.append(Side(suite, case, name, Path(folder)))
+                times.append([])
             except Absent as error:
-                if not sides:  # ours
-                    raise SystemExit(f"asdjax itself: {error}") from error
-                rows.append({"case": case, "peer": name, "absent": str(error)})
-        if len(sides) > 1:
-            times = [[side.seconds() for side in sides] for _ in range(rounds)]
+                leave_out(len(sides), name, error)
+        for _ in range(rounds if len(sides) > 1 else 0):
+            for number, side in reversed(list(enumerate(sides))):
+                try:
+                    times[number].append(side.seconds())
+                except Absent as error:
+                    leave_out(number, side.name, error)
+                    del sides[number], times[number]
         for side in sides:
             side.close()
         results = [np.load(side.output) for side in sides]
-    if len(sides) == 1:
-        return rows
-    columns = list(zip(*times, strict=True))
-    return [row(case, sides, columns, results, peer) for peer in range(1, len(sides))] + rows
+    peers = range(1, len(sides))
+    return [row(case, sides, times, results, peer) for peer in peers] + rows
 
 
 def row(case, sides, columns, results, peer) -> dict:

@@ -22,7 +22,7 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     "data": EVERYWHERE,
     "scoring": EVERYWHERE,
     "metrics": EVERYWHERE,
-    "models": EVERYWHERE | {"devices", "frontend", "losses"},
+    "models": EVERYWHERE | {"arithmetic", "devices", "frontend", "losses"},
     "report": EVERYWHERE | {"data", "frontend", "metrics"},
     "train": EVERYWHERE | {"artifact", "data", "devices", "frontend", "losses", "models", "report"},
     "baseline": EVERYWHERE | {"data", "devices", "frontend", "models", "report", "train"},

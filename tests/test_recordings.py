@@ -4,9 +4,11 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from flax import nnx
 from machines import one_encoder, tiny_eat, tone_machine
 from scored_runs import finish, make_clips, make_run
 
@@ -15,6 +17,7 @@ from asdjax.config import SystemConfig
 from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import Audio
 from asdjax.files import read_csv
+from asdjax.models import pretrained
 from asdjax.recipes import RECIPES
 from asdjax.stages import folder, recordings, stages
 from asdjax.stages.options import Options
@@ -30,6 +33,38 @@ def prepare(data: Path, system: SystemConfig = LOGMEL, **options) -> folder.Run:
 
 def said(capsys) -> str:
     return " ".join(capsys.readouterr().err.split())
+
+
+# --- types of products
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "found", "told"),
+    [
+        ({"amx_bf16"}, "auto", "bfloat16", "products in bfloat16"),
+        ({"avx512f"}, "auto", "float32", "products in float32"),
+        (set(), "bfloat16", "bfloat16", "no units for bfloat16"),
+        ({"bf16"}, "bfloat16", "bfloat16", ""),
+        (set(), "float32", "float32", ""),
+    ],
+)
+def test_auto_is_decided_by_the_processor_and_recorded(
+    tmp_path, capsys, monkeypatch, flags, asked, found, told
+):
+    monkeypatch.setattr(pretrained, "processor_flags", lambda: flags)
+    tone_machine(tmp_path / "data", "fan", name=OWN)
+    weights = str(tiny_eat(tmp_path / "tiny.safetensors"))
+    (encoder,) = one_encoder(weights, pooling="mean", embedding=None, dtype=asked)
+    made = prepare(tmp_path / "data", SystemConfig((encoder,)))
+    assert made.encoding["encoders"][0]["dtype"] == found
+    said_of_it = said(capsys)
+    assert told in said_of_it
+    assert ("bfloat16" in said_of_it or "float32" in said_of_it) == bool(told)
+    network = encoder.network()
+    module = network.build(train=False, adapted=False, rngs=nnx.Rngs(0))
+    tokens = module.backbone(jnp.zeros((1, 32, 128)), None, None)
+    rounded = tokens.astype(jnp.bfloat16).astype(jnp.float32)
+    assert np.array_equal(rounded, tokens) == (found == "bfloat16")
 
 
 # --- copies

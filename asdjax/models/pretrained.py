@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from asdjax.arithmetic import BFLOAT16_UNITS, processor_flags
 from asdjax.devices import by_device
 from asdjax.frontend.fbank import FRAME_SAMPLES
 from asdjax.models.attention import Implementation
@@ -38,7 +39,8 @@ class Pretrained:
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
       dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
-        margins stay float32.
+        margins stay float32. "auto" is bfloat16 on accelerators and on processors with units for
+        it, else float32; a run records what it was.
       remat: what is computed again for the gradient instead of being kept. BEATs with LoRA in
         bfloat16 keeps 119 MB of a clip of 10 s; without the hidden values of feed-forward layers
         77 MB (13 % more arithmetic), without all that is inside layers 27 MB (47 % more).
@@ -52,7 +54,7 @@ class Pretrained:
     embedding: int | None = 128
     layer: int | None = None
     dropout: bool = True
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     remat: Remat = "nothing"
     attention: Implementation = "auto"
 
@@ -81,7 +83,7 @@ class Pretrained:
         Raises:
           InputError: no such weights; pooling or layer that the backbone does not have.
         """
-        return self.network_of(load_backbone(self.weights, self.dtype))
+        return self.network_of(load_backbone(self.weights, product_dtype(self.dtype)))
 
     def network_of(self, backbone: Backbone) -> Network:
         """Return the network with this backbone; raises as `network`."""
@@ -112,6 +114,18 @@ class Pretrained:
         )
 
 
+def product_dtype(dtype: str) -> str:
+    """Return a type of products; that of "auto" where this runs."""
+    if dtype != "auto":
+        return dtype
+    return "float32" if slow_in_bfloat16() else "bfloat16"
+
+
+def slow_in_bfloat16() -> bool:
+    """Return whether this is a CPU without units for bfloat16, as far as is known."""
+    return jax.default_backend() == "cpu" and not processor_flags() & BFLOAT16_UNITS
+
+
 class PretrainedModule(nnx.Module):
     """Input of the front end in, `[B, E]` out."""
 
@@ -120,7 +134,7 @@ class PretrainedModule(nnx.Module):
         self.layer = config.layer
         self.first = 0 if config.pooling == "cls" else structure.extra_tokens
         self.backbone = structure.build(
-            dtype=jnp.dtype(config.dtype),
+            dtype=jnp.dtype(product_dtype(config.dtype)),
             train=train,
             remat=config.remat if train else "nothing",
             attention=config.attention,

@@ -13,7 +13,9 @@ from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import Audio, padded_samples
 from asdjax.data.dcase import supplemental
 from asdjax.metrics import official
+from asdjax.models import Encoder
 from asdjax.models.checkpoints import find
+from asdjax.models.pretrained import product_dtype, slow_in_bfloat16
 from asdjax.models.weights_file import open_weights
 from asdjax.report import console
 from asdjax.stages.folder import Run, is_challenge
@@ -29,7 +31,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
 
     Returns:
       The run, without broken clips, with supplemental ones only for its training, and with its
-      channel decided.
+      channel and the types of its products decided.
 
     Raises:
       InputError: broken files (unless `skip_bad`), machines without training clips, no weights.
@@ -58,8 +60,9 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     told = remarks.lengths(clips, infos, settings)
     for line in (*dataset.notes, *formats, *told, *copies, *lines):
         console.note(line)
+    encoders = with_dtypes(system.encoders)
     run = Run(
-        replace(system, audio=settings),
+        replace(system, encoders=encoders, audio=settings),
         dataset.root,
         clips,
         options.year or dataset.year,
@@ -72,6 +75,22 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     refuse_long(run)
     check_complete(run)
     return run
+
+
+def with_dtypes(encoders: Sequence[Encoder]) -> tuple[Encoder, ...]:
+    """Return encoders with what "auto" is here in its place; say so, and where bfloat16 is slow."""
+    given = [getattr(encoder, "dtype", "float32") for encoder in encoders]
+    if "auto" in given:
+        console.note(f"products in {product_dtype('auto')}, as --encoders dtype auto chooses here")
+    if "bfloat16" in given and slow_in_bfloat16():
+        console.note(
+            "this processor has no units for bfloat16, in which products are slower than in "
+            "float32; dtype auto chooses"
+        )
+    return tuple(
+        replace(encoder, dtype=product_dtype("auto")) if dtype == "auto" else encoder
+        for encoder, dtype in zip(encoders, given, strict=True)
+    )
 
 
 def read_weights(path: Path) -> str:

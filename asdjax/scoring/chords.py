@@ -45,14 +45,14 @@ def chord_distances(query, reference, query_id, reference_id, k: int, wanted) ->
     for g in np.flatnonzero(wanted.any(1)):
         there = reference_id[g] != PADDING
         own = np.flatnonzero(wanted[g])
-        distance = _of_rows(query[g], own, reference[g], row[g, own])
+        distance = distances_of_rows(query[g], own, reference[g], row[g, own])
         nearest = np.sort(distance, 1)[:, :k]
         most = np.where(np.isfinite(nearest), nearest, 0).max(1)
         error = search_error(farthest[g, own], away[g, own], spread[g], most, query.shape[-1])
         open_ = (most > 0) & (most > farthest[g, own] - error)
         for i in np.flatnonzero(open_):
             others = np.flatnonzero(there & (reference_id[g] != query_id[g, own[i]]))
-            every = _of_rows(query[g], own[i : i + 1], reference[g], others[None])
+            every = distances_of_rows(query[g], own[i : i + 1], reference[g], others[None])
             nearest[i] = np.sort(every[0])[:k]
         found.append(np.full((len(own), k), np.inf))
         found[-1][:, : nearest.shape[1]] = nearest
@@ -128,7 +128,7 @@ def normalized(rows):
     return rows * jax.lax.rsqrt(jnp.maximum(length, SMALLEST))
 
 
-def _of_rows(query, own, reference, row) -> np.ndarray:
+def distances_of_rows(query, own, reference, row) -> np.ndarray:
     """Return the distances `[n, c]` of the queries `own` to the references `row [n, c]`."""
     distance = np.full(row.shape, np.inf)
     step = max(HELD // (row.shape[1] * query.shape[1]), 1)

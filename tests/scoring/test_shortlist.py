@@ -1,0 +1,82 @@
+"""Approximate search against the exact one, and its recall against a count in numpy."""
+
+import numpy as np
+import pytest
+
+from asdjax.scoring import shortlist
+from asdjax.scoring.knn import knn_scores, open_references
+from asdjax.scoring.shortlist import approximate_scores, make_shortlist, recall
+from asdjax.types import InputError
+
+RNG = np.random.default_rng(0)
+MIXTURE = RNG.standard_normal((6, 24)).astype(np.float32)
+
+
+def rows(count: int) -> np.ndarray:
+    """Return `[count, 24]`: mostly in 6 directions around a common one, as embeddings are."""
+    few = RNG.standard_normal((count, 6)) @ MIXTURE
+    return (4 + few + 0.3 * RNG.standard_normal((count, 24))).astype(np.float32)
+
+
+QUERIES, REFERENCES = rows(40), rows(500)
+DISTANCE = 1 - np.divide(
+    QUERIES.astype(float) @ REFERENCES.T.astype(float),
+    np.outer(np.linalg.norm(QUERIES, axis=1), np.linalg.norm(REFERENCES, axis=1)),
+)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_with_all_references_as_candidates_it_is_the_exact_search(k):
+    made = make_shortlist(REFERENCES, 2)
+    found = approximate_scores(QUERIES, REFERENCES, made, k, candidates=1000)
+    # Both compute small distances in float64; the exact search rounds larger ones to float32.
+    np.testing.assert_allclose(found, knn_scores([QUERIES], [REFERENCES], k)[0], rtol=1e-5)
+    assert recall(QUERIES, REFERENCES, made, k, candidates=1000) == 1.0
+
+
+@pytest.mark.parametrize(("width", "candidates"), [(1, 1), (2, 1), (2, 5), (6, 5)])
+def test_candidates_are_the_nearest_in_the_main_directions(width, candidates):
+    made = make_shortlist(REFERENCES, width)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (QUERIES, REFERENCES)]
+    _, _, axes = np.linalg.svd(unit[1] - unit[1].mean(0), full_matrices=False)
+    np.testing.assert_allclose(np.abs(made.axes.T @ axes[:width].T), np.eye(width), atol=1e-3)
+    near = (unit[0] - made.middle) @ made.axes
+    chord = np.square(near[:, None] - made.rows[None].astype(float)).sum(-1)
+    chosen = np.argsort(chord, 1)[:, :candidates]
+    want = np.take_along_axis(DISTANCE, chosen, 1).min(1)
+    found = approximate_scores(QUERIES, REFERENCES, made, 1, candidates)
+    same = np.isclose(found, want, rtol=1e-4)
+    assert same.mean() >= 0.9  # rows that are equally far to float32 may change places
+    assert (found >= DISTANCE.min(1) - 1e-6).all()
+    share = np.isclose(found, DISTANCE.min(1), rtol=1e-4).mean()
+    assert recall(QUERIES, REFERENCES, made, 1, candidates) == pytest.approx(share)
+
+
+def test_more_directions_and_candidates_find_more():
+    few, more = (make_shortlist(REFERENCES, width) for width in (1, 6))
+    shares = [
+        recall(QUERIES, REFERENCES, *how) for how in ((few, 1, 1), (few, 1, 50), (more, 1, 50))
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] < 0.5 < 0.95 < shares[-1]
+
+
+def test_a_mapped_file_is_read_in_blocks(tmp_path, monkeypatch):
+    np.save(tmp_path / "bank.npy", REFERENCES)
+    whole = make_shortlist(REFERENCES, 3)
+    monkeypatch.setattr(shortlist, "BLOCK_BYTES", 7 * 4 * 24)
+    mapped = open_references(tmp_path / "bank.npy")
+    parts = make_shortlist(mapped, 3)
+    np.testing.assert_allclose(parts.rows, whole.rows, atol=1e-3)  # float16 of values below 1
+    scores = [approximate_scores(QUERIES, x, whole) for x in (mapped, REFERENCES)]
+    np.testing.assert_array_equal(*scores)
+
+
+def test_what_cannot_be_made_or_found_is_refused():
+    for width in (0, 25):
+        with pytest.raises(InputError, match=f"1 to 24 directions of rows, got {width} of 500"):
+            make_shortlist(REFERENCES, width)
+    with pytest.raises(InputError, match="got 3 of 0 rows"):
+        make_shortlist(REFERENCES[:0], 3)
+    with pytest.raises(ValueError, match="k <= 4 candidates, got 5"):
+        approximate_scores(QUERIES, REFERENCES, make_shortlist(REFERENCES, 3), 5, 4)

@@ -53,18 +53,19 @@ def full_disk(path: Path) -> Iterator[None]:
 
 
 def mapped(path: Path, name: str) -> np.ndarray:
-    """Return an array of a file of `np.savez`, memory-mapped: it lies there as in memory.
+    """Return an array of a file of `np.savez`, memory-mapped: it lies there uncompressed.
 
     Raises:
-      ValueError: the array is compressed.
+      KeyError: no such array. ValueError, zipfile.BadZipFile: no file as `np.savez` writes it.
     """
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         member = archive.getinfo(f"{name}.npy")
         if member.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{path}: {name} is compressed")
+            raise ValueError(f"{path}: expected {name} as it is, got it compressed")
         file.seek(member.header_offset + 26)  # of the lengths of its name and of extra fields
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        np.lib.format.read_magic(file)
+        if (version := np.lib.format.read_magic(file)) != (1, 0):
+            raise ValueError(f"{path}: expected {name} in format 1.0, got {version}")
         shape, by_columns, dtype = np.lib.format.read_array_header_1_0(file)
         order = "F" if by_columns else "C"
         return np.memmap(path, dtype, "r", file.tell(), shape, order)

@@ -67,6 +67,20 @@ def test_only_lengths_of_which_some_clip_is_padded_have_masks(clips):
     np.testing.assert_allclose(without, with_masks[whole], rtol=0, atol=1e-5)
 
 
+def test_what_was_embedded_before_does_not_change_the_program_of_the_rest(clips):
+    masked = []
+
+    def apply(params, wave, lengths):
+        masked.append(lengths is not None)
+        return logmel_embedder().apply(params, wave, lengths)
+
+    config = SystemConfig((LogMel(),), audio=Audio(channel=0), batch=2)
+    infos = [probe(clip.path) for clip in clips]
+    embed = make_embed(Embedder({}, apply), config, len(clips))
+    embed(clips[:2], infos[:2], lambda *_: None, infos)
+    assert masked == [True]  # the third clip, of 0.7 s, is padded
+
+
 @pytest.mark.parametrize("structure", [BeatsConfig.base(), EatConfig.base()])
 def test_a_clip_that_fills_its_row_has_no_token_of_padding(structure):
     for samples in range(16000, 11 * 16000, 16000):

@@ -387,8 +387,8 @@ AT_ONCE = 2  # clips whose gradients of a kernel are summed together on a CPU
 class Conv2d(nnx.Module):
     """A convolution without bias and "same": `[B, H, W, inputs]` -> `[B, H', W', outputs]`.
 
-    H' is ceil(H / stride), and so is W'. On a CPU the gradient of the kernel is a product for each
-    row of taps; XLA's own moves the clips to the last axis first and takes three times as long.
+    H' is ceil(H / stride), and so is W'. On a CPU the gradient of a float32 kernel is a product for
+    each row of taps; XLA's own moves the clips to the last axis first, which takes longer.
     """
 
     def __init__(
@@ -398,8 +398,10 @@ class Conv2d(nnx.Module):
         self.kernel = nnx.Param(glorot(rngs.params(), (*taps, inputs, outputs)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        given = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
-        return by_device(partial(_convolved, self.stride), *given)
+        def convolved(x, kernel):  # gradients are summed over devices in float32
+            return _convolved(self.stride, x.astype(self.dtype), kernel.astype(self.dtype))
+
+        return by_device(convolved, x, self.kernel[...])
 
 
 def _convolution(stride, x, kernel):
@@ -415,7 +417,7 @@ def _convolution_backward(stride, saved, slope):
         return jax.vjp(lambda kernel: _convolution(stride, x, kernel), kernel)[1](slope)[0]
 
     by_rows = partial(_kernel_gradient, kernel.shape[:2], stride)
-    if x.dtype != jnp.float32:  # whose products a CPU has no units for, or takes float32 for
+    if x.dtype != jnp.float32:
         return to_x, by_xla(x, slope)
     return to_x, lax.platform_dependent(x, slope, cpu=by_rows, default=by_xla)
 

@@ -39,8 +39,9 @@ class Pretrained:
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
       dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
-        margins stay float32. "auto" is bfloat16 on accelerators and on processors with units for
-        it, else float32; a run records what it was.
+        margins stay float32. "auto" is bfloat16 on accelerators (of NVIDIA's, those before Ampere
+        have no units for it) and on processors with units for it, else float32; a run records
+        what it was.
       remat: what is computed again for the gradient instead of being kept. BEATs with LoRA in
         bfloat16 keeps 119 MB of a clip of 10 s; without the hidden values of feed-forward layers
         77 MB (13 % more arithmetic), without all that is inside layers 27 MB (47 % more).
@@ -122,7 +123,7 @@ def product_dtype(dtype: str) -> str:
 
 
 def slow_in_bfloat16() -> bool:
-    """Return whether this is a CPU without units for bfloat16, as far as is known."""
+    """Return whether this is a CPU of which no units for bfloat16 are known."""
     return jax.default_backend() == "cpu" and not processor_flags() & BFLOAT16_UNITS
 
 

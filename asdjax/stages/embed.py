@@ -21,7 +21,7 @@ import numpy as np
 from asdjax.artifact import Product, is_finished, make
 from asdjax.config import SystemConfig
 from asdjax.data.audio import AudioInfo
-from asdjax.data.batches import load_batches, plan_batches
+from asdjax.data.batches import load_batches, padded_samples, plan_batches
 from asdjax.devices import copied, data_mesh, split
 from asdjax.files import full_disk, write_json
 from asdjax.models.system import Architecture, Embedder
@@ -88,7 +88,8 @@ def embed(run: Run, out: Path, groups: Collection[Group], options: Options) -> N
             advance(len(rows))
 
         if left := [clips[row] for row in part.missing]:
-            compute()(left, [run.infos[clip.path] for clip in left], put)
+            known = [[run.infos[clip.path] for clip in some] for some in (left, clips)]
+            compute()(left, known[0], put, known[1])
         save_embeddings(product.path, Embeddings(clips, part.finished()))
 
     present = 0
@@ -170,11 +171,12 @@ def _part_of(product: Product) -> Path:
 
 
 def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Callable:
-    """Return `embed(clips, infos, put)`, jitted over all local devices.
+    """Return `embed(clips, infos, put, every=infos)`, jitted over all local devices.
 
     It calls `put(rows [b], vectors [b, E] float32)` for each batch, and compiles once per clip
-    length, sample type, and whether some clips of that length are padded. The device works on one
-    batch while threads decode the next.
+    length, sample type, and whether some clips of that length are padded among `every`, the
+    machine's whole set, of which some may have been embedded before. The device works on one batch
+    while threads decode the next.
 
     Args:
       most_clips: in one call; batches need not be larger.
@@ -190,7 +192,7 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     )
     step = jax.jit(apply)
 
-    def embed(clips, infos, put) -> None:
+    def embed(clips, infos, put, every=None) -> None:
         own = embedder.select(params, clips[0].group)
         computing: deque[tuple[np.ndarray, jax.Array]] = deque()
 
@@ -199,11 +201,8 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
             put(rows, _wait(vectors)[: len(rows)])
 
         plans = plan_batches(infos, config.audio, batch, mesh.size)
-        shorter = {
-            plan.samples
-            for plan in plans
-            if padded([infos[row] for row in plan.rows], config.audio, plan.samples)
-        }
+        lengths_of = [(info, padded_samples(info, config.audio)) for info in every or infos]
+        shorter = {n for info, n in lengths_of if padded([info], config.audio, n)}
         for plan, wave, lengths in load_batches(clips, plans, config.audio):
             if plan.samples not in shorter:
                 lengths = None  # which spares masks

@@ -81,11 +81,11 @@ def with_dtypes(encoders: Sequence[Encoder]) -> tuple[Encoder, ...]:
     """Return encoders with what "auto" is here in its place; say so, and where bfloat16 is slow."""
     given = [getattr(encoder, "dtype", "float32") for encoder in encoders]
     if "auto" in given:
-        console.note(f"products in {product_dtype('auto')}, as --encoders dtype auto chooses here")
+        console.note(f"dtype auto: products in {product_dtype('auto')} here")
     if "bfloat16" in given and slow_in_bfloat16():
         console.note(
-            "this processor has no units for bfloat16, in which products are slower than in "
-            "float32; dtype auto chooses"
+            "no units for bfloat16 are known of this processor, where it is slower than float32; "
+            "dtype auto takes the faster one"
         )
     return tuple(
         replace(encoder, dtype=product_dtype("auto")) if dtype == "auto" else encoder

@@ -3,10 +3,9 @@
 The host decides by number (`Selection`), from seed and step alone, so that every process, a resumed
 training and both data paths see the same batches. Resident: the whole training set lies on every
 device as int16; a step is sent numbers and gathers. Streaming: threads decode ahead and a step is
-sent waves. Both train alike, bit for bit.
-
-Where nothing is done to waves, what the front ends make of a clip may be resident in place of its
-wave: it is computed once, not in each step. Then both train alike but for rounding.
+sent waves. Both train alike, bit for bit, but where nothing is done to waves and what the front
+ends make of a clip takes no more memory: that is resident in place of its wave, computed once and
+not in each step, and the two differ by rounding.
 """
 
 from __future__ import annotations
@@ -215,7 +214,7 @@ class Source(NamedTuple):
     `take(store, sent)` makes the batch, inside the jitted step.
     """
 
-    store: tuple[jax.Array, ...]
+    store: tuple  # of arrays, the first of waves or `Input`s
     batches: Callable[[int], Iterator[tuple[jax.Array, ...]]]
     take: Callable[[tuple, tuple], Batch]
 
@@ -290,22 +289,23 @@ def resident(
     select: Select,
     mesh: jax.sharding.Mesh,
     advance: Callable,
-    front_ends: Callable | None = None,
+    made: tuple[Callable, int] | None = None,
 ) -> Source:
     """Read the whole set onto every device; each process reads its share of the files.
 
     Args:
       advance: called with how many more clips were read.
-      front_ends: `(wave [READ_AT_ONCE, N], lengths) -> inputs`, to be kept in place of waves.
+      made: `(wave [b, N], lengths [b]) -> inputs`, to be kept in place of waves, and b; None keeps
+        waves.
     """
+    front_ends, at_once = made or (None, READ_AT_ONCE)
     count = len(clips.clips)
     own = own_share(count, mesh)
     mine = np.arange(own.start, own.stop)  # beyond the last clip there is none to read
     kept = None
-    for start in range(0, len(mine), READ_AT_ONCE):
-        rows = mine[start : start + READ_AT_ONCE]
-        wave = np.zeros((READ_AT_ONCE, clips.samples), clips.dtype)
-        lengths = np.zeros(READ_AT_ONCE, np.int32)
+    for start in range(0, len(mine), at_once):
+        rows = mine[start : start + at_once]
+        wave, lengths = np.zeros((at_once, clips.samples), clips.dtype), np.zeros(at_once, np.int32)
         there = int((rows < count).sum())
         if there:
             wave[:there], lengths[:there] = clips.read(rows[:there])

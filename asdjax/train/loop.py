@@ -23,6 +23,7 @@ from asdjax.models.weights_file import Header, Params
 from asdjax.report import console
 from asdjax.train import interrupt
 from asdjax.train.batches import (
+    READ_AT_ONCE,
     ClipSet,
     Source,
     fits,
@@ -108,7 +109,7 @@ def train(how: Train, job: Job) -> None:
         )
         validate = None
         if plan.held_out.any():
-            held, _, some_padded = make(np.flatnonzero(plan.held_out), training=False)
+            held, _, some_padded = make(np.flatnonzero(plan.held_out), cut=samples)
             front_ends = make_front_ends(networks, mesh, some_padded)
             right = make_validate(used, front_ends, held.take, samples)
             validate = partial(_validate, right, held, int(plan.held_out.sum()), how.batch)
@@ -184,9 +185,14 @@ def start(statistics: Params, trainable: Params, optimizer, how: Train) -> Train
 
 
 def _source(
-    clips, plan, how, job, networks, mesh, note, rows, *, training: bool = True, noise=()
+    clips, plan, how, job, networks, mesh, note, rows, *, noise=(), cut: int | None = None
 ) -> tuple[Source, int, bool]:
-    """Return batches of some rows, the samples of a training clip, and if some are shorter."""
+    """Return batches of some rows, the samples of a training clip, and if some are shorter.
+
+    Args:
+      cut: the samples that validation takes of its clips; None: these clips train.
+    """
+    training = cut is None
     chosen, label = [clips[i] for i in rows], plan.label[rows]
     whole = how.augment.crop == "random"
     found, samples = make_clip_set(chosen, job.infos, label, job.audio, whole=whole, noise=noise)
@@ -199,23 +205,37 @@ def _source(
     shorter = padded([job.infos[c.path] for c in chosen], job.audio, samples)
     if how.source == "resident" or (how.source == "auto" and fits(found.nbytes)):
         changed = training and (how.augment.changes_waves or how.balance or noise)
-        front_ends = None if changed else _smaller_than_waves(networks, shorter, found)
+        made = None
+        if not changed:
+            made = _front_ends_once(networks, shorter, found, samples if training else cut, how)
         own = len(found.clips[own_share(len(found.clips), mesh)])
         with console.progress("reading", own, visible=leads()) as advance:
-            source = resident(found, select, mesh, advance, front_ends)
+            source = resident(found, select, mesh, advance, made)
     else:
         source = streaming(found, select, mesh)
     return source, samples, shorter
 
 
-def _smaller_than_waves(networks, shorter: bool, found: ClipSet) -> Callable | None:
-    """Return the jitted front ends if what they make of a clip takes no more than its wave."""
+def _front_ends_once(
+    networks, shorter: bool, found: ClipSet, samples: int, how: Train
+) -> tuple[Callable, int] | None:
+    """Return what makes of waves what is kept in their place, and of how many at once.
+
+    Of no more than a step takes on each device. None where waves take less memory.
+    """
     mesh = data_mesh(jax.local_devices())
-    front_ends = jax.jit(make_front_ends(networks, mesh, shorter).apply)
-    wave = jax.ShapeDtypeStruct((mesh.size, found.samples), found.dtype)
-    made = jax.eval_shape(front_ends, wave, jax.ShapeDtypeStruct((mesh.size,), np.int32))
+    apply = make_front_ends(networks, mesh, shorter).apply
+
+    @jax.jit
+    def front_ends(wave, lengths):
+        return apply(wave[:, :samples], jnp.minimum(lengths, samples))
+
+    each = min(how.batch // len(jax.devices()), max(READ_AT_ONCE // mesh.size, 1))
+    rows = each * mesh.size
+    wave = jax.ShapeDtypeStruct((rows, found.samples), found.dtype)
+    made = jax.eval_shape(front_ends, wave, jax.ShapeDtypeStruct((rows,), np.int32))
     nbytes = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(made))
-    return front_ends if nbytes <= mesh.size * found.nbytes // len(found.clips) else None
+    return (front_ends, rows) if nbytes <= rows * found.nbytes // len(found.clips) else None
 
 
 def _validate(right, held: Source, count: int, batch: int, state: TrainState, frozen) -> dict:

@@ -21,6 +21,7 @@ exits with 1 if one has fallen by more than `--tolerance`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -65,14 +66,18 @@ class Side:
             raise Absent(f"{missing} is not installed")
 
     def seconds(self) -> float:
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+        except BrokenPipeError as error:
+            raise Absent("it ended while it waited, see above") from error
         measured = json.loads(self._line())
         self.peak_bytes = measured["peak_bytes"]
         return measured["seconds"]
 
     def close(self) -> None:
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
     def _line(self) -> str:
@@ -102,11 +107,14 @@ def compare(suite: str, case: str, rounds: int) -> list[dict]:
                 times.append([])
             except Absent as error:
                 leave_out(len(sides), name, error)
-        for _ in range(rounds if len(sides) > 1 else 0):
+        for _ in range(rounds):
             for number, side in reversed(list(enumerate(sides))):
+                if len(sides) == 1:  # no peer, or none any more
+                    break
                 try:
                     times[number].append(side.seconds())
                 except Absent as error:
+                    side.close()
                     leave_out(number, side.name, error)
                     del sides[number], times[number]
         for side in sides:

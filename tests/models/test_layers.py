@@ -276,6 +276,30 @@ def test_gradients_of_a_convolution_of_images_are_those_of_xla(taps, stride, sha
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-4)
 
 
+def test_gradients_of_a_convolution_of_images_are_those_of_one_device():
+    x, slope = noise(4, 8, 6, 3), noise(4, 8, 6, 4, seed=1)
+
+    def gradient(dtype, mesh):
+        layer = Conv2d(3, 4, (3, 3), dtype=dtype, rngs=nnx.Rngs(0))
+        graph = nnx.graphdef(layer)
+
+        def loss(kernel, x, slope):
+            with over(mesh):
+                return (nnx.merge(graph, {"kernel": kernel})(x).astype(jnp.float32) * slope).sum()
+
+        given = jax.device_put((x, slope), rows(mesh))
+        return jax.jit(jax.grad(loss))(layer.kernel[...], *given)
+
+    one, two = data_mesh(jax.devices()[:1]), data_mesh(jax.devices()[:2])
+    exact = gradient("float32", one)
+    np.testing.assert_allclose(gradient("float32", two), exact, rtol=0, atol=1e-4)  # float32
+    for mesh in (one, two):
+        got = gradient("bfloat16", mesh)
+        assert got.dtype == jnp.float32
+        # inputs and results have 8 bits: 2**-8 of sums of 192 products around 1
+        np.testing.assert_allclose(got, exact, rtol=0, atol=2**-8 * np.abs(exact).max() * 4)
+
+
 def test_products_in_bfloat16_keep_float32_weights():
     layer = Conv1d(3, 4, 16, 4, dtype="bfloat16", rngs=nnx.Rngs(0))
     assert layer.kernel[...].dtype == jnp.float32

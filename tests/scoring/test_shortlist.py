@@ -40,8 +40,11 @@ def test_candidates_are_the_nearest_in_the_main_directions(width, candidates):
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (QUERIES, REFERENCES)]
     _, _, axes = np.linalg.svd(unit[1] - unit[1].mean(0), full_matrices=False)
     np.testing.assert_allclose(np.abs(made.axes.T @ axes[:width].T), np.eye(width), atol=1e-3)
-    near = (unit[0] - made.middle) @ made.axes
-    chord = np.square(near[:, None] - made.rows[None].astype(float)).sum(-1)
+    near, far = ((x - unit[1].mean(0)) @ axes[:width].T for x in unit)
+    signs = np.sign((made.axes * axes[:width].T).sum(0))
+    np.testing.assert_allclose(made.rows * signs, far, atol=1e-3)  # float16 of values below 1
+    # The nearest by the rows as they are kept: of all 500 some are equally far in float16.
+    chord = np.square(near[:, None] - (made.rows * signs)[None].astype(float)).sum(-1)
     chosen = np.argsort(chord, 1)[:, :candidates]
     want = np.take_along_axis(DISTANCE, chosen, 1).min(1)
     found = approximate_scores(QUERIES, REFERENCES, made, 1, candidates)
@@ -61,6 +64,31 @@ def test_more_directions_and_candidates_find_more():
     assert shares[0] < 0.5 < 0.95 < shares[-1]
 
 
+def test_recall_knows_a_neighbor_that_is_a_little_farther():
+    """Embeddings of a steady machine are nearly parallel."""
+    references = (1 + 1e-3 * rows(200)).astype(np.float32)
+    queries = references[:50] + np.float32(1e-6) * rows(50)
+    made = make_shortlist(references, 1)
+    exact = np.array([np.square(_unit(references) - u).sum(1).min() / 2 for u in _unit(queries)])
+    found = approximate_scores(queries, references, made, 1, 1)
+    share = np.mean(found <= exact * 1.001)
+    assert share < 1
+    assert recall(queries, references, made, 1, 1) == pytest.approx(share)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x.astype(float) / np.linalg.norm(x.astype(float), axis=1, keepdims=True)
+
+
+def test_samples_of_a_large_set_give_the_directions(monkeypatch):
+    monkeypatch.setattr(shortlist, "SAMPLE", 100)
+    monkeypatch.setattr(shortlist, "MEASURED", 10)
+    made = make_shortlist(REFERENCES, 6)
+    some = _unit(REFERENCES[::5])
+    np.testing.assert_allclose(made.middle[0], some.mean(0), atol=1e-6)
+    assert recall(QUERIES, REFERENCES, made) > 0.9  # all main directions, 64 candidates
+
+
 def test_a_mapped_file_is_read_in_blocks(tmp_path, monkeypatch):
     np.save(tmp_path / "bank.npy", REFERENCES)
     whole = make_shortlist(REFERENCES, 3)
@@ -78,5 +106,11 @@ def test_what_cannot_be_made_or_found_is_refused():
             make_shortlist(REFERENCES, width)
     with pytest.raises(InputError, match="got 3 of 0 rows"):
         make_shortlist(REFERENCES[:0], 3)
+    made = make_shortlist(REFERENCES, 3)
+    assert approximate_scores(QUERIES[:0], REFERENCES, made).shape == (0,)
+    with pytest.raises(InputError, match="queries to measure the recall of, got none"):
+        recall(QUERIES[:0], REFERENCES, made)
+    with pytest.raises(InputError, match=r"of the shortlist, \[500, 24\], got \[499, 24\]"):
+        approximate_scores(QUERIES, REFERENCES[1:], made)
     with pytest.raises(ValueError, match="k <= 4 candidates, got 5"):
         approximate_scores(QUERIES, REFERENCES, make_shortlist(REFERENCES, 3), 5, 4)

@@ -3,8 +3,8 @@
 The rows of a set, of length 1, are kept in their main directions alone: 64 bytes of 32 directions
 for 1,024 bytes of 256 values. A search goes through these and takes the true distances of the
 nearest candidates. So a score is never too small; it is too large where the nearest reference was
-no candidate. How often, `recall` measures on the user's own queries: it is high where references
-have main directions, as embeddings do, and low in white noise.
+no candidate. How often, `Shortlist.recall` measures on the user's own queries: it is high where
+references have main directions, and low in white noise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,46 @@ MEASURED = 100  # queries of which `recall` is measured
 
 
 class Shortlist(NamedTuple):
-    """A reference set in few directions."""
+    """A reference set, and its rows in few directions."""
 
-    middle: np.ndarray  # [1, E], mean of the rows
+    references: np.ndarray  # [R, E]
+    middle: np.ndarray  # [1, E], mean of the rows of length 1
     axes: np.ndarray  # [E, d], their main directions around it
     rows: np.ndarray  # [R, d] float16
+
+    def scores(self, queries: np.ndarray, k: int = 1, candidates: int = 64) -> np.ndarray:
+        """Return the mean cosine distance of queries `[Q, E]` to `k` nearest candidates, `[Q]`.
+
+        Args:
+          candidates: references of each query whose distances are computed; more find more.
+
+        Raises:
+          ValueError: fewer candidates than neighbors.
+        """
+        candidates = min(candidates, len(self.rows))
+        if not 1 <= k <= candidates:
+            raise ValueError(f"expected 1 <= k <= {candidates} candidates, got {k}")
+        if not len(queries):
+            return np.zeros(0, np.float32)
+        near = _project(queries, self.middle, self.axes)
+        row = np.asarray(_candidates(near[None], self.rows[None], candidates))[0]
+        distance = distances_of_rows(queries, np.arange(len(queries)), self.references, row)
+        return mean_of_found(np.sort(distance, 1)[:, :k]).astype(np.float32)
+
+    def recall(self, queries: np.ndarray, k: int = 1, candidates: int = 64) -> float:
+        """Return the share of queries whose approximate score is the exact one.
+
+        It is measured on 100 queries at most, spread over those given, by an exact search.
+
+        Raises:
+          InputError: no queries. ValueError: as `scores`.
+        """
+        if not len(queries):
+            raise InputError("expected queries to measure the recall of, got none")
+        some = queries[:: -(-len(queries) // MEASURED)]
+        exact = knn_scores([some], [self.references], k)[0]
+        found = self.scores(some, k, candidates)
+        return float(np.mean(found <= exact * (1 + 1e-4) + 1e-12))  # both are right to 1e-5
 
 
 def make_shortlist(references: np.ndarray, width: int = 32) -> Shortlist:
@@ -56,61 +91,7 @@ def make_shortlist(references: np.ndarray, width: int = 32) -> Shortlist:
     for start in range(0, count, block):
         part = _project(references[start : start + block], middle, axes)
         rows[start : start + block] = part
-    return Shortlist(middle, axes, rows)
-
-
-def approximate_scores(
-    queries: np.ndarray,
-    references: np.ndarray,
-    shortlist: Shortlist,
-    k: int = 1,
-    candidates: int = 64,
-) -> np.ndarray:
-    """Return the mean cosine distance of queries `[Q, E]` to their `k` nearest candidates, `[Q]`.
-
-    Args:
-      references: those that the shortlist is of.
-      candidates: references of each query whose distances are computed; more of them find more.
-
-    Raises:
-      InputError: a shortlist of other references. ValueError: fewer candidates than neighbors.
-    """
-    shape = len(shortlist.rows), shortlist.middle.shape[1]
-    if references.shape != shape:
-        raise InputError(
-            f"expected the references of the shortlist, {list(shape)}, got {list(references.shape)}"
-        )
-    candidates = min(candidates, len(references))
-    if not 1 <= k <= candidates:
-        raise ValueError(f"expected 1 <= k <= {candidates} candidates, got {k}")
-    if not len(queries):
-        return np.zeros(0, np.float32)
-    near = _project(queries, shortlist.middle, shortlist.axes)
-    row = np.asarray(_candidates(near[None], shortlist.rows[None], candidates))[0]
-    distance = distances_of_rows(queries, np.arange(len(queries)), references, row)
-    return mean_of_found(np.sort(distance, 1)[:, :k]).astype(np.float32)
-
-
-def recall(
-    queries: np.ndarray,
-    references: np.ndarray,
-    shortlist: Shortlist,
-    k: int = 1,
-    candidates: int = 64,
-) -> float:
-    """Return the share of queries whose approximate score is the exact one.
-
-    It is measured on 100 queries at most, spread over those given, by an exact search.
-
-    Raises:
-      InputError: no queries; and as `approximate_scores`.
-    """
-    if not len(queries):
-        raise InputError("expected queries to measure the recall of, got none")
-    some = queries[:: -(-len(queries) // MEASURED)]
-    exact = knn_scores([some], [references], k)[0]
-    found = approximate_scores(some, references, shortlist, k, candidates)
-    return float(np.mean(found <= exact * (1 + 1e-4) + 1e-12))  # both are right to 1e-5
+    return Shortlist(references, middle, axes, rows)
 
 
 @jax.jit

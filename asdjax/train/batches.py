@@ -39,9 +39,8 @@ FREE_SHARE = 1 / 3  # of the free memory that a resident set may take
 class Batch(NamedTuple):
     """What one step sees, over all devices."""
 
-    wave: (
-        jax.Array | tuple[Input, ...]
-    )  # [B, N] int16 or float32; or what the front ends made of it
+    # [B, N] int16 or float32, or what the front ends have made of it
+    wave: jax.Array | tuple[Input, ...]
     lengths: jax.Array  # [B] int32, valid samples
     label: jax.Array  # [B, label kinds] int32
     copied: jax.Array | None = None  # [B] bool: copies of a clip, to be warped in time

@@ -5,7 +5,7 @@ import pytest
 
 from asdjax.scoring import shortlist
 from asdjax.scoring.knn import knn_scores, open_references
-from asdjax.scoring.shortlist import approximate_scores, make_shortlist, recall
+from asdjax.scoring.shortlist import make_shortlist
 from asdjax.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -28,10 +28,10 @@ DISTANCE = 1 - np.divide(
 @pytest.mark.parametrize("k", [1, 3])
 def test_with_all_references_as_candidates_it_is_the_exact_search(k):
     made = make_shortlist(REFERENCES, 2)
-    found = approximate_scores(QUERIES, REFERENCES, made, k, candidates=1000)
+    found = made.scores(QUERIES, k, candidates=1000)
     # Both compute small distances in float64; the exact search rounds larger ones to float32.
     np.testing.assert_allclose(found, knn_scores([QUERIES], [REFERENCES], k)[0], rtol=1e-5)
-    assert recall(QUERIES, REFERENCES, made, k, candidates=1000) == 1.0
+    assert made.recall(QUERIES, k, candidates=1000) == 1.0
 
 
 @pytest.mark.parametrize(("width", "candidates"), [(1, 1), (2, 1), (2, 5), (6, 5)])
@@ -47,18 +47,18 @@ def test_candidates_are_the_nearest_in_the_main_directions(width, candidates):
     chord = np.square(near[:, None] - (made.rows * signs)[None].astype(float)).sum(-1)
     chosen = np.argsort(chord, 1)[:, :candidates]
     want = np.take_along_axis(DISTANCE, chosen, 1).min(1)
-    found = approximate_scores(QUERIES, REFERENCES, made, 1, candidates)
+    found = made.scores(QUERIES, 1, candidates)
     same = np.isclose(found, want, rtol=1e-4)
     assert same.mean() >= 0.9  # rows that are equally far to float32 may change places
     assert (found >= DISTANCE.min(1) - 1e-6).all()
     share = np.isclose(found, DISTANCE.min(1), rtol=1e-4).mean()
-    assert recall(QUERIES, REFERENCES, made, 1, candidates) == pytest.approx(share)
+    assert made.recall(QUERIES, 1, candidates) == pytest.approx(share)
 
 
 def test_more_directions_and_candidates_find_more():
     few, more = (make_shortlist(REFERENCES, width) for width in (1, 6))
     shares = [
-        recall(QUERIES, REFERENCES, *how) for how in ((few, 1, 1), (few, 1, 50), (more, 1, 50))
+        how[0].recall(QUERIES, *how[1:]) for how in ((few, 1, 1), (few, 1, 50), (more, 1, 50))
     ]
     assert shares == sorted(shares)
     assert shares[0] < 0.5 < 0.95 < shares[-1]
@@ -70,10 +70,10 @@ def test_recall_knows_a_neighbor_that_is_a_little_farther():
     queries = references[:50] + np.float32(1e-6) * rows(50)
     made = make_shortlist(references, 1)
     exact = np.array([np.square(_unit(references) - u).sum(1).min() / 2 for u in _unit(queries)])
-    found = approximate_scores(queries, references, made, 1, 1)
+    found = made.scores(queries, 1, 1)
     share = np.mean(found <= exact * 1.001)
     assert share < 1
-    assert recall(queries, references, made, 1, 1) == pytest.approx(share)
+    assert made.recall(queries, 1, 1) == pytest.approx(share)
 
 
 def _unit(x: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ def test_samples_of_a_large_set_give_the_directions(monkeypatch):
     made = make_shortlist(REFERENCES, 6)
     some = _unit(REFERENCES[::5])
     np.testing.assert_allclose(made.middle[0], some.mean(0), atol=1e-6)
-    assert recall(QUERIES, REFERENCES, made) > 0.9  # all main directions, 64 candidates
+    assert made.recall(QUERIES) > 0.9  # all main directions, 64 candidates
 
 
 def test_a_mapped_file_is_read_in_blocks(tmp_path, monkeypatch):
@@ -96,7 +96,7 @@ def test_a_mapped_file_is_read_in_blocks(tmp_path, monkeypatch):
     mapped = open_references(tmp_path / "bank.npy")
     parts = make_shortlist(mapped, 3)
     np.testing.assert_allclose(parts.rows, whole.rows, atol=1e-3)  # float16 of values below 1
-    scores = [approximate_scores(QUERIES, x, whole) for x in (mapped, REFERENCES)]
+    scores = [whole._replace(references=x).scores(QUERIES) for x in (mapped, REFERENCES)]
     np.testing.assert_array_equal(*scores)
 
 
@@ -107,10 +107,8 @@ def test_what_cannot_be_made_or_found_is_refused():
     with pytest.raises(InputError, match="got 3 of 0 rows"):
         make_shortlist(REFERENCES[:0], 3)
     made = make_shortlist(REFERENCES, 3)
-    assert approximate_scores(QUERIES[:0], REFERENCES, made).shape == (0,)
+    assert made.scores(QUERIES[:0]).shape == (0,)
     with pytest.raises(InputError, match="queries to measure the recall of, got none"):
-        recall(QUERIES[:0], REFERENCES, made)
-    with pytest.raises(InputError, match=r"of the shortlist, \[500, 24\], got \[499, 24\]"):
-        approximate_scores(QUERIES, REFERENCES[1:], made)
+        made.recall(QUERIES[:0])
     with pytest.raises(ValueError, match="k <= 4 candidates, got 5"):
-        approximate_scores(QUERIES, REFERENCES, make_shortlist(REFERENCES, 3), 5, 4)
+        make_shortlist(REFERENCES, 3).scores(QUERIES, 5, 4)

@@ -281,8 +281,14 @@ class Linear(nnx.Linear):
 
     def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Return the same with another kernel."""
-        bias = None if self.bias is None else self.bias[...]
-        return dense(x.astype(self.dtype or jnp.promote_types(x.dtype, kernel.dtype)), kernel, bias)
+        return dense(self.typed(x), kernel, self.own_bias())
+
+    def typed(self, x: jax.Array) -> jax.Array:
+        """Return `x` in the dtype of the layer's products."""
+        return x.astype(self.dtype or jnp.promote_types(x.dtype, self.kernel.dtype))
+
+    def own_bias(self) -> jax.Array | None:
+        return None if self.bias is None else self.bias[...]
 
 
 @jax.custom_vjp
@@ -295,13 +301,16 @@ def dense(x: jax.Array, kernel: jax.Array, bias: jax.Array | None) -> jax.Array:
     return (y if bias is None else y + along(bias, y)).astype(x.dtype)
 
 
-def _dense_backward(saved, slope):
+def dense_backward(saved, slope):
+    """Return the gradients of `dense(*saved)`."""
     x, kernel, bias = saved
     axes = tuple(range(x.ndim - 1))
     to_x = _summed(slope, kernel.astype(x.dtype), (x.ndim - 1,), (1,)).astype(x.dtype)
-    if x.dtype == jnp.float32:  # on a CPU the other order transposes x and computes its GELU again
+    # A CPU transposes the first of the two, and computes the GELU of x again if that is x. In
+    # bfloat16 one order alone runs there (findings/bfloat16_gradient_of_kernel_cpu.sh).
+    if x.dtype == jnp.float32 and slope.shape[-1] <= x.shape[-1]:
         to_kernel = _summed(slope, x, axes, axes).T
-    else:  # on a CPU this one does not run (findings/bfloat16_gradient_of_kernel_cpu.sh)
+    else:
         to_kernel = _summed(x, slope, axes, axes)
     to_bias = None
     if bias is not None:
@@ -309,7 +318,7 @@ def _dense_backward(saved, slope):
     return to_x, to_kernel.astype(kernel.dtype), to_bias
 
 
-dense.defvjp(lambda *given: (dense(*given), given), _dense_backward)
+dense.defvjp(lambda *given: (dense(*given), given), dense_backward)
 
 
 def _summed(x, y, x_axes, y_axes):

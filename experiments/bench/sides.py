@@ -161,6 +161,44 @@ def eat_torch() -> Callable:
     return torch_eat
 
 
+def layer_products() -> list[tuple[np.ndarray, np.ndarray, bool]]:
+    """Return the dense products of a layer of base size: rows, kernel, whether it is transposed.
+
+    They are q, k, v, out and the two of the feed-forward network, and the same back to the inputs.
+    """
+    rng = np.random.default_rng(0)
+    narrow, wide = (rng.standard_normal((TOKENS, n), np.float32) for n in (WIDTH, 4 * WIDTH))
+    square, up = (rng.standard_normal((WIDTH, n), np.float32) for n in (WIDTH, 4 * WIDTH))
+    down = np.ascontiguousarray(up.T)
+    forward = [(narrow, square, False)] * 4 + [(narrow, up, False), (wide, down, False)]
+    return forward + [(narrow, square, True)] * 4 + [(wide, up, True), (narrow, down, True)]
+
+
+def products_ours() -> Call:
+    import jax
+
+    given = [(*jax.device_put((rows, kernel)), back) for rows, kernel, back in layer_products()]
+    forward, backward = jax.jit(lambda x, w: x @ w), jax.jit(lambda x, w: x @ w.T)
+
+    def run() -> np.ndarray:
+        found = [(backward if back else forward)(rows, kernel) for rows, kernel, back in given]
+        return corners(jax.block_until_ready(found))
+
+    return run
+
+
+def products_torch() -> Call:
+    import torch
+
+    given = [(*map(torch.from_numpy, pair), back) for *pair, back in layer_products()]
+    return lambda: corners([x @ (w.T if back else w) for x, w, back in given])
+
+
+def corners(products: list) -> np.ndarray:
+    """Return a part of each product, enough to compare them."""
+    return np.stack([np.asarray(one[:16, :16]) for one in products])
+
+
 def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
     """Return `[groups, rows, 768]` float32 rows of length 1."""
     x = np.random.default_rng(seed).standard_normal((groups, rows, 768), dtype=np.float32)
@@ -265,6 +303,7 @@ DEVICE = "cuda" if SUITE == "gpu" else "cpu"
 EAT_ATTENTION = os.environ.get("EAT_ATTENTION", "auto")  # `--attention` of run.py
 SPECTRAL_BATCH = 64  # as in training
 MACHINES, STEPS = 7, 40  # of autoencoders
+TOKENS, WIDTH = 2_052, 768  # of 4 clips of 10 s in EAT-base
 SMALL, LARGE = (7, 200, 1_000), (1, 2_000, 200_000)
 
 
@@ -323,6 +362,8 @@ ALIKE: dict[str, Sides] = {  # on both
     "kNN 7 x 200 x 1,000 x 768": knn_sides(SMALL),
     "kNN 2,000 x 200,000 x 768": knn_sides(LARGE),
 }
+PRODUCTS = f"dense products of a layer, {TOKENS:,} tokens, float32"
+DENSE: dict[str, Sides] = {PRODUCTS: {"ours": products_ours, "torch": products_torch}}
 FILES = {  # from wav files to scores, by commands of their own
     f"files to scores, 1,050 x 10 s, {name}": {
         "ours": partial(pipeline, kind, peer=False),
@@ -335,6 +376,7 @@ FILES = {  # from wav files to scores, by commands of their own
     )
 }
 GFLOP = {  # of the matrix products of one call; a LoRA step needs no gradient of frozen weights
+    PRODUCTS: 2 * 2e-9 * TOKENS * 12 * WIDTH**2,
     f"{MACHINES} autoencoders, {STEPS} steps of 256 vectors": MACHINES * STEPS * 0.369,
     "kNN 7 x 200 x 1,000 x 768": 2e-9 * 7 * 200 * 1_000 * 768,
     "kNN 2,000 x 200,000 x 768": 2e-9 * 2_000 * 200_000 * 768,
@@ -373,6 +415,7 @@ def backbones(batch: int, dtype: str, where: str, peers: tuple[str, ...]) -> dic
 CASES: dict[str, dict[str, Sides]] = {
     "cpu": backbones(4, "float32", "float32", ("float32",))
     | backbones(4, "bfloat16", ON_UNITS, ("float32", "bfloat16"))
+    | DENSE
     | ALIKE
     | FILES,
     "gpu": backbones(32, "bfloat16", "bfloat16", ("bfloat16",)) | ALIKE | FILES,

@@ -99,7 +99,7 @@ def test_kernels_give_the_definition_and_its_gradients(platform, tokens, extras,
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
     ("tokens", "all_of_it"),
-    [(n, True) for n in (1, 63, 64, 65, 129, 496)] + [(n, False) for n in (1, 2, 64, 65, 513)],
+    [(n, True) for n in (1, 63, 129)] + [(n, False) for n in (2, 64, 65, 513)],
 )
 def test_any_number_of_tokens(platform, tokens, all_of_it):
     rng = np.random.default_rng([tokens, platform == "tpu"])

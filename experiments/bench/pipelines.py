@@ -34,9 +34,10 @@ TINY = BeatsConfig.base(
     conv_pos_groups=4,
 )
 WEIGHTS = PLACE / "tiny.safetensors"
+SHORT = "--train.steps 100 --train.batch 8 --train.accumulate 1 --train.optimizer.schedule.warmup"
 RECIPES = {  # kind -> recipe and its options
     "frozen": ("frozen/beats", "--weights", WEIGHTS),
-    "lora": ("aithu2024/beats-lora-flat", "--weights", WEIGHTS, "--train.steps", 100),
+    "lora": ("aithu2024/beats-lora-flat", "--weights", WEIGHTS, *SHORT.split(), 10),
     "small": ("small/dual", "--audio.seconds", 10),
 }
 

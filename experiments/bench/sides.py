@@ -371,7 +371,7 @@ FILES = {  # from wav files to scores, by commands of their own
     }
     for kind, name in (
         ("frozen", "frozen BEATs of 4 layers"),
-        ("lora", "its LoRA, 100 steps"),
+        ("lora", "its LoRA, 100 steps of 8"),
         ("small", "small/dual"),
     )
 }

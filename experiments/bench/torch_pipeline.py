@@ -29,7 +29,7 @@ from asdjax.models.weights_file import load as load_weights
 
 BATCH, SAMPLES = 32, 160_000
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-LORA_STEPS, SMALL_STEPS = 100, 300
+LORA_STEPS, LORA_BATCH, SMALL_STEPS = 100, 8, 300
 
 
 def main() -> None:
@@ -85,7 +85,7 @@ def lora(files: list[Path], train: np.ndarray, weights: Path) -> np.ndarray:
     mel = features(files, kaldi())
     optimizer = adamw(model)
     label = classes(files)
-    for rows in draws(train, LORA_STEPS):
+    for rows in draws(train, LORA_STEPS, LORA_BATCH):
         x = mel[rows].to(DEVICE)
         tokens = model.backbone(x)
         loss = model.heads[0](model.project(model.pool(tokens)), label[rows].to(DEVICE))
@@ -122,7 +122,7 @@ def small(files: list[Path], train: np.ndarray, weights: Path) -> np.ndarray:
     def network(x: torch.Tensor) -> torch.Tensor:
         return torch.cat([parts[0](x[:, :125]), parts[1](x[:, 125:])], 1)
 
-    for rows in draws(train, SMALL_STEPS):
+    for rows in draws(train, SMALL_STEPS, BATCH):
         share = rng.random() if rng.random() < 0.5 else 1.0
         other = rows[torch.randperm(len(rows))]
         mixed = share * x[rows] + (1 - share) * x[other]
@@ -150,15 +150,15 @@ def classes(files: list[Path]) -> torch.Tensor:
     return torch.tensor([numbers.get(name, 0) for name in names])
 
 
-def draws(train: np.ndarray, steps: int):
+def draws(train: np.ndarray, steps: int, batch: int):
     """Yield the rows of each batch, epoch after epoch."""
     own = torch.from_numpy(np.flatnonzero(train))
     queue = own[:0]
     for _ in range(steps):
-        while len(queue) < BATCH:
+        while len(queue) < batch:
             queue = torch.cat([queue, own[torch.randperm(len(own))]])
-        yield queue[:BATCH]
-        queue = queue[BATCH:]
+        yield queue[:batch]
+        queue = queue[batch:]
 
 
 KINDS = {"frozen": frozen, "lora": lora, "small": small}

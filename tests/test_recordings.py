@@ -67,20 +67,6 @@ def test_auto_is_decided_by_the_processor_and_recorded(
     assert np.array_equal(rounded, tokens) == (found == "bfloat16")
 
 
-def test_hosts_for_which_auto_differs_are_refused(monkeypatch):
-    """Each host embeds its share of the machines, so their types must be the same."""
-
-    def another_host(values):
-        assert list(values.values()) == ["float32"]
-        raise InputError(f"differ: {list(values)}")
-
-    monkeypatch.setattr(pretrained, "processor_flags", set)
-    monkeypatch.setattr(recordings, "agree", another_host)
-    recordings.with_dtypes([pretrained.Pretrained("x", dtype="float32")])
-    with pytest.raises(InputError, match="auto differs: ask for one"):
-        recordings.with_dtypes([pretrained.Pretrained("x", dtype="auto")])
-
-
 # --- copies
 
 

@@ -146,6 +146,17 @@ def test_an_error_of_one_process_ends_both_with_its_reason(start, folder):
     assert str(folder / "absent") in told[1].replace("\n", "")
 
 
+def test_processes_that_would_embed_differently_are_refused(start, folder):
+    """As two hosts do for which `dtype auto` is not the same."""
+    started = start("differ", "embed", FROZEN, count=2, second=("--encoders.0.dtype", "bfloat16"))
+    for number, process in enumerate(started):
+        process.join(600)
+        told = " ".join((folder / f"differ.{number}.log").read_text().split())
+        assert process.exitcode == 1, told
+        assert "expected the same settings, weights and dtype of products" in told
+    assert not (folder / "differ" / "embeddings").exists()
+
+
 def test_two_processes_train_and_score_as_one_with_two_devices(ran):
     one, two = ran / "adapted", ran / "adapted2"
     assert files(one).keys() == files(two).keys()

@@ -113,7 +113,7 @@ class LoraLinear(Linear):
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _joined_thinly(scale, x, kernel, bias, a, b):
     """Return x (W + scale A B) + b; its gradients of A and B pass by no matrix of W's size."""
-    return dense(x, kernel + scale * jnp.matmul(a, b), bias)
+    return _joined_thinly_forward(scale, x, kernel, bias, a, b)[0]
 
 
 def _joined_thinly_forward(scale, x, kernel, bias, a, b):

@@ -12,7 +12,6 @@ from asdjax.data import audio, dcase, remarks
 from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import Audio, padded_samples
 from asdjax.data.dcase import supplemental
-from asdjax.devices import agree
 from asdjax.metrics import official
 from asdjax.models import Encoder
 from asdjax.models.checkpoints import find
@@ -79,14 +78,9 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
 
 
 def with_dtypes(encoders: Sequence[Encoder]) -> tuple[Encoder, ...]:
-    """Return encoders with what "auto" is here in its place; say so, and where bfloat16 is slow.
-
-    Raises:
-      InputError: hosts whose processors differ, for which "auto" is not the same.
-    """
+    """Return encoders with what "auto" is here in its place; say so, and where bfloat16 is slow."""
     given = [getattr(encoder, "dtype", "float32") for encoder in encoders]
     if "auto" in given:
-        agree({"dtype of products (auto differs: ask for one)": product_dtype("auto")})
         console.note(f"dtype auto: products in {product_dtype('auto')} here")
     if "bfloat16" in given and slow_in_bfloat16():
         console.note(

@@ -7,6 +7,7 @@ alone.
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
@@ -22,7 +23,7 @@ from asdjax.config import SystemConfig
 from asdjax.data import audio, dcase, remarks
 from asdjax.data import ground_truth as labels
 from asdjax.data.audio import kept_in_memory
-from asdjax.devices import alone, leads, together
+from asdjax.devices import agree, alone, leads, together
 from asdjax.files import write_csv
 from asdjax.metrics import official, score_files
 from asdjax.metrics.official import Metric
@@ -160,7 +161,9 @@ def _score_and_report(made: Run, out: Path, force: bool) -> list[Metric]:
 
 
 def _embed(made: Run, out: Path, options: Options) -> None:
-    """Embed the recordings; of several processes each its own machines."""
+    """Embed the recordings; of several processes each its own machines, all in the same way."""
+    what = "settings, weights and dtype of products (auto may differ: ask for one)"
+    agree({what: json.dumps(made.encoding, sort_keys=True)})
     with together("config.json"):
         if leads():
             gather(out)  # of processes that were interrupted

@@ -34,10 +34,11 @@ TINY = BeatsConfig.base(
     conv_pos_groups=4,
 )
 WEIGHTS = PLACE / "tiny.safetensors"
-SHORT = "--train.steps 100 --train.batch 8 --train.accumulate 1 --train.optimizer.schedule.warmup"
+TRAINING = ("--train.steps", 100, "--train.batch", 8, "--train.accumulate", 1)
+WARMUP = "--train.optimizer.schedule.warmup", 10
 RECIPES = {  # kind -> recipe and its options
     "frozen": ("frozen/beats", "--weights", WEIGHTS),
-    "lora": ("aithu2024/beats-lora-flat", "--weights", WEIGHTS, *SHORT.split(), 10),
+    "lora": ("aithu2024/beats-lora-flat", "--weights", WEIGHTS, *TRAINING, *WARMUP),
     "small": ("small/dual", "--audio.seconds", 10),
 }
 

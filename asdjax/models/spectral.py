@@ -23,6 +23,7 @@ from flax import nnx
 from asdjax.frontend import fbank, spectral
 from asdjax.losses.margin import unit
 from asdjax.models import layers
+from asdjax.models.convolutions import Cbam, Conv1d, Conv2d, glorot, max_pool
 from asdjax.models.system import Network, spectral_network
 from asdjax.types import InputError, check
 
@@ -40,7 +41,7 @@ LIMITS = {  # of the fields of configurations
 VARIANCE_FLOOR = 1e-4  # of levels over time; also keeps the gradient of the root finite
 
 to_float = jax.jit(fbank.to_float)
-Dense = partial(nnx.Linear, use_bias=False, kernel_init=layers.glorot)
+Dense = partial(nnx.Linear, use_bias=False, kernel_init=glorot)
 # Keras' default epsilon, used there: bins of near silence stay small.
 keras_norm = partial(layers.BatchNorm, epsilon=1e-3)
 
@@ -106,10 +107,10 @@ class ConvNet1dModule(nnx.Module):
         self.convolutions, self.gates = nnx.List(), nnx.List()
         for i, (taps, stride) in enumerate(CONVOLUTIONS_1D):
             inputs = channels if i else 1
-            layer = layers.Conv1d(inputs, channels, taps, stride, dtype=config.dtype, rngs=rngs)
+            layer = Conv1d(inputs, channels, taps, stride, dtype=config.dtype, rngs=rngs)
             self.convolutions.append(layer)
             if config.cbam:
-                self.gates.append(layers.Cbam(channels, axes=1, rngs=rngs))
+                self.gates.append(Cbam(channels, axes=1, rngs=rngs))
             points = -(-points // stride)
         dense = partial(Dense, dtype=config.dtype, rngs=rngs)
         widths = points * channels, *[DENSE_WIDTH] * (DENSE_LAYERS - 1)
@@ -186,7 +187,7 @@ class ResNetModule(nnx.Module):
         norm = partial(keras_norm, train=train, rngs=rngs)
         inputs, self.normalize = config.channels, config.normalize
         self.input_norm = norm(bins)
-        self.stem = layers.Conv2d(1, inputs, (7, 7), 2, dtype=config.dtype, rngs=rngs)
+        self.stem = Conv2d(1, inputs, (7, 7), 2, dtype=config.dtype, rngs=rngs)
         self.stem_norm = norm(inputs)
         self.blocks = nnx.List()
         for i in range(STAGES * config.blocks):
@@ -200,10 +201,10 @@ class ResNetModule(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.stem_norm(self.stem(self.input_norm(x)[..., None]))
         # ReLU after the maximum is the same as before it, with a quarter of the values.
-        x = jax.nn.relu(layers.max_pool(x, (3, 3), 2, same=False))
+        x = jax.nn.relu(max_pool(x, (3, 3), 2, same=False))
         for block in self.blocks:
             x = block(x)
-        x = layers.max_pool(x, (10, 1), (10, 1), same=True)
+        x = max_pool(x, (10, 1), (10, 1), same=True)
         return _finished(self.project(self.norm(x.reshape(len(x), -1))), self.normalize)
 
 
@@ -219,13 +220,13 @@ class Residual(nnx.Module):
 
     def __init__(self, inputs: int, outputs: int, config: ResNet, *, train: bool, rngs: nnx.Rngs):
         norm = partial(keras_norm, train=train, rngs=rngs)
-        convolution = partial(layers.Conv2d, dtype=config.dtype, rngs=rngs)
+        convolution = partial(Conv2d, dtype=config.dtype, rngs=rngs)
         changed = inputs != outputs
         self.norm1 = norm(inputs)
         self.conv1 = convolution(inputs, outputs, (3, 3), 2 if changed else 1)
         self.norm2 = norm(outputs)
         self.conv2 = convolution(outputs, outputs, (3, 3))
-        self.gate = layers.Cbam(outputs, axes=2, rngs=rngs) if config.cbam else None
+        self.gate = Cbam(outputs, axes=2, rngs=rngs) if config.cbam else None
         self.shortcut = convolution(inputs, outputs, (1, 1)) if changed else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -233,7 +234,7 @@ class Residual(nnx.Module):
         y = self.conv1(jax.nn.relu(self.norm1(x)))
         y = self.conv2(jax.nn.relu(self.norm2(y)))
         y = y if self.gate is None else self.gate(y)
-        x = x if self.shortcut is None else self.shortcut(layers.max_pool(x, (2, 2), 2, same=True))
+        x = x if self.shortcut is None else self.shortcut(max_pool(x, (2, 2), 2, same=True))
         return x.astype(jnp.float32) + y
 
 

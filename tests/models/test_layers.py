@@ -13,11 +13,9 @@ from asdjax.devices import by_device, data_mesh, over
 from asdjax.devices import split as rows
 from asdjax.models import weights_file
 from asdjax.models.beats import Beats, BeatsConfig
+from asdjax.models.convolutions import Cbam, Conv1d, Conv2d, max_pool
 from asdjax.models.layers import (
     BatchNorm,
-    Cbam,
-    Conv1d,
-    Conv2d,
     Dropout,
     InitialKeys,
     Key,
@@ -25,7 +23,6 @@ from asdjax.models.layers import (
     dropout,
     kept,
     keys_for,
-    max_pool,
 )
 from asdjax.models.weights_file import merge, split
 

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from asdjax import devices
 from asdjax.frontend import spectral
 from asdjax.models import weights_file
-from asdjax.models.layers import max_pool
+from asdjax.models.convolutions import max_pool
 from asdjax.models.spectral import Bands, ConvNet1d, ResNet
 from asdjax.models.weights_file import merge, misfits
 from asdjax.types import InputError

@@ -1,4 +1,4 @@
-"""One training is the same on any number of devices, in one process or two."""
+"""A run is the same on any number of devices, in one process or two."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from asdjax.losses.adacos import AdaCos
 from asdjax.models import weights_file
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
+from asdjax.scoring.knn import Knn
 from asdjax.train import batches, interrupt
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
@@ -35,7 +36,8 @@ from asdjax.train.plan import make_plan
 from asdjax.types import InputError
 
 PASSES, BATCH = 12, 8
-STOPS = (5, 6), (9, 10)  # the pass in which one process is told to stop, and all stop after
+STOPS = (5, 6), (8, 8)  # the pass in which a process is told to stop, and all stop after
+MACHINES = "fan", "pump"
 ADAPTED = Pretrained("tiny", Lora(2, dropout=0.2, targets=("q", "v")), "statistics", embedding=16)
 SYSTEM = SystemConfig(  # everything that draws, and everything that looks at the whole batch
     (ADAPTED,),
@@ -51,11 +53,12 @@ SYSTEM = SystemConfig(  # everything that draws, and everything that looks at th
         log_every=2,
         save_every=4,
     ),
+    scorer=Knn(k=1),
 )
 
 
-def train(notes: Path, stop: int, words: list[str]) -> None:
-    """Train; note which clips are read and what of OUT is written; send itself a SIGTERM."""
+def call(notes: Path, stop: int, words: list[str]) -> None:
+    """Run; note which clips are read and what of OUT is written; send itself a SIGTERM."""
     from asdjax import __main__ as command_line
     from asdjax.recipes import RECIPES
     from asdjax.recipes.recipe import Recipe
@@ -90,13 +93,13 @@ def train(notes: Path, stop: int, words: list[str]) -> None:
         notes.write_text(json.dumps({"read": read, "written": sorted(written)}))
 
 
-class Training(NamedTuple):
+class Run(NamedTuple):
     """A call, of one or two processes."""
 
     out: Path
     processes: list[BaseProcess]
 
-    def wait(self) -> Training:
+    def wait(self) -> Run:
         for process in self.processes:
             process.join(600)
         return self
@@ -130,7 +133,7 @@ class Training(NamedTuple):
 def folder(tmp_path_factory):
     root = tmp_path_factory.mktemp("devices")
     more = "section_00_{domain}_{split}_{label}_1{index:03d}_spd_{speed}.wav"
-    for machine in ("fan", "pump"):  # 12 + 6 training clips each
+    for machine in MACHINES:  # 12 + 6 training clips each
         tone_machine(root / "data", machine)
         tone_machine(root / "data", machine, 1, more)
     tiny_eat(root / "tiny.safetensors")
@@ -139,8 +142,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def start(folder):
-    def start(name, source, devices=1, count=1, stop=0, **environment):
-        """Start a training.
+    def start(name, command, source, devices=1, count=1, stop=0, **environment):
+        """Start a training, or a whole run.
 
         Args:
           name: of its run; one that is there is gone on with.
@@ -148,7 +151,7 @@ def start(folder):
           count: of processes.
           stop: the pass in which the last process gets a SIGTERM.
         """
-        words = ("asdjax", "train", "test", "--data", folder / "data", "--out", folder / name)
+        words = ("asdjax", command, "test", "--data", folder / "data", "--out", folder / name)
         words += ("--weights", folder / "tiny.safetensors", "--train.source", source)
         words = list(map(str, (*words, "--keep-checkpoints")))
         if count > 1 or environment:
@@ -159,24 +162,24 @@ def start(folder):
             given = folder / f"{name}.{number}.json", stop if number == count - 1 else 0, words
             log = folder / f"{name}.{number}.log"
             log.unlink(missing_ok=True)
-            started.append(processes.call(train, log, *given, cache=cache, devices=devices, **own))
-        return Training(folder / name, started)
+            started.append(processes.call(call, log, *given, cache=cache, devices=devices, **own))
+        return Run(folder / name, started)
 
     return start
 
 
 @pytest.fixture(scope="module")
-def ran(start) -> dict[str, Training]:
-    """Return trainings of one process on 1 and 2 devices; all other tests run on 2."""
-    one, two = start("one", "resident"), start("two", "streaming", 2)
+def ran(start) -> dict[str, Run]:
+    """Return what one process does on 1 and 2 devices; all other tests run on 2."""
+    one, two = start("one", "train", "resident"), start("two", "run", "streaming", 2)
     ran = {"one": one.wait(), "two": two.wait()}
-    for training in ran.values():
-        assert training.codes == [0], training.told()
+    for run in ran.values():
+        assert run.codes == [0], run.told()
     return ran
 
 
 class Stopped(NamedTuple):
-    """What a call of two processes left, of which one got a SIGTERM."""
+    """What a call left of which one process got a SIGTERM."""
 
     codes: list[int]
     told: list[str]
@@ -187,26 +190,29 @@ class Stopped(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def stopped(start) -> tuple[list[Stopped], Training]:
-    """Return a training that is stopped twice, and its end.
+def stopped(start) -> tuple[list[Stopped], Run]:
+    """Return a training that is stopped twice, and its end, with the scores.
 
-    Two processes keep the clips; two go on and stream them; one with two devices goes on.
+    Two processes keep the clips; one with two devices goes on and streams them; then two do.
     """
     found = []
-    for path, told in (("resident", STOPS[0][0]), ("streaming", STOPS[1][0] - STOPS[0][1])):
-        call = start("stopped", path, count=2, stop=told).wait()
+    for source, count, told in (
+        ("resident", 2, STOPS[0][0]),
+        ("streaming", 1, STOPS[1][0] - STOPS[0][1]),
+    ):
+        call = start("stopped", "train", source, 3 - count, count, stop=told).wait()
         found.append(
             Stopped(
                 call.codes,
-                [call.told(number) for number in range(2)],
-                [call.noted(number) for number in range(2)],
+                [call.told(number) for number in range(count)],
+                [call.noted(number) for number in range(count)],
                 call.checkpoints(),
                 [line["step"] for line in call.log()],
                 (call.out / "model.safetensors").exists(),
             )
         )
-    end = start("stopped", "streaming", devices=2).wait()
-    assert end.codes == [0], end.told()
+    end = start("stopped", "run", "streaming", count=2).wait()
+    assert end.codes == [0, 0], [end.told(number) for number in range(2)]
     return found, end
 
 
@@ -237,10 +243,26 @@ def test_two_processes_train_as_one_with_two_devices(stopped, ran):
         assert {name: mine[name] for name in line} == line  # also has the validations at the stops
 
 
+def test_two_processes_score_as_one_with_two_devices(stopped, ran):
+    _, end = stopped
+    one, two = (run.out / "scores" for run in (ran["two"], end))
+    names = sorted(path.name for path in one.glob("anomaly_score_*.csv"))
+    assert len(names) == len(MACHINES)
+    assert names == sorted(path.name for path in two.glob("anomaly_score_*.csv"))
+    for name in names:
+        mine, other = (
+            [row.split(",") for row in (f / name).read_text().split()] for f in (one, two)
+        )
+        assert [clip for clip, _ in mine] == [clip for clip, _ in other]
+        values = [[float(value) for _, value in rows] for rows in (mine, other)]
+        # float32 distances of embeddings from batches of another size
+        np.testing.assert_allclose(*values, rtol=1e-3, atol=1e-5)
+
+
 def test_a_signal_to_one_process_stops_both_after_the_same_pass(stopped):
     calls, end = stopped
     for call, (_, heard) in zip(calls, STOPS, strict=True):
-        assert call.codes == [143, 143], call.told
+        assert set(call.codes) == {143}, call.told
         assert call.steps == list(range(2, heard + 1, 2))
         assert f"step_{heard}" in call.checkpoints
         assert not call.model
@@ -254,30 +276,38 @@ def test_each_process_reads_its_share_of_the_files(stopped, folder):
     plan = make_plan(SYSTEM.train, clips)
     paths = np.array([str(clip.path) for clip in clips])
     trained, held = paths[~plan.held_out], paths[plan.held_out]
-    resident, streaming = (
-        [[tuple(paths) for paths in noted["read"]] for noted in call.noted] for call in stopped[0]
-    )
+    calls, end = stopped
+    notes = calls[0].noted, [end.noted(number) for number in range(2)]
+    resident, streaming = ([[tuple(paths) for paths in n["read"]] for n in two] for two in notes)
     halves = [np.array_split(paths, 2) for paths in (trained, held)]
     assert resident == [[tuple(half[number]) for half in halves] for number in range(2)]
     rows = batches.shuffled(len(trained), BATCH, SYSTEM.train.seed)
     turns = batches.validation_batches(len(held), BATCH)
-    first, last = STOPS[0][1], STOPS[1][1]
+    first = STOPS[1][1]
     for read, share in zip(streaming, (slice(BATCH // 2), slice(BATCH // 2, BATCH)), strict=True):
-        asked = [tuple(trained[rows(step)[share]]) for step in range(first, last + PASSES)]
+        asked = [tuple(trained[rows(step)[share]]) for step in range(first, 2 * PASSES)]
         again = [tuple(held[turns(step).clip[share]]) for step in range(PASSES)]
-        assert {*asked[: last - first], *again[:2]} <= set(read) <= {*asked, *again}  # reads ahead
+        read = {batch for batch in read if set(batch) <= {*paths}}  # not those that are embedded
+        assert {*asked[: PASSES - first], *again[:2]} <= read <= {*asked, *again}  # reads ahead
 
 
 def test_only_the_first_process_writes_and_tells(stopped):
-    for call in stopped[0]:
-        assert {"checkpoints", "log.jsonl"} <= set(call.noted[0]["written"])
-        assert set(call.noted[1]["written"]) <= {"checkpoints"}
-        assert "parameters" in call.told[0]
-        assert call.told[1] == ""
+    (call, _), end = stopped
+    for noted, told in (
+        (call.noted, call.told),
+        ([end.noted(number) for number in range(2)], [end.told(number) for number in range(2)]),
+    ):
+        assert {"checkpoints", "log.jsonl"} <= set(noted[0]["written"])
+        others = {name for name in noted[1]["written"] if not name.startswith(".finished.1")}
+        assert others <= {"checkpoints", "embeddings"}
+        assert "parameters" in told[0]
+        assert told[1] == ""
 
 
 def test_a_process_that_does_not_find_the_others_says_so(start):
-    call = start("lost", "resident", WAIT_S=2, **processes.address(processes.free_port(), 1))
+    call = start(
+        "lost", "train", "resident", WAIT_S=2, **processes.address(processes.free_port(), 1)
+    )
     assert call.wait().codes == [1]
     assert "expected all 2 to be there within 2 s" in call.told()
 

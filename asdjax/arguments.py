@@ -29,8 +29,9 @@ from asdjax.types import InputError
 WIDTH = 100
 ON = "default: on; this turns it off"
 MOST_USED = 10
+LAYER = "encoders.0.layer"  # of a system with one backbone it is "layer" on the command line
 USED = (  # what people change, most often first; of these a recipe's first ten lead its help
-    *("data", "out", "weights", "audio.seconds", "train.steps", "train.epochs", "train.batch"),
+    *("data", "out", "weights", "layer", "audio.seconds", "train.steps", "train.epochs", "train.batch"),
     *("train.optimizer.schedule.peak", "train.learning_rate", "train.seed", "scorer.k"),
     *("scorer.count", "scorer.components", "scorer.kind", "force", "skip_bad", "reuse", "batch"),
 )
@@ -96,6 +97,8 @@ def parse(command: str, args: list[str]) -> Arguments:
         print(help_text(command, name))
         sys.exit(0)
     prog = f"asdjax {command} {name}"
+    if _has_one_layer(config):
+        rest = [f"--{LAYER}{w[7:]}" if w.partition("=")[0] == "--layer" else w for w in rest]
     values, config, rest = _parse(prog, option_fields(command, config), config, rest)
     members = {}
     if isinstance(config, EnsembleConfig):
@@ -110,6 +113,12 @@ def parse(command: str, args: list[str]) -> Arguments:
     options = {f.name: values.pop(f.name) for f in dataclasses.fields(Options) if f.name in values}
     options["reported"] = recipe.parameters
     return Arguments(name, config, values, options, members)
+
+
+def _has_one_layer(config: SystemConfig | EnsembleConfig) -> bool:
+    """Return whether a system has one encoder, a backbone, so that "layer" says enough."""
+    encoders = config.encoders if isinstance(config, SystemConfig) else ()
+    return len(encoders) == 1 and hasattr(encoders[0], "layer")
 
 
 def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[dataclasses.Field]:
@@ -260,6 +269,8 @@ def help_text(command: str, name: str) -> str:
     ]
     unused = set(_without_effect(command, recipe.config))
     every += flags(recipe.config)
+    if _has_one_layer(recipe.config):
+        every = [one._replace(flag="layer") if one.flag == LAYER else one for one in every]
     every = [one for one in every if not unused & {one.flag, one.flag.partition(".")[0]}]
     known = {one.flag: one for one in every}
     used = [known[n] for n in (u.replace("_", "-") for u in USED) if n in known][:MOST_USED]

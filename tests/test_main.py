@@ -185,7 +185,7 @@ HELP = {  # command and recipe -> options that it has, options that it lacks
         {"pseudo-labels", "weights", "distributed", "train.steps", "scorer.k"},
     ),
     ("run", "frozen/beats"): (
-        {"weights", "encoders.0.layer", "encoders.0.pooling"},
+        {"weights", "layer", "encoders.0.pooling"},
         {"encoders.0.embedding", "encoders.0.no-dropout", "encoders.0.remat"},
     ),
     ("train", "korea2025/system1"): (
@@ -244,6 +244,15 @@ def test_every_option_that_help_shows_is_taken(command, recipe, tmp_path):
         if default and not one.flag.endswith(".weights"):
             defaults += [f"--{one.flag}", *default.split()]
     assert arguments.parse(command, given + defaults) == arguments.parse(command, given)
+
+
+def test_the_layer_of_a_single_backbone_needs_no_path(tmp_path):
+    file = str(tmp_path / "hubert.safetensors")
+    weights_file.save(file, {}, weights_file.Header("hubert", {}))
+    given = ["frozen/hubert", "--data", "data", "--out", "out", "--weights", file]
+    for words, layer in ((["--layer", "6"], 6), (["--layer=mean"], "mean"), ([], None)):
+        (encoder,) = arguments.parse("run", [*given, *words]).config.encoders
+        assert encoder.layer == layer
 
 
 def test_a_run_of_an_earlier_version_is_refused_in_one_sentence(call, made, tmp_path):

@@ -1,5 +1,12 @@
 """Converters from PyTorch checkpoints to the weight files of asdjax. PyTorch is not needed."""
 
-from weights_convert import beats, eat
+from functools import partial
 
-CONVERTERS = {"beats": beats.convert_file, "eat": eat.convert_file}  # by kind of backbone
+from asdjax.models.speech import KINDS
+from weights_convert import beats, eat, speech
+
+CONVERTERS = {  # by kind of backbone
+    "beats": beats.convert_file,
+    "eat": eat.convert_file,
+    **{kind: partial(speech.convert_file, kind) for kind in KINDS},
+}

@@ -1,4 +1,4 @@
-"""`python -m weights_convert beats|eat IN OUT.safetensors`: convert without PyTorch."""
+"""`python -m weights_convert KIND IN OUT.safetensors`: convert without PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from asdjax.models.speech import KINDS
 from asdjax.types import InputError
 from weights_convert import CONVERTERS
 
@@ -20,18 +21,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("kind", choices=CONVERTERS, help="of backbone")
     parser.add_argument(
         "source",
-        help="the original file: Microsoft's .pt of BEATs; fairseq's .pt or Hugging Face's "
-        "model.safetensors of EAT",
+        help="the original: Microsoft's .pt of BEATs; fairseq's .pt or Hugging Face's "
+        "model.safetensors of EAT; Hugging Face's folder of a speech model",
     )
     parser.add_argument("out", help="the .safetensors file to write")
     parser.add_argument(
         "--config",
         help="beats: `base`, the structure of a file that does not carry its own. "
-        "eat: the config.json of a model.safetensors, if it does not lie beside it",
+        "others: the config.json of Hugging Face's form, if it does not lie beside the weights",
+    )
+    parser.add_argument(
+        "--without-head",
+        action="store_true",
+        help="of a speech model: leave out the head that it was fine-tuned with",
     )
     given = parser.parse_args(arguments)
+    options = {"without_head": True} if given.without_head else {}
+    if options and given.kind not in KINDS:
+        parser.error("--without-head is of the speech models; BEATs and EAT keep their head")
     try:
-        header = CONVERTERS[given.kind](given.source, given.out, given.config)
+        header = CONVERTERS[given.kind](given.source, given.out, given.config, **options)
     except (InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from asdjax.data.download import Progress, download
 from asdjax.models import checkpoints
 from asdjax.models.checkpoints import Checkpoint
+from asdjax.models.speech import KINDS
 from asdjax.models.weights_file import load
 from asdjax.types import InputError
 from weights_convert import CONVERTERS
@@ -38,7 +39,7 @@ def fetch(
     if source is None and _is_made_from(checkpoint, target):
         return target
     downloaded = [] if source else _download(name, checkpoint, target.parent, note, progress)
-    original, *config = downloaded or [Path(source)]
+    original, *config = downloaded[:2] or [Path(source)]
     header = CONVERTERS[checkpoint.kind](original, target, *config)
     for file in downloaded:
         file.unlink()
@@ -68,7 +69,7 @@ def _download(
     note: Callable[[str], None],
     progress: Progress,
 ) -> list[Path]:
-    """Return the downloaded file and, of Hugging Face's form, the configuration beside it."""
+    """Return the downloaded file and, of Hugging Face's form, the configurations beside it."""
     if checkpoint.url is None:
         raise InputError(
             f"no address of {checkpoint.file} is known that works without a browser. Download it "
@@ -78,9 +79,13 @@ def _download(
     size = f" ({checkpoint.size / 1e6:.0f} MB)" if checkpoint.size else ""
     note(f"downloading {checkpoint.url}{size}")
     url, path, config = checkpoint.url, folder / checkpoint.file, []
-    if url.endswith("/model.safetensors"):  # of Hugging Face, without the model's configuration
-        beside = url.removesuffix("model.safetensors") + "config.json"
-        config = [download(beside, path.with_suffix(".json"))]
+    folder_url, _, file = url.rpartition("/")
+    if file in ("model.safetensors", "pytorch_model.bin"):  # Hugging Face's, without configuration
+        json = path.with_suffix(".json")
+        config = [download(f"{folder_url}/config.json", json)]
+        if checkpoint.kind in KINDS:
+            beside = json.with_name(f"preprocessor_{json.name}")
+            config.append(download(f"{folder_url}/preprocessor_config.json", beside))
     checksum = f"sha256:{checkpoint.sha256}" if checkpoint.sha256 else None
     download(url, path, checksum=checksum, size=checkpoint.size, progress=progress)
     return [path, *config]

@@ -361,7 +361,8 @@ class SelfAttention(nnx.Module):
 
     Args:
         width, heads: D and H.
-        gated: each query scales the bias by a gate of its own (BEATs).
+        gate: what the gate that each query scales the bias by is computed from, by head: the
+            projected query (BEATs) or the input (WavLM); None: no gate.
         dropped: rate of dropout on the weights after the softmax.
         gains: Xavier gains of q and k, and of v and out; None starts them N(0, 0.02).
         implementation: as of `attention`.
@@ -373,7 +374,7 @@ class SelfAttention(nnx.Module):
         width: int,
         heads: int,
         *,
-        gated: bool = False,
+        gate: Literal["query", "input"] | None = None,
         dropped: float,
         gains: tuple[float | None, float | None] = (None, None),
         implementation: Implementation = "auto",
@@ -386,23 +387,26 @@ class SelfAttention(nnx.Module):
         self.q, self.k = project(gain=gains[0]), project(gain=gains[0])
         self.v, self.out = project(gain=gains[1]), project(gain=gains[1])
         self.dropout = Dropout(dropped)
-        if gated:
+        if gate:
             self.gate = linear(width // heads, 8, dtype=dtype, rngs=rngs)
             self.gate_scale = nnx.Param(jnp.ones(heads))
-        self.heads, self.gated, self.implementation = heads, gated, implementation
+        self.heads, self.gate_of, self.implementation = heads, gate, implementation
 
     def __call__(
         self, x: jax.Array, padding: jax.Array | None, bias: jax.Array | None = None
     ) -> jax.Array:
         """Return `[B, L, D]` of the same; padding and bias as of `attention`."""
         q, k, v = (dear(project(x)) for project in (self.q, self.k, self.v))
+        gate = None
+        if self.gate_of and bias is not None:
+            gate = self._bias_gate(q if self.gate_of == "query" else x)
         y = attention(
             q,
             k,
             v,
             heads=self.heads,
             bias=bias,
-            gate=self._bias_gate(q) if self.gated and bias is not None else None,
+            gate=gate,
             padding=padding,
             dropped=self.dropout.rate,
             key=self.dropout.drawn(),
@@ -411,7 +415,7 @@ class SelfAttention(nnx.Module):
         return dear(self.out(y))
 
     def _bias_gate(self, q):
-        """Return `[B, H, L]`, around 2, from the projected, unscaled queries `[B, L, D]`.
+        """Return `[B, H, L]`, around 2, from unscaled queries (or what else gates) `[B, L, D]`.
 
         The reference sums four channels of `gate` each. They are summed first, and the two products
         with the queries are written as sums: their gradient joins that of the queries in one pass.

@@ -12,13 +12,14 @@ from flax import nnx
 
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
-from asdjax.models.layers import InitialKeys, patch_grid
+from asdjax.models.layers import InitialKeys, Which, check_layer, patch_grid
+from asdjax.models.speech import SpeechConfig
 from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
 
 # The configuration of every backbone. Each offers the following, so that no other code asks which
 # one it is:
-#   kind                      in the header of its weight files
+#   kinds, kind               in headers of weight files: all of them, and that of a structure
 #   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`; pure
 #   token_padding(N, lengths) `[B, L]` bool, True = padding, for rows of N samples; pure
 #   for_features(params)      structure and weights without a class head
@@ -33,7 +34,7 @@ from asdjax.types import InputError
 #   clip_bytes(samples, how)  memory of the forward pass of a row, at most, with such attention;
 #                             inf: it is too long
 #   without_dropout()         the structure with every rate of dropping values and layers at 0
-Structure = BeatsConfig | EatConfig
+Structure = BeatsConfig | EatConfig | SpeechConfig
 
 
 class Backbone:
@@ -87,11 +88,12 @@ class Backbone:
         self._check(wave, lengths)
         return self._frontend(wave, _array(lengths))
 
-    def __call__(self, wave, lengths=None, layer: int | None = None) -> jax.Array:
+    def __call__(self, wave, lengths=None, layer: Which = None) -> jax.Array:
         """Return float32 tokens `[B, L, D]`, compiled once per shape.
 
         Args:
-            layer: 0 is the input of the first layer, i the output of layer i; None the final one.
+            layer: 0 is the input of the first layer, i the output of layer i, "mean" the mean of
+                all outputs; None the final one.
         """
         self._check(wave, lengths)
         return self._tokens(self.params, wave, _array(lengths), layer=layer)
@@ -106,10 +108,9 @@ class Backbone:
         self._check(wave, lengths)
         return self._classify(self.params, wave, _array(lengths))
 
-    def apply(self, params: Params, wave, lengths=None, layer: int | None = None) -> jax.Array:
+    def apply(self, params: Params, wave, lengths=None, layer: Which = None) -> jax.Array:
         """Do the same as a call, purely, for use inside the caller's own jit; shapes unchecked."""
-        if layer is not None and not 0 <= layer <= self.config.layers_count:
-            raise InputError(f"expected layer 0..{self.config.layers_count}, got {layer}")
+        check_layer(layer, self.config.layers_count)
         check_samples(self.config, wave.shape[1])
         padding = None if lengths is None else self.token_padding(wave.shape[1], lengths)
         mel = self.config.frontend(wave, lengths)

@@ -16,32 +16,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
-from jax import lax
 
 from asdjax.frontend.fbank import FRAME_SAMPLES, HOP_SAMPLES, beats_frontend, frame_count
 from asdjax.models import layers
-from asdjax.models.attention import Implementation, SelfAttention, attention_bytes
+from asdjax.models.attention import Implementation, attention_bytes
 from asdjax.models.pooling import mean_token
+from asdjax.models.transformer import ACTIVATIONS, Encoder, Transformer
 from asdjax.models.weights_file import Params
 from asdjax.types import InputError, check
-
-
-def _gated(x):
-    value, gate = jnp.split(x, 2, axis=-1)
-    return value * jax.nn.silu(gate)
-
-
-ACTIVATIONS = {
-    "gelu": layers.gelu,
-    "gelu_accurate": jax.nn.gelu,
-    "gelu_fast": jax.nn.gelu,
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "linear": lambda x: x,
-    "glu": _gated,  # fc1 is then twice as wide
-}
 
 
 @dataclass(frozen=True)
@@ -121,7 +104,29 @@ class BeatsConfig:
     # What every structure of a backbone has (`asdjax.models.backbone.Structure`).
 
     kind = "beats"  # in the header of weight files
+    kinds = (kind,)
     extra_tokens = 0  # BEATs has no class token
+
+    @property
+    def transformer(self) -> Transformer:
+        return Transformer(
+            self.encoder_embed_dim,
+            self.encoder_ffn_embed_dim,
+            self.encoder_attention_heads,
+            self.encoder_layers,
+            activation=self.activation_fn,
+            norm_first=self.layer_norm_first,
+            deep_norm=self.deep_norm,
+            taps=self.conv_pos,
+            groups=self.conv_pos_groups,
+            buckets=self.num_buckets if self.relative_position_embedding else 0,
+            max_distance=self.max_distance,
+            gate="query" if self.gru_rel_pos else None,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            activation_dropout=self.activation_dropout,
+            layer_drop=self.encoder_layerdrop,
+        )
 
     @property
     def width(self) -> int:
@@ -170,16 +175,13 @@ class BeatsConfig:
         return replace(self, encoder_layerdrop=0.0, **dict.fromkeys(rates, 0.0))
 
 
-class Beats(nnx.Module):
+class Beats(Encoder):
     """Normalized log-mel `[B, T, 128]` in, tokens `[B, L, D]` out, L = 8 floor(T / 16).
 
     Args:
         config: the structure.
-        dtype: of matrix products, convolutions and what is between them; parameters, sums of
-            products, and the statistics of norms and softmax are float32.
         train: drop values and layers, from the random keys (`layers.Key`) that each step puts in.
-        remat: what of each layer is computed again for the gradient instead of being kept.
-        attention: implementation of `asdjax.models.attention.attention`.
+        dtype, remat, attention: as of `Encoder`.
     """
 
     def __init__(
@@ -196,42 +198,28 @@ class Beats(nnx.Module):
             config = replace(config.without_dropout(), layer_wise_gradient_decay_ratio=1.0)
         points, width = config.input_patch_size**2, config.encoder_embed_dim
         dense = partial(layers.linear, dtype=dtype, rngs=rngs)
-        self.config, self.remat = config, remat
+        self.config = config
         self.patch_embed = dense(points, config.embed_dim, use_bias=config.conv_bias)
         self.patch_norm = layers.LayerNorm(config.embed_dim, dtype=dtype)
         if config.embed_dim != width:
             self.proj = dense(config.embed_dim, width)
         self.input_dropout = layers.Dropout(config.dropout_input)
-        self.pos_conv = PositionConv(config, dtype=dtype, rngs=rngs)
-        self.norm = layers.LayerNorm(width, dtype=dtype)
-        self.dropout = layers.Dropout(config.dropout)
-        if config.relative_position_embedding:
-            shape = config.num_buckets, config.encoder_attention_heads
-            self.relative_bias = nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
-        layer = partial(Layer, config, attention=attention, dtype=dtype, rngs=rngs)
-        self.layers = nnx.List([layer() for _ in range(config.encoder_layers)])
+        decay = config.layer_wise_gradient_decay_ratio
+        how = {"dtype": dtype, "remat": remat, "attention": attention, "rngs": rngs}
+        super().__init__(config.transformer, gradient_decay=decay, **how)
         if config.finetuned_model:
             self.predictor = dense(width, config.predictor_class)
 
     def __call__(
-        self, mel: jax.Array, padding: jax.Array | None = None, layer: int | None = None
+        self, mel: jax.Array, padding: jax.Array | None = None, layer: layers.Which = None
     ) -> jax.Array:
         """Return float32 tokens `[B, L, D]`.
 
         Args:
             mel: normalized log-mel `[B, T, 128]`; frames beyond whole patches are dropped.
-            padding: `[B, L]` bool, True = padding (`token_padding`); None attends to everything.
-            layer: 0 gives the input of the first layer, i the output of layer i (from 1), None
-                the final features. These equal the last layer's output, except that a
-                `layer_norm_first` model applies its final norm to them.
+            padding, layer: as of `Encoder.encode`; padding is `token_padding`.
         """
-        x = self.encoder_input(self.embed_patches(mel), padding)
-        bias = self.position_bias(x.shape[1])
-        for block in list(self.layers)[:layer]:
-            x = layers.scale_gradient(x, self.config.layer_wise_gradient_decay_ratio)
-            x = layers.recomputed(self.remat, block, x, bias, padding)
-        x = self.norm(x) if self.config.layer_norm_first and layer is None else x
-        return x.astype(jnp.float32)
+        return self.encode(self.embed_patches(mel), padding, layer)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, L, D]`: patches through their embedding, norm and projection."""
@@ -241,22 +229,6 @@ class Beats(nnx.Module):
             x = self.proj(x)
         return self.input_dropout(x)
 
-    def encoder_input(self, x: jax.Array, padding: jax.Array | None = None) -> jax.Array:
-        """Return `[B, L, D]`: padded tokens zeroed, convolutional positions added, norm."""
-        if padding is not None:
-            x = jnp.where(padding[..., None], 0.0, x)
-        positions = self.pos_conv(x)
-        first = self.config.layer_norm_first
-        return self.dropout(x + positions if first else self.norm(x, positions))
-
-    def position_bias(self, tokens: int) -> jax.Array | None:
-        """Return the relative bias before gating, `[H, L, L]` (query, key); None without one."""
-        if not self.config.relative_position_embedding:
-            return None
-        offset = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-        bucket = relative_bucket(offset, self.config.num_buckets, self.config.max_distance)
-        return self.relative_bias[...].T[:, bucket]
-
     def classify(self, tokens: jax.Array, padding: jax.Array | None = None) -> jax.Array:
         """Return class probabilities `[B, C]` of a fine-tuned model from its final features.
 
@@ -264,97 +236,6 @@ class Beats(nnx.Module):
         """
         mean = mean_token(tokens, None if padding is None else ~padding)
         return jax.nn.sigmoid(self.predictor(mean))
-
-
-class PositionConv(nnx.Module):
-    """GELU of a grouped convolution over tokens, weight-normalized for each tap of its kernel.
-
-    `gain [K]` and `direction [K, D / groups, D]` are the parameters, as in PyTorch, so that
-    training them behaves alike.
-    """
-
-    def __init__(self, config: BeatsConfig, *, dtype: Any, rngs: nnx.Rngs):
-        width, self.groups, self.dtype = config.encoder_embed_dim, config.conv_pos_groups, dtype
-        shape = config.conv_pos, width // self.groups, width
-        scale = (4 / (config.conv_pos * width)) ** 0.5
-        direction = scale * jax.random.normal(rngs.params(), shape)
-        self.gain = nnx.Param(jnp.sqrt(jnp.square(direction).sum((1, 2))))
-        self.direction = nnx.Param(direction)
-        self.bias = nnx.Param(jnp.zeros(width))
-
-    def kernel(self) -> jax.Array:
-        """Return the convolution kernel `[K, D / groups, D]`."""
-        direction = self.direction[...]
-        norm = jnp.sqrt(jnp.square(direction).sum((1, 2)))
-        return (self.gain[...] / norm)[:, None, None] * direction
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Return `[B, L, D]` from `[B, L, D]`; zeros beyond both ends."""
-        given = x.astype(self.dtype), self.kernel().astype(self.dtype)
-        y = lax.platform_dependent(*given, cpu=self._by_group, default=self._at_once)
-        return ACTIVATIONS["gelu"](y + layers.along(self.bias[...].astype(self.dtype), y))
-
-    def _at_once(self, x, kernel):
-        taps = kernel.shape[0]
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(1,),
-            padding=[(taps // 2, taps - 1 - taps // 2)],  # an even kernel drops the last output
-            dimension_numbers=("NWC", "WIO", "NWC"),
-            feature_group_count=x.shape[-1] // kernel.shape[1],
-        )
-
-    def _by_group(self, x, kernel):
-        """On a CPU 1.4 times as fast, and the kernel's gradient 7 to 20 times."""
-        split = partial(jnp.split, indices_or_sections=self.groups, axis=-1)
-        return jnp.concatenate(list(map(self._at_once, split(x), split(kernel))), axis=-1)
-
-
-class Layer(nnx.Module):
-    """Attention and feed-forward, each with a residual sum and a norm after (or before) it."""
-
-    def __init__(self, config: BeatsConfig, *, attention: Implementation = "auto", dtype, rngs):
-        width, hidden = config.encoder_embed_dim, config.encoder_ffn_embed_dim
-        # DeepNorm: Xavier gains at the start, and a factor of the residual branch.
-        gain = (8 * config.encoder_layers) ** -0.25 if config.deep_norm else None
-        self.alpha = (2 * config.encoder_layers) ** 0.25 if config.deep_norm else 1.0
-        self.norm_first, self.activation = config.layer_norm_first, config.activation_fn
-        self.attn = SelfAttention(
-            width,
-            config.encoder_attention_heads,
-            gated=config.gru_rel_pos,
-            dropped=config.attention_dropout,
-            gains=(1.0 if config.deep_norm else None, gain),
-            implementation=attention,
-            dtype=dtype,
-            rngs=rngs,
-        )
-        self.attn_norm = layers.LayerNorm(width, dtype=dtype)
-        dense = partial(layers.linear, gain=gain, dtype=dtype, rngs=rngs)
-        self.fc1 = dense(width, hidden * (2 if config.activation_fn == "glu" else 1))
-        self.fc2 = dense(hidden, width)
-        self.ffn_norm = layers.LayerNorm(width, dtype=dtype)
-        self.attn_dropout = layers.Dropout(config.dropout)
-        self.ffn_dropout = layers.Dropout(config.dropout)
-        self.activation_dropout = layers.Dropout(config.activation_dropout)
-        self.skip = layers.Dropout(config.encoder_layerdrop)
-
-    def __call__(self, x, bias, padding):
-        """Return `[B, L, D]` of the same; `bias [H, L, L]`, `padding [B, L]` or None."""
-        return self.skip.choose(x, self._compute(x, bias, padding))
-
-    def _compute(self, x, bias, padding):
-        if self.norm_first:
-            x = x + self.attn_dropout(self.attn(self.attn_norm(x), padding, bias))
-            return x + self.feed_forward(self.ffn_norm(x))
-        y = self.attn_dropout(self.attn(x, padding, bias))
-        x = self.attn_norm(x, y, self.alpha)
-        return self.ffn_norm(x, self.feed_forward(x), self.alpha)
-
-    def feed_forward(self, x):
-        hidden = ACTIVATIONS[self.activation](self.fc1(x))
-        return self.ffn_dropout(layers.dear(self.fc2(self.activation_dropout(hidden))))
 
 
 def token_padding(lengths: jax.Array, samples: int, frames: int, tokens: int) -> jax.Array:
@@ -367,15 +248,3 @@ def token_padding(lengths: jax.Array, samples: int, frames: int, tokens: int) ->
     """
     first_sample = jnp.arange(tokens) * (frames // tokens) * (samples // frames)
     return first_sample[None] >= lengths[:, None]
-
-
-def relative_bucket(offset: np.ndarray, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Return the bucket of each offset (key minus query index): exact near 0, then logarithmic."""
-    half = num_buckets // 2
-    exact = half // 2
-    distance = np.abs(offset)
-    far = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact)
-    bucket = np.where(
-        distance < exact, distance, np.minimum(half - 1, exact + (far * (half - exact)).astype(int))
-    )
-    return bucket + half * (offset > 0)

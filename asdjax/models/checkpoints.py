@@ -21,11 +21,13 @@ README = "https://github.com/microsoft/unilm/tree/master/beats"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A public checkpoint of BEATs or EAT (both MIT licence).
+    """A public checkpoint.
 
-    Microsoft links BEATs on OneDrive, which needs a browser. `url` is then a copy that plain HTTP
-    can fetch; others made it, so it is trusted only if its SHA-256 is that of Microsoft's file.
-    EAT comes from its authors' own pages; that of eat-base has its SHA-256 from a user's record.
+    BEATs and EAT have the MIT licence, HuBERT and wav2vec 2.0 Apache-2.0; for WavLM and
+    UniSpeech-SAT see their pages. Microsoft links BEATs on OneDrive, which needs a browser. `url`
+    is then a copy that plain HTTP can fetch; others made it, so it is trusted only if its SHA-256
+    is that of Microsoft's file. The others come from their authors' own pages; that of eat-base has
+    its SHA-256 from a user's record.
     """
 
     file: str
@@ -49,7 +51,8 @@ CHECKPOINTS = _read_table()
 
 def structures() -> dict[str, type]:
     """Return the configuration class of each kind of backbone, as weight files name it."""
-    return {structure.kind: structure for structure in get_args(backbone.Structure)}
+    known = get_args(backbone.Structure)
+    return {kind: structure for structure in known for kind in structure.kinds}
 
 
 def load_backbone(
@@ -92,11 +95,11 @@ def find(path_or_name: Path | str) -> Path:
     if path.suffix == ".safetensors":
         return path
     if path.suffix in (".pt", ".pth", ".bin"):
-        known = structures()
-        kinds = [kind for kind in known if path.name.lower().startswith(kind)] or known
-        to = f"{path} {path.with_suffix('.safetensors').name}"
-        ways = " or ".join(f"python -m weights_convert {kind} {to}" for kind in kinds)
-        raise InputError(f"{path}: a PyTorch checkpoint has to be converted first: {ways}")
+        kinds = [kind for kind in structures() if path.name.lower().startswith(kind)]
+        way = f"python -m weights_convert {kinds[0] if kinds else 'KIND'} {path} "
+        which = "" if kinds else f", where KIND is {' or '.join(structures())}"
+        way += path.with_suffix(".safetensors").name + which
+        raise InputError(f"{path}: a PyTorch checkpoint has to be converted first: {way}")
     public(name)
     if not cached(name).is_file():
         raise InputError(

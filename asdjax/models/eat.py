@@ -66,6 +66,7 @@ class EatConfig:
 
     # No fields, but what every structure of a backbone has:
     kind = "eat"  # in the header of weight files
+    kinds = (kind,)
     extra_tokens = 1  # the class token
 
     def __post_init__(self):
@@ -217,7 +218,7 @@ class Eat(nnx.Module):
             self.head = layers.linear(width, config.num_classes, dtype=dtype, rngs=rngs)
 
     def __call__(
-        self, mel: jax.Array, padding: jax.Array | None = None, layer: int | None = None
+        self, mel: jax.Array, padding: jax.Array | None = None, layer: layers.Which = None
     ) -> jax.Array:
         """Return float32 tokens `[B, 1 + n, D]`.
 
@@ -225,13 +226,11 @@ class Eat(nnx.Module):
             mel: normalized log-mel `[B, T, 128]`; frames beyond whole patches are dropped.
             padding: `[B, 1 + n]` bool, True = a token nobody attends to
                 (`EatConfig.token_padding`); None attends to everything.
-            layer: 0 gives the input of the first block, i the output of block i (from 1), None
-                the final features, which are the last block's output.
+            layer: 0 gives the input of the first block, i the output of block i (from 1), "mean"
+                the mean of all outputs, None the final features, which are the last block's output.
         """
         x = self.encoder_input(self.embed_patches(mel))
-        for block in list(self.layers)[:layer]:
-            x = layers.recomputed(self.remat, block, x, padding)
-        return x.astype(jnp.float32)
+        return layers.through(self.layers, x, padding, which=layer, remat=self.remat)
 
     def embed_patches(self, mel: jax.Array) -> jax.Array:
         """Return `[B, n, D]`: patches through their embedding."""

@@ -20,6 +20,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from asdjax.devices import first_row
+from asdjax.types import InputError
 
 MEL_BANDS = 128
 LARGEST = 100_000  # of any count in a configuration: more is a damaged or hostile file
@@ -352,6 +353,39 @@ def recomputed(what: Remat, block: nnx.Module, *args: jax.Array | None) -> jax.A
     policy = jax.checkpoint_policies.save_only_these_names(DEAR)
     call = partial(jax.checkpoint, policy=policy if what == "hidden" else None)
     return call(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
+
+
+Which = int | Literal["mean"] | None  # layer: its output, the mean of all outputs, the last one
+
+
+def through(
+    blocks: nnx.List,
+    x: jax.Array,
+    *args: jax.Array | None,
+    which: Which = None,
+    remat: Remat = "nothing",
+    decay: float = 1.0,
+) -> jax.Array:
+    """Return `x` behind the layers of an encoder, float32.
+
+    Args:
+        which: 0 gives `x`, i what is behind layer i (from 1), "mean" the mean of all these but `x`.
+        remat: of `recomputed`.
+        decay: factor of the gradient from each layer to the one before it.
+    """
+    outputs = []
+    for block in list(blocks)[: which if isinstance(which, int) else None]:
+        x = recomputed(remat, block, scale_gradient(x, decay), *args)
+        outputs.append(x)
+    if which == "mean":
+        x = sum(y.astype(jnp.float32) for y in outputs) / len(outputs)
+    return x.astype(jnp.float32)
+
+
+def check_layer(which: Which, count: int) -> None:
+    """Refuse a layer that an encoder of `count` layers does not have."""
+    if which not in (None, "mean", *range(count + 1)):
+        raise InputError(f'expected layer 0..{count} or "mean", got {which}')
 
 
 def dear(x: jax.Array) -> jax.Array:

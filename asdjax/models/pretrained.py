@@ -15,7 +15,7 @@ from asdjax.frontend.fbank import FRAME_SAMPLES
 from asdjax.models.attention import Implementation
 from asdjax.models.backbone import Backbone, Structure, check_samples
 from asdjax.models.checkpoints import load_backbone, structure_of
-from asdjax.models.layers import Remat
+from asdjax.models.layers import Remat, Which, check_layer
 from asdjax.models.lora import Lora, adapt
 from asdjax.models.pooling import Pooling, make_pool, pool_width
 from asdjax.models.system import Input, Network
@@ -35,7 +35,8 @@ class Pretrained:
       pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
         attentive statistics of the patches.
       embedding: width of the dense layer behind the pooling; None: no such layer.
-      layer: which layer's output is pooled; None: the last.
+      layer: which layer's output is pooled (0: the input of the first), or "mean", that of all
+        outputs; None: the last, behind the norm that ends some models.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
       dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
@@ -53,7 +54,7 @@ class Pretrained:
     adapter: Lora | None = None
     pooling: Pooling = "statistics"
     embedding: int | None = 128
-    layer: int | None = None
+    layer: Which = None
     dropout: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     remat: Remat = "nothing"
@@ -93,8 +94,7 @@ class Pretrained:
             raise InputError(
                 f'pooling "cls": {self.weights} has no class token; use "mean" or "statistics"'
             )
-        if self.layer is not None and not 0 <= self.layer <= structure.layers_count:
-            raise InputError(f"expected layer 0..{structure.layers_count}, got {self.layer}")
+        check_layer(self.layer, structure.layers_count)
 
         def front_end(wave: jax.Array, lengths: jax.Array | None = None) -> Input:
             samples = wave.shape[1]

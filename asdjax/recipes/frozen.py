@@ -3,6 +3,8 @@
 asdjax run frozen/logmel --data DIR --out RUN
 asdjax run frozen/beats --data DIR --out RUN --weights beats-iter3
 asdjax run frozen/eat --data DIR --out RUN --weights eat-base
+asdjax run frozen/hubert --data DIR --out RUN --layer 6
+asdjax run frozen/wavlm --data DIR --out RUN --layer mean
 """
 
 from asdjax.config import SystemConfig
@@ -16,6 +18,16 @@ REPORT = "Without training; as raw_spec, raw_beats, raw_eat of ASDKit (Fujimura 
 
 def frozen(weights: str) -> Pretrained:
     return Pretrained(weights, pooling="mean", embedding=None)
+
+
+def speech(kind: str, paper: str) -> Recipe:
+    return Recipe(
+        summary=f"mean token of {kind}, nearest neighbor",
+        config=SystemConfig((frozen(f"{kind}-base"),), Knn(k=1)),
+        source=f"the base model of {paper}, as frozen/beats takes BEATs",
+        chosen="Last layer, mean over all tokens, cosine distance. In speech other layers often "
+        "serve better: --layer 6, or --layer mean for the mean of all layers. No SMOTE.",
+    )
 
 
 RECIPES = {
@@ -39,4 +51,8 @@ RECIPES = {
         chosen="EAT base (30 epochs), last block, cosine distance. Mean over the patches without "
         "the class token (--encoders.0.pooling cls takes that token). No SMOTE.",
     ),
+    "frozen/hubert": speech("hubert", "Hsu et al. 2021 (arXiv 2106.07447)"),
+    "frozen/wav2vec2": speech("wav2vec2", "Baevski et al. 2020 (arXiv 2006.11477)"),
+    "frozen/wavlm": speech("wavlm", "Chen et al. 2022 (arXiv 2110.13900)"),
+    "frozen/unispeech-sat": speech("unispeech-sat", "Chen et al. 2022 (arXiv 2110.05752)"),
 }

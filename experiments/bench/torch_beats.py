@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch_parts import patches
 
-from asdjax.models.beats import BeatsConfig, relative_bucket
+from asdjax.models.beats import BeatsConfig
+from asdjax.models.transformer import relative_bucket
 
 
 def torch_beats(

@@ -25,8 +25,9 @@ from torch_parts import LoraLinear, patches, torch_array
 
 from asdjax.frontend import fbank
 from asdjax.models.backbone import Structure
-from asdjax.models.beats import BeatsConfig, relative_bucket
+from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.transformer import relative_bucket
 
 FRAMES = 998  # of 10 s
 LEARNING_RATE, DECAY = 1e-4, 0.01

@@ -21,16 +21,9 @@ from flax import nnx
 from asdjax.frontend.fbank import beats_frontend
 from asdjax.models import weights_file
 from asdjax.models.backbone import abstract, initialize
-from asdjax.models.beats import (
-    ACTIVATIONS,
-    Beats,
-    BeatsConfig,
-    Layer,
-    PositionConv,
-    relative_bucket,
-    token_padding,
-)
+from asdjax.models.beats import Beats, BeatsConfig, token_padding
 from asdjax.models.layers import cut_patches
+from asdjax.models.transformer import ACTIVATIONS, Layer, PositionConv, relative_bucket
 from asdjax.models.weights_file import merge
 from asdjax.types import InputError
 from weights_convert import torch_file
@@ -256,7 +249,7 @@ def test_activation_formulas(name, formula):
 
 def test_gated_linear_unit_doubles_the_first_layer():
     config = dataclasses.replace(SMALL, activation_fn="glu")
-    layer = Layer(config.without_dropout(), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = Layer(config.without_dropout().transformer, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x = np.random.default_rng(0).normal(size=(1, 3, 32)).astype(np.float32)
     value, gate = np.split(np.asarray(layer.fc1(x), float), 2, axis=-1)
     hidden = value * gate / (1 + np.exp(-gate))
@@ -301,7 +294,7 @@ def test_initial_values_follow_deepnorm():
 
 
 def test_weight_norm_starts_as_the_identity():
-    conv = PositionConv(SMALL, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    conv = PositionConv(SMALL.transformer, dtype=jnp.float32, rngs=nnx.Rngs(0))
     np.testing.assert_allclose(conv.kernel(), conv.direction[...], rtol=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Names, files and the cache of weights."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 
@@ -54,7 +56,8 @@ def test_backbones_of_one_file_read_it_once(golden, tmp_path, monkeypatch):
 
 def test_public_table_is_complete():
     kinds = [checkpoint.kind for checkpoint in checkpoints.CHECKPOINTS.values()]
-    assert (kinds.count("beats"), kinds.count("eat")) == (7, 4)
+    counts = {"beats": 7, "eat": 4, "hubert": 2, "wav2vec2": 2, "wavlm": 3, "unispeech-sat": 2}
+    assert Counter(kinds) == counts
     assert set(kinds) == set(checkpoints.structures()) == set(CONVERTERS)
     known = [each.sha256 for each in checkpoints.CHECKPOINTS.values() if each.sha256]
     assert len(set(known)) == 8
@@ -66,6 +69,11 @@ def test_public_table_is_complete():
             assert checkpoint.page.startswith("https://1drv.ms/")
             assert ("finetuned" in name) == (checkpoint.size == 363_145_291)
             assert checkpoint.url is None or checkpoint.url.endswith("/" + checkpoint.file)
+        elif checkpoint.kind != "eat":
+            assert checkpoint.url == f"{checkpoint.page}/resolve/main/pytorch_model.bin"
+            assert name.rpartition("-")[2] in ("base", "large", "plus")
+            assert checkpoint.page.startswith("https://huggingface.co/")
+            assert name.removesuffix("-plus") in checkpoint.page
         else:
             assert checkpoint.page.startswith("https://huggingface.co/worstchan/EAT-")
             assert checkpoint.url == f"{checkpoint.page}/resolve/main/model.safetensors"
@@ -79,7 +87,7 @@ def test_wrong_arguments_say_what_to_do(tmp_path, golden):
     with pytest.raises(InputError, match=r"weights_convert eat x/EAT_base\.pt EAT_base") as error:
         load_backbone("x/EAT_base.pt")
     assert "convert beats" not in str(error.value)
-    with pytest.raises(InputError, match=r"convert beats x/a\.pt a.* or .*convert eat x/a\.pt a"):
+    with pytest.raises(InputError, match=r"convert KIND x/a\.pt a.* KIND is beats or .*unispeech"):
         load_backbone("x/a.pt")
     with pytest.raises(InputError, match=r"known name.*beats-iter3.*eat-base"):
         load_backbone("beats-iter9")
@@ -87,7 +95,7 @@ def test_wrong_arguments_say_what_to_do(tmp_path, golden):
         load_backbone(tmp_path / "absent.safetensors")
     path = tmp_path / "system.safetensors"
     weights_file.save(path, {"a": np.zeros(1)}, Header("system", {}))
-    with pytest.raises(InputError, match="kind 'beats' or 'eat', got 'system'"):
+    with pytest.raises(InputError, match=r"kind 'beats' or 'eat' or .*'wavlm'.*, got 'system'"):
         load_backbone(path)
 
 

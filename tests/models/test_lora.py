@@ -162,7 +162,7 @@ def test_one_product_and_its_gradients_are_those_of_three(way):
 
 def test_an_adapter_of_the_gate_of_the_bias_acts():
     """The gate's kernel is used outside of its layer."""
-    layer = SelfAttention(128, 2, gated=True, dropped=0.0, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    layer = SelfAttention(128, 2, gate="query", dropped=0.0, dtype=jnp.float32, rngs=nnx.Rngs(0))
     x, bias = jnp.asarray(noise(1, 5, 128)), jnp.asarray(noise(2, 5, 5))
     plain = layer(x, None, bias)
     adapt(layer, Lora(2, 4.0, targets=("gate",)), train=True, rngs=nnx.Rngs(1))

@@ -31,9 +31,10 @@ ON = "default: on; this turns it off"
 MOST_USED = 10
 LAYER = "encoders.0.layer"  # of a system with one backbone it is "layer" on the command line
 USED = (  # what people change, most often first; of these a recipe's first ten lead its help
-    *("data", "out", "weights", "layer", "audio.seconds", "train.steps", "train.epochs", "train.batch"),
-    *("train.optimizer.schedule.peak", "train.learning_rate", "train.seed", "scorer.k"),
-    *("scorer.count", "scorer.components", "scorer.kind", "force", "skip_bad", "reuse", "batch"),
+    *("data", "out", "weights", "layer", "audio.seconds", "train.steps", "train.epochs"),
+    *("train.batch", "train.optimizer.schedule.peak", "train.learning_rate", "train.seed"),
+    *("scorer.k", "scorer.count", "scorer.components", "scorer.kind"),
+    *("force", "skip_bad", "reuse", "batch"),
 )
 
 

@@ -81,8 +81,12 @@ def test_three_scorers_become_one_system(real, tmp_path, capsys):
         "finished.json",
         "results.csv",
         *(
-            f"scores/ensemble/{kind}_{machine}_section_00_test.csv"
-            for kind in ("anomaly_score", "decision_result")
+            f"scores/ensemble/{kind}_{machine}_section_00_{split}.csv"
+            for kind, split in (
+                ("anomaly_score", "test"),
+                ("decision_result", "test"),
+                ("leave_one_out", "train"),
+            )
             for machine in ("fan", "pump")
         ),
     }
@@ -281,6 +285,68 @@ def test_scores_that_do_not_vary_set_no_scale(members, tmp_path, transductive):
             ensemble(members, Ensemble(normalize=normalize, transductive=transductive), tmp_path)
         assert f"  {members[1]}: fan/section_00" in str(refused.value)
     ensemble(members, Ensemble(transductive=not transductive), tmp_path / "out")
+
+
+def copied(member: Path, to: Path, *kinds: str) -> Path:
+    """Return a folder with some of a run's score files, as another program would write them."""
+    to.mkdir()
+    for kind in kinds:
+        for path in (member / "scores").glob(f"{kind}*.csv"):
+            shutil.copy(path, to)
+    return to
+
+
+def read_results(out: Path) -> set[tuple[str, str, float]]:
+    rows = [row.split(",") for row in (out / "results.csv").read_text().split("\n")[1:] if row]
+    return {(machine, metric, float(value)) for machine, metric, value in rows}
+
+
+def test_score_files_of_another_system_count_as_its_run_does(members, tmp_path):
+    other = copied(members[2], tmp_path / "other", "anomaly_score", "leave_one_out")
+    ensemble(members, Ensemble(), tmp_path / "runs")
+    ensemble([*members[:2], other], Ensemble(), tmp_path / "mixed")
+    assert read(tmp_path / "mixed") == read(tmp_path / "runs")
+    for one, two in zip(files(tmp_path / "mixed"), files(tmp_path / "runs"), strict=True):
+        np.testing.assert_array_equal(one.decisions, two.decisions)
+    assert record(tmp_path / "mixed")["members"][2] == {"path": str(other), "system": None}
+
+
+def test_without_scores_of_training_clips_it_is_transductive_or_refused(members, tmp_path, capsys):
+    other = copied(members[2], tmp_path / "other", "anomaly_score")
+    mixed = [*members[:2], other]
+    with pytest.raises(
+        InputError, match=r"clips in .*other.*fan_section_00_train.*--tran"
+    ):
+        ensemble(mixed, Ensemble(), tmp_path / "out")
+    assert not (tmp_path / "out" / "scores").exists()
+    metrics = ensemble(mixed, Ensemble(transductive=True), tmp_path / "out")
+    assert ("ALL", "transductive", 1.0) in read_results(tmp_path / "out")
+    assert "no decisions: not all" in " ".join(capsys.readouterr().err.split())
+    assert all(file.decisions is None for file in files(tmp_path / "out"))
+    assert "official_score" in {metric.metric for metric in metrics}
+    ensemble(members, Ensemble(transductive=True), tmp_path / "runs")
+    assert read(tmp_path / "out") == read(tmp_path / "runs")
+
+
+def test_an_ensemble_may_be_a_member_and_keeps_its_marks(members, tmp_path):
+    ensemble(members[:2], Ensemble(transductive=True, search=True), tmp_path / "two")
+    ensemble([members[2], tmp_path / "two"], Ensemble(), tmp_path / "out")
+    assert record(tmp_path / "out")["transductive"]
+    assert record(tmp_path / "out")["labels_used"]
+    with pytest.raises(InputError, match="expected a run of asdjax among them, got score files"):
+        ensemble([tmp_path / "two", tmp_path / "out"], Ensemble(), tmp_path / "three")
+
+
+def test_scores_of_other_clips_are_refused(members, tmp_path):
+    other = copied(members[2], tmp_path / "other", "anomaly_score", "leave_one_out")
+    for kind, told in (("anomaly_score", "missing in the scores"), ("leave_one_out", "or none")):
+        path = other / Path(fan(kind)).name
+        rows = path.read_text().split()
+        path.write_text("\n".join(rows[1:]) + "\n")
+        with pytest.raises(InputError, match=told) as refused:
+            ensemble([members[0], other], Ensemble(), tmp_path / "out")
+        assert rows[0].split(",")[0] in str(refused.value)
+        path.write_text("\n".join(rows) + "\n")
 
 
 def test_2021_has_a_score_file_per_domain(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from scored_runs import fan, make_clips, make_flipped, make_run
 
-from asdjax.stages.ensemble import load_members
+from asdjax.stages.members import load_members
 from asdjax.types import InputError
 
 
@@ -17,7 +17,7 @@ def members(tmp_path) -> list[Path]:
 
 
 def test_scores_of_test_clips_and_of_training_clips_left_out(members):
-    for folder, member in zip(members, load_members(members), strict=True):
+    for folder, member in zip(members, load_members(members)[1], strict=True):
         for kind, split in (("anomaly_score", "test"), ("leave_one_out", "train")):
             clips = member.run.select(("fan", "section_00"), split)
             rows = [row.split(",") for row in (folder / fan(kind)).read_text().split()]

@@ -42,28 +42,61 @@ def pair(
       InputError: missing, unknown or doubled names, scores that are not finite, a machine or
         section on one side only; all at once.
     """
-    files, test, counted = defaultdict(list), defaultdict(list), defaultdict(list)
+    labelled = [clip for clip in clips if clip.split == "test" and clip.label is not None]
+    if not labelled:
+        raise InputError("no labelled test clip to evaluate on; give the ground truth")
+    return {
+        group: _table(files, counted, position)
+        for group, (files, counted, position) in _paired(
+            scores, clips, labelled, full_names, "labelled test clip"
+        ).items()
+    }
+
+
+def by_clip(
+    scores: Sequence[Scores], clips: Sequence[Clip], full_names: bool = True
+) -> dict[Clip, float]:
+    """Return the score of every test clip, labelled or not; arguments and errors as `pair`."""
+    test = [clip for clip in clips if clip.split == "test"]
+    found = {}
+    for files, own, position in _paired(scores, clips, test, full_names, "test clip").values():
+        values = np.concatenate([file.values for file in files]).tolist()
+        found |= {clip: values[position[clip]] for clip in own}
+    return found
+
+
+def _paired(
+    scores: Sequence[Scores],
+    clips: Sequence[Clip],
+    wanted: Sequence[Clip],
+    full_names: bool,
+    what: str,
+) -> dict[tuple[str, str], tuple[list[Scores], list[Clip], dict[Clip, int]]]:
+    """Return files, wanted clips and the row of each, per machine type and section.
+
+    Args:
+      wanted: the clips that need a row.
+      what: they are, for errors.
+    """
+    files, test, own = defaultdict(list), defaultdict(list), defaultdict(list)
     for file in scores:
         files[file.machine, file.section].append(file)
     for clip in clips:
         if clip.split == "test":
             test[clip.group].append(clip)
-            if clip.label is not None:
-                counted[clip.group].append(clip)
-    if not counted:
-        raise InputError("no labelled test clip to evaluate on; give the ground truth")
-    problems = [f"{m}/{s}: no labelled test clip" for m, s in sorted(files.keys() - counted.keys())]
-    problems += [f"{m}/{s}: no score file" for m, s in sorted(counted.keys() - files.keys())]
-    tables = {}
-    for group in sorted(files.keys() & counted.keys()):
-        position, wrong = _match(files[group], test[group], counted[group], full_names)
+    for clip in wanted:
+        own[clip.group].append(clip)
+    problems = [f"{m}/{s}: no {what}" for m, s in sorted(files.keys() - own.keys())]
+    problems += [f"{m}/{s}: no score file" for m, s in sorted(own.keys() - files.keys())]
+    found = {}
+    for group in sorted(files.keys() & own.keys()):
+        position, wrong = _match(files[group], test[group], own[group], full_names)
         problems += [f"{'/'.join(group)}: {text}" for text in wrong]
-        if not problems:
-            tables[group] = _table(files[group], counted[group], position)
+        found[group] = files[group], own[group], position
     if problems:
-        head = "scores and ground truth differ; each labelled test clip needs one row of its name"
+        head = f"scores and ground truth differ; each {what} needs one row of its name"
         raise InputError(head + ":\n  " + "\n  ".join(problems))
-    return tables
+    return found
 
 
 def _match(

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ MODEL = "model.safetensors"
 SCORES = "scores"
 LABELS = "pseudo/labels.csv"
 RECORD = "ensemble.json"  # of an ensemble's folder
+ENSEMBLE = "scores/ensemble"  # its scores
 OF_TRAINING = (MODEL, "labels.json", "log.jsonl", "checkpoints", "first-stage")
 AFTER_EMBEDDING = (SCORES, "results.csv", "skipped.csv", "figures")
 PART = ".part"  # of a file of embeddings that is not finished
@@ -307,18 +309,28 @@ def load_embeddings(out: Path, run: Run, group: Group) -> Embeddings:
 
 def save_left_out(folder: Path, clips: Sequence[Clip], values: np.ndarray) -> None:
     """Write the leave-one-out scores `[n]` of the training clips of one machine and section."""
-    names = [clip.name for clip in clips]
-    write_csv(_left_out(folder, clips[0].group), list(zip(names, values.tolist(), strict=True)))
+    rows = zip([clip.name for clip in clips], values.tolist(), strict=True)
+    write_csv(folder / left_out_name(clips[0].group), list(rows))
 
 
-def load_left_out(out: Path, run: Run, group: Group) -> np.ndarray:
-    """Read the leave-one-out scores `[n]` of a machine's training clips, in their order.
+def load_left_out(folder: Path, group: Group) -> dict[str, float]:
+    """Return what `save_left_out` wrote, by name of clip; empty where there is no such file.
 
     Args:
-      run: of `load_scored`, which says that the file is complete.
+      folder: of score files, which may lie at any depth.
+
+    Raises:
+      InputError: rows that are not a name and a finite number.
     """
-    rows = read_csv(_left_out(out / SCORES, group))  # in the order of the clips
-    return np.array([float(score) for _, score in rows])
+    path = next(iter(sorted(folder.rglob(left_out_name(group)))), None)
+    rows = read_csv(path) if path else []
+    try:
+        found = {name: float(score) for name, score in rows}
+    except ValueError as error:
+        raise InputError(f"{path}: expected rows <file>.wav,<score> ({error})") from error
+    if not all(map(math.isfinite, found.values())):
+        raise InputError(f"{path}: expected finite scores")
+    return found
 
 
 def save_thresholds(folder: Path, thresholds: Mapping[Group, float]) -> None:
@@ -334,5 +346,5 @@ def load_thresholds(folder: Path) -> dict[Group, float]:
     return {(machine, section): float(value) for machine, section, value in rows}
 
 
-def _left_out(folder: Path, group: Group) -> Path:
-    return folder / f"leave_one_out_{'_'.join(group)}_train.csv"
+def left_out_name(group: Group) -> str:
+    return f"leave_one_out_{'_'.join(group)}_train.csv"

@@ -161,9 +161,7 @@ def test_layer_argument_chooses_among_the_hidden_states(folder, given):
             model(wave, None, layer), arrays[f"nomask_{name}"], rtol=0, atol=ATOL, err_msg=name
         )
     outputs = [arrays[f"nomask_hidden_{layer}"] for layer in (1, 2, 3)]
-    np.testing.assert_allclose(
-        model(wave, None, "mean"), np.mean(outputs, 0), rtol=0, atol=ATOL
-    )
+    np.testing.assert_allclose(model(wave, None, "mean"), np.mean(outputs, 0), rtol=0, atol=ATOL)
 
 
 def test_counts_of_frames_are_those_of_the_published_models():

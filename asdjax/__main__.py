@@ -23,6 +23,7 @@ from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
 from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
+from asdjax.stages import compare as comparing
 from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, recordings, stages
 from asdjax.train.interrupt import TERMINATED
@@ -127,12 +128,26 @@ def ensemble(
     """Combine the scores of several runs into those of one system.
 
     Args:
-      runs: folders of finished runs on the same recordings.
+      runs: folders of finished runs on the same recordings, also of ensembles or with score files
+        of any system; one of them is a run. Score files need those of training clips beside them
+        (leave_one_out_<machine>_section_00_train.csv), or --transductive.
       out: the ensemble's own folder.
       config: how to combine.
       force: combine again what is already there.
     """
     combining.ensemble(runs, config, out, force)
+
+
+def compare(runs: Positional[tuple[Path, ...]], out: Path | None = None, times: int = 2000) -> None:
+    """Compare the official scores of several runs, per machine, with intervals over clips.
+
+    Args:
+      runs: two or more folders on the same recordings: of runs, of ensembles, or with score files
+        of any system; at least one of a run. Differences are from the first.
+      out: also write the comparison to this csv.
+      times: how often clips are drawn for the intervals.
+    """
+    comparing.compare(runs, out, times)
 
 
 def pseudo(
@@ -287,6 +302,7 @@ COMMANDS: dict[str, Callable] = {
     "score": score,
     "report": report,
     "ensemble": ensemble,
+    "compare": compare,
     "pseudo": pseudo,
     "evaluate": evaluate,
     "recipes": recipes,

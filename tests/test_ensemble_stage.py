@@ -314,9 +314,7 @@ def test_score_files_of_another_system_count_as_its_run_does(members, tmp_path):
 def test_without_scores_of_training_clips_it_is_transductive_or_refused(members, tmp_path, capsys):
     other = copied(members[2], tmp_path / "other", "anomaly_score")
     mixed = [*members[:2], other]
-    with pytest.raises(
-        InputError, match=r"clips in .*other.*fan_section_00_train.*--tran"
-    ):
+    with pytest.raises(InputError, match=r"clips in .*other.*fan_section_00_train.*--tran"):
         ensemble(mixed, Ensemble(), tmp_path / "out")
     assert not (tmp_path / "out" / "scores").exists()
     metrics = ensemble(mixed, Ensemble(transductive=True), tmp_path / "out")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from asdjax.data.dcase import Summary
+from asdjax.metrics.bootstrap import Comparison
 from asdjax.metrics.official import TOTAL, Metric
 from asdjax.types import ANOMALY, NORMAL
 
@@ -141,6 +142,25 @@ def comparison_table(systems: Mapping[str, Sequence[Metric]], title: str) -> Non
     table(["", *heading], rows, title)
     for name, values in zip(systems, found, strict=True):
         print(f"{name}: official score {_percent(values[TOTAL, 'official_score'])}")
+
+
+def differences_table(rows: Sequence[Comparison], title: str) -> None:
+    """Print the official score of systems, a row per machine, with intervals.
+
+    Of the first system the interval is that of its score, of others that of the difference.
+    """
+    systems = list(dict.fromkeys(row.system for row in rows))
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        ends = (row.low, row.high) if row.system == systems[0] else (row.more_low, row.more_high)
+        more = "" if row.system == systems[0] else f"{100 * row.more:+.2f} "
+        text = f"{_percent(row.score)}\n{more}[{', '.join(f'{100 * end:.1f}' for end in ends)}]"
+        cells.setdefault(row.machine, []).append(text)
+    table(["", *systems], [[machine, *texts] for machine, texts in cells.items()], title)
+    print(
+        f"official scores in per cent; below them 95 % intervals over clips: of {systems[0]} that "
+        "of its score, of the others that of the difference from it"
+    )
 
 
 def data_table(rows: Sequence[Summary], title: str) -> None:

@@ -61,5 +61,5 @@ def test_what_cannot_be_compared_is_refused(runs, tmp_path):
         compare([*runs, tmp_path / "none"])
     domainless = make_clips(domains=("source",))
     bare = [make_run(tmp_path / name, domainless, seed, 2024) for seed, name in enumerate("xy")]
-    with pytest.raises(InputError, match="no machine can have official numbers"):
+    with pytest.raises(InputError, match="this needs labels; give the runs --ground-truth"):
         compare(bare)

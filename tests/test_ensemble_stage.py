@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from machines import tone_machine
 from scipy import stats
-from scored_runs import SYSTEM, fan, finish, make_clips, make_run, spoil
+from scored_runs import MACHINES, SYSTEM, fan, finish, make_clips, make_run, spoil
 
 from asdjax import __main__ as command_line
 from asdjax.metrics import score_files
+from asdjax.metrics.official import official_scores
 from asdjax.scoring.combine import Ensemble
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.score import threshold
 from asdjax.stages import folder, stages
 from asdjax.stages.ensemble import ensemble
-from asdjax.types import InputError, Scores
+from asdjax.types import Embeddings, InputError, Scores
 
 
 @pytest.fixture
@@ -204,6 +205,55 @@ def test_search_equals_trying_every_ensemble(tmp_path, year, normalize, monkeypa
     assert record(tmp_path / "s")["searched"] == pytest.approx(best, abs=1e-12)
 
 
+def test_systems_of_low_score_are_left_out_on_request(members, tmp_path, capsys):
+    clips = {g: [c for c in make_clips([g]) if c.split == "test"] for g in MACHINES}
+    scores = [read(member) for member in members]
+    rows = [
+        [np.array([own[g[0], c.name] for c in clips[g]])[None] for g in clips] for own in scores
+    ]
+    official = [official_scores(clips, own, 2024)[0] for own in rows]
+    kept = [score >= np.mean(official) for score in official]
+    assert 0 < sum(kept) < 3
+    ensemble(members, Ensemble(keep="score"), tmp_path / "out")
+    shown = capsys.readouterr()
+    assert shown.err.count("left out") == 3 - sum(kept)
+    assert "systems chosen on the labels" in " ".join(shown.out.split())
+    described = record(tmp_path / "out")
+    assert described["kept"] == kept
+    assert described["labels_used"]
+    assert described["weights"] == [k / sum(kept) for k in kept]
+    others = [member for member, stays in zip(members, kept, strict=True) if stays]
+    if len(others) > 1:
+        ensemble(others, Ensemble(), tmp_path / "others")
+        assert read(tmp_path / "out") == read(tmp_path / "others")
+    weights = tuple(float(not stays) for stays in kept)
+    with pytest.raises(InputError, match="not left out are 0"):
+        ensemble(members, Ensemble(weights, keep="score"), tmp_path / "none")
+
+
+def test_systems_of_low_accuracy_are_left_out_on_request(members, tmp_path, monkeypatch):
+    """Of the first, embeddings say nothing of machine and section; of the others they say all."""
+    rng = np.random.default_rng(0)
+
+    def embeddings(out, run, group):
+        values = rng.standard_normal((len(run.groups[group]), 4))
+        if out != members[0]:
+            values = values / 100 + np.eye(4)[int(group[0] == "fan")]
+        return Embeddings(run.groups[group], values.astype(np.float32))
+
+    monkeypatch.setattr(folder, "load_embeddings", embeddings)
+    ensemble(members, Ensemble(keep="accuracy"), tmp_path / "out")
+    described = record(tmp_path / "out")
+    assert described["kept"] == [False, True, True]
+    assert described["weights"] == [0, 0.5, 0.5]
+    assert not described["labels_used"]
+    ensemble(members[1:], Ensemble(), tmp_path / "others")
+    assert read(tmp_path / "out") == read(tmp_path / "others")
+    other = copied(members[0], tmp_path / "other", "anomaly_score", "leave_one_out")
+    with pytest.raises(InputError, match=r"no embeddings to tell the accuracy of .*other"):
+        ensemble([*members, other], Ensemble(keep="accuracy"), tmp_path / "none")
+
+
 def test_a_search_says_that_labels_were_used(members, tmp_path, capsys):
     ensemble(members, Ensemble(search=True, step=0.5), tmp_path / "out")
     assert record(tmp_path / "out")["labels_used"]
@@ -226,7 +276,7 @@ def test_runs_without_labels_are_combined_but_not_searched(tmp_path):
     members = [make_run(tmp_path / name, clips, seed) for seed, name in enumerate("ab")]
     assert ensemble(members, Ensemble(), tmp_path / "out") == []
     assert len(files(tmp_path / "out")) == 2
-    with pytest.raises(InputError, match=r"a search needs labels(.|\n)*pump/section_00"):
+    with pytest.raises(InputError, match=r"this needs labels(.|\n)*pump/section_00"):
         ensemble(members, Ensemble(search=True), tmp_path / "out")
     assert len(files(tmp_path / "out")) == 2  # an error leaves what was there
 

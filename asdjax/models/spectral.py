@@ -30,10 +30,11 @@ from asdjax.types import InputError, check
 Dtype = Literal["float32", "bfloat16"]
 
 CONVOLUTIONS_1D = (256, 64), (64, 32), (16, 4)  # taps and stride
-DENSE_LAYERS, DENSE_WIDTH = 4, 128
+DENSE_WIDTH = 128
 STAGES = 4  # of the residual network, each with twice the channels of the one before
 LIMITS = {  # of the fields of configurations
     "embedding": (2, layers.LARGEST),
+    "dense": (2, 100),
     "channels": (1, layers.LARGEST),
     "blocks": (1, layers.LARGEST),
     "bands": (1, 500),  # as many as a spectrogram has bins
@@ -48,11 +49,12 @@ keras_norm = partial(layers.BatchNorm, epsilon=1e-3)
 
 @dataclass(frozen=True)
 class ConvNet1d:
-    """Three convolutions along the spectrum of a whole clip, and five dense layers.
+    """Three convolutions along the spectrum of a whole clip, and dense layers.
 
     Args:
       view: what is convolved: the magnitude spectrum, or the wave (IOA's third subnetwork).
       embedding: width of the last dense layer.
+      dense: how many dense layers there are, the last one included, which has no norm (IOA: four).
       channels: of each convolution.
       cbam: gate channels and places after each convolution (Midea 2024).
       normalize: scale the embedding to unit length (XJU 2025, system 4).
@@ -64,6 +66,7 @@ class ConvNet1d:
 
     view: Literal["spectrum", "wave"] = "spectrum"
     embedding: int = 128
+    dense: int = 5
     channels: int = 128
     cbam: bool = False
     normalize: bool = False
@@ -113,7 +116,7 @@ class ConvNet1dModule(nnx.Module):
                 self.gates.append(Cbam(channels, axes=1, rngs=rngs))
             points = -(-points // stride)
         dense = partial(Dense, dtype=config.dtype, rngs=rngs)
-        widths = points * channels, *[DENSE_WIDTH] * (DENSE_LAYERS - 1)
+        widths = points * channels, *[DENSE_WIDTH] * (config.dense - 2)
         self.dense = nnx.List(dense(width, DENSE_WIDTH) for width in widths)
         self.norms = nnx.List(keras_norm(DENSE_WIDTH, train=train, rngs=rngs) for _ in widths)
         self.project = dense(DENSE_WIDTH, config.embedding)

@@ -37,9 +37,14 @@ class Ensemble:
         scores of its normal training clips. A clip's score then depends on other test clips.
       search: take the weights that give the best official score on the labels of the test clips.
       step: of the search; every weight is a multiple of it.
+      keep: which systems are combined: all; by "accuracy" those whose embeddings tell classes
+        (attributes) of training clips apart at least as well as the mean of all systems does, each
+        clip by its nearest other one; by "score" those whose official score on the labels of the
+        test clips is at least the mean.
 
     Source: AITHU, DCASE 2024 Task 2, section 3 (test scores, zero mean and unit deviation, a
-      weighted sum, weights by grid search on the development set).
+      weighted sum, weights by grid search on the development set); IOA-CAS, DCASE 2024 Task 2,
+      section 4 (models with low accuracy are left out; it does not say what accuracy is).
     """
 
     weights: tuple[float, ...] = ()
@@ -48,6 +53,7 @@ class Ensemble:
     transductive: bool = False
     search: bool = False
     step: float = 0.1
+    keep: Literal["all", "accuracy", "score"] = "all"
 
     def __post_init__(self):
         positive = all(math.isfinite(w) and w >= 0 for w in self.weights) and any(self.weights)
@@ -61,6 +67,10 @@ class Ensemble:
             ("step", "a number that divides 1, such as 0.1", divides),
         )
 
+    @property
+    def uses_labels(self) -> bool:
+        return self.search or self.keep == "score"
+
     def shares(self, count: int) -> np.ndarray:
         """Return the weights `[m]` of `count` systems, which sum to one.
 
@@ -71,6 +81,15 @@ class Ensemble:
             raise InputError(f"expected {count} weights, one per run, got {len(self.weights)}")
         weights = np.array(self.weights or [1.0] * count)
         return weights / weights.sum()
+
+
+def accuracy(values: np.ndarray, labels: Sequence[str]) -> float:
+    """Return the share of embeddings `[n, E]` whose nearest other one (cosine) has their label."""
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(metric="cosine").fit(values).kneighbors(n_neighbors=1)[1][:, 0]
+    label = np.asarray(labels)
+    return float(np.mean(label[found] == label))
 
 
 def varies(reference: np.ndarray) -> bool:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asdjax.files import write_csv
-from asdjax.metrics import bootstrap, official
+from asdjax.metrics import bootstrap
 from asdjax.metrics.bootstrap import Comparison
 from asdjax.report import console
-from asdjax.stages.members import load_members
+from asdjax.stages.members import labelled_clips, load_members
 from asdjax.types import InputError
 
 
@@ -28,16 +28,9 @@ def compare(paths: Sequence[Path], out: Path | None = None, times: int = 2000) -
     if times < 100:
         raise InputError(f"--times: expected 100 or more, got {times}")
     run, members = load_members([Path(path) for path in paths])
-    lacking = official.lacking(run.clips, run.year)
-    for (machine, section), reason in lacking.items():
-        console.note(f"no official numbers of {machine}/{section}: {reason}")
-    clips = {
-        group: [clip for clip in run.select(group, "test") if clip.label is not None]
-        for group in run.groups
-        if group not in lacking
-    }
-    if not clips:
-        raise InputError("no machine can have official numbers; give the runs --ground-truth")
+    clips = labelled_clips(run)
+    for machine, section in run.groups.keys() - clips.keys():
+        console.note(f"no official numbers of {machine}/{section}: see `asdjax report`")
     systems = {
         str(one.path): {group: one.of(own) for group, own in clips.items()} for one in members
     }

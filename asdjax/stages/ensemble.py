@@ -18,16 +18,25 @@ import numpy as np
 
 from asdjax.artifact import Product, make
 from asdjax.config import to_json
+from asdjax.data.labels import class_name
 from asdjax.files import content_of, write_json
-from asdjax.metrics import official, score_files
+from asdjax.metrics import score_files
 from asdjax.metrics.official import Metric, official_scores
 from asdjax.report import console
-from asdjax.scoring.combine import Ensemble, combine, normalize, search, varies
+from asdjax.scoring.combine import (
+    EQUAL,
+    Ensemble,
+    accuracy,
+    combine,
+    normalize,
+    search,
+    varies,
+)
 from asdjax.scoring.score import threshold
 from asdjax.stages import folder, stages
 from asdjax.stages.folder import ENSEMBLE, RECORD, Group, Run
 from asdjax.stages.lock import locked
-from asdjax.stages.members import Member, labels_of, load_members
+from asdjax.stages.members import Member, labelled_clips, labels_of, load_members
 from asdjax.types import Clip, InputError, preview
 from asdjax.version import __version__
 
@@ -82,7 +91,8 @@ def combine_members(
     statistics = "statistics" if marks["transductive"] else "no statistics"
     labels = "weights as given" if config.weights else "no labels used"
     if marks["labels_used"]:
-        labels = "weights chosen on the labels of these clips"
+        what = "weights" if config.search else "systems"
+        labels = f"{what} chosen on the labels of these clips"
     title = f"{out}, {statistics} of test clips used, {labels}"
     return stages.report_numbers(out, run, score_files.load(product.path), title, marks)
 
@@ -91,7 +101,7 @@ def _marks(members: Sequence[Member], config: Ensemble) -> dict[str, bool]:
     """Return what a reader of the numbers has to know, also of members that are ensembles."""
     return {
         "transductive": config.transductive or any(one.transductive for one in members),
-        "labels_used": config.search or any(one.labels_used for one in members),
+        "labels_used": config.uses_labels or any(one.labels_used for one in members),
     }
 
 
@@ -105,6 +115,15 @@ def _combine(
     run: Run, members: Sequence[Member], config: Ensemble, weights: np.ndarray, out: Path
 ) -> None:
     """Write the score files and `ensemble.json`."""
+    every, quality = members, _quality(run, members, config.keep)
+    kept = np.array(quality) >= np.mean(quality) - EQUAL
+    members, weights = [m for m, k in zip(every, kept, strict=True) if k], weights[kept]
+    for one, value, stays in zip(every, quality, kept, strict=True):
+        if config.keep != "all":
+            console.note(f"{config.keep} {value:.2%}{'' if stays else ', left out'}: {one.path}")
+    if not weights.any():
+        raise InputError("the weights of all systems that are not left out are 0; give others")
+    weights = weights / weights.sum()
     best, machines = None, _normalized(run, members, config)
     if config.search:
         weights, best = _search(machines, run, config.step)
@@ -130,15 +149,43 @@ def _combine(
         "asdjax": __version__,
         "config": to_json(config),
         "members": [
-            {"path": str(one.path), "system": one.run and to_json(one.run.system)}
-            for one in members
+            {"path": str(one.path), "system": one.run and to_json(one.run.system)} for one in every
         ],
-        "weights": None if used is None else used.tolist(),
-        **_marks(members, config),
+        "kept": kept.tolist(),
+        "weights": None if used is None else _placed(used, kept).tolist(),
+        **_marks(every, config),
         "searched": best,
         "year": run.year,
     }
     write_json(out / RECORD, described)
+
+
+def _placed(weights: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """Return a weight for each system, 0 for those that are left out."""
+    every = np.zeros(len(kept))
+    every[kept] = weights
+    return every
+
+
+def _quality(run: Run, members: Sequence[Member], keep: str) -> list[float]:
+    """Return by what systems are kept, as `Ensemble.keep` says, one for each."""
+    if keep == "score":
+        clips = labelled_clips(run)
+        scores = [[one.of(own)[None] for own in clips.values()] for one in members]
+        return [float(official_scores(clips, own, run.year)[0]) for own in scores]
+    if keep == "all":
+        return [0.0] * len(members)
+    if without := [one.path for one in members if one.run is None]:
+        raise InputError(f"no embeddings to tell the accuracy of {preview(without)}; --keep all")
+    found = []
+    for one in members:
+        train = [
+            folder.load_embeddings(one.path, one.run, group).select("train")
+            for group in one.run.groups
+        ]
+        labels = [class_name(clip, "attributes") for part in train for clip in part.clips]
+        found.append(accuracy(np.concatenate([part.values for part in train]), labels))
+    return found
 
 
 def _normalized(run: Run, members: Sequence[Member], config: Ensemble) -> dict[Group, Normalized]:
@@ -183,14 +230,10 @@ def _search(
     machines: Mapping[Group, Normalized], run: Run, step: float
 ) -> tuple[np.ndarray, float]:
     """Return the best weights `[m]` by `official_scores` of the labelled test clips, and theirs."""
-    lacking = official.lacking(run.clips, run.year)
-    if not (usable := {g: m for g, m in machines.items() if g not in lacking}):
-        reasons = "\n  ".join(f"{'/'.join(group)}: {why}" for group, why in lacking.items())
-        raise InputError(f"a search needs labels; give the runs --ground-truth:\n  {reasons}")
-    rows = {g: [c.label is not None for c in m.clips] for g, m in usable.items()}
-    clips = {g: [c for c in m.clips if c.label is not None] for g, m in usable.items()}
+    clips = labelled_clips(run)
+    rows = {g: [c.label is not None for c in machines[g].clips] for g in clips}
     weights, best = search(
-        [machine.test[:, rows[group]] for group, machine in usable.items()],
+        [machines[group].test[:, rows[group]] for group in clips],
         lambda scores: official_scores(clips, scores, run.year),
         step,
     )

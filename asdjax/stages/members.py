@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from asdjax.metrics import score_files
+from asdjax.metrics import official, score_files
 from asdjax.metrics.pairing import by_clip
 from asdjax.stages import folder
-from asdjax.stages.folder import ENSEMBLE, RECORD, SCORES, Run
+from asdjax.stages.folder import ENSEMBLE, RECORD, SCORES, Group, Run
 from asdjax.types import Clip, Domain, InputError, Scores, preview
 
 Key = tuple[str, str, str, str]  # machine, section, split and name of a clip
@@ -154,6 +154,24 @@ def _differences(first: Member, other: Member) -> list[str]:
             "give both runs the same --ground-truth"
         )
     return problems
+
+
+def labelled_clips(run: Run) -> dict[Group, list[Clip]]:
+    """Return the labelled test clips of machines and sections that can have official numbers.
+
+    Raises:
+      InputError: there are none.
+    """
+    lacking = official.lacking(run.clips, run.year)
+    found = {
+        group: [clip for clip in run.select(group, "test") if clip.label is not None]
+        for group in run.groups
+        if group not in lacking
+    }
+    if not found:
+        reasons = "\n  ".join(f"{'/'.join(group)}: {why}" for group, why in lacking.items())
+        raise InputError(f"this needs labels; give the runs --ground-truth:\n  {reasons}")
+    return found
 
 
 def _by_key(run: Run) -> dict[Key, Clip]:

@@ -9,6 +9,7 @@ from scipy import stats
 from asdjax.scoring.combine import (
     MOST_VECTORS,
     Ensemble,
+    accuracy,
     combine,
     grid,
     normalize,
@@ -25,6 +26,17 @@ NORMAL, TEST = (RNG.gamma(3, size=(3, n)) * SCALES for n in (40, 25))
 
 def scaled(how: str) -> np.ndarray:
     return np.stack([normalize(t, r, how) for t, r in zip(TEST, NORMAL, strict=True)])
+
+
+def test_accuracy_is_the_share_of_right_nearest_others():
+    rng = np.random.default_rng(0)
+    values, label = rng.standard_normal((40, 5)).astype(np.float32), rng.integers(0, 3, 40)
+    values += label[:, None]
+    unit = values / np.linalg.norm(values, axis=1, keepdims=True)
+    nearest = (unit @ unit.T - 3 * np.eye(40)).argmax(1)
+    right = accuracy(values, [str(one) for one in label])
+    assert right == np.mean(label[nearest] == label)
+    assert 0.4 < right < 1
 
 
 def test_zscores_summed_with_weights():

@@ -58,7 +58,7 @@ def run(given: arguments.Arguments) -> None:
     members = {}
     for name, system in given.members.items():
         others = tuple(path for other, path in folders.items() if other != name)
-        own = given.options | {"reuse": others, "reported": RECIPES[name].parameters}
+        own = given.options | {"reuse": others, "reported": RECIPES[name].reported}
         members[name] = system, folders[name], own
     with stages.opened(out), audio.kept_in_memory():
         stages.run_members(members, given.places["data"])
@@ -246,7 +246,7 @@ def _inspect(
 
 def data_fetch(
     year: int,
-    part: Literal["dev", "eval"],
+    part: download.Part,
     out: Path,
     machines: tuple[str, ...] = (),
     mirror: str = "https://zenodo.org",
@@ -255,14 +255,15 @@ def data_fetch(
 
     Args:
       year: 2020 to 2026.
-      part: dev, or eval for the additional training and the evaluation test sets.
+      part: dev; eval for the additional training and the evaluation test sets; all for both, on
+        which most reports train.
       out: the recordings go to OUT/dcase<year>t2/<part>_data/raw.
       machines: machine types; none for all.
       mirror: a server with Zenodo's paths.
     """
     raw = download.fetch(year, part, out, machines, mirror)
     console.note(f"recordings: {raw}")
-    if part == "eval":
+    if part != "dev":
         console.note(f"labels (licence of their own): {archives.EVALUATORS[year]}")
 
 

@@ -112,7 +112,7 @@ def parse(command: str, args: list[str]) -> Arguments:
     for weights in dict.fromkeys(n for system in systems for n in system.backbones):
         read_header(find(others.get(weights, weights)))  # before hours of training
     options = {f.name: values.pop(f.name) for f in dataclasses.fields(Options) if f.name in values}
-    options["reported"] = recipe.parameters
+    options["reported"] = recipe.reported
     return Arguments(name, config, values, options, members)
 
 

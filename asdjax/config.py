@@ -71,6 +71,12 @@ class SystemConfig:
             )
         if self.pseudo is not None and not isinstance(self.train, Train):
             raise InputError("pseudo labels are for training by classes, and this system has none")
+        peaks = self.train.optimizer.branch_peaks if isinstance(self.train, Train) else ()
+        if len(peaks) not in (0, len(self.encoders)):
+            raise InputError(
+                f"expected branch_peaks for {len(self.encoders)} encoders or none, got "
+                f"{list(peaks)}"
+            )
         for head in self.train.heads if self.train else ():
             if len(head.branch_weights) not in (0, len(self.encoders)):
                 raise InputError(

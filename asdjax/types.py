@@ -70,6 +70,21 @@ def check(config: object, *rules: tuple[str, str, bool]) -> None:
 
 
 @dataclass(frozen=True)
+class Reported:
+    """What a report says of the training of its system, to be told beside ours.
+
+    Args:
+      parameters: all and trained weights as it counts them, e.g. "90M / 3.73M"; "": it does not.
+      classes: that it trained on; 0: it does not say.
+      machines: machine types that it trained on; 0: it does not say.
+    """
+
+    parameters: str = ""
+    classes: int = 0
+    machines: int = 0
+
+
+@dataclass(frozen=True)
 class Clip:
     """One recording and what its name, folder and csv files say of it (no audio)."""
 

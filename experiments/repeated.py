@@ -22,6 +22,7 @@ from asdjax.models.backbone import initialize
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.checkpoints import CHECKPOINTS
 from asdjax.models.eat import EatConfig
+from asdjax.models.speech import SpeechConfig
 from asdjax.models.weights_file import Header
 from asdjax.recipes import RECIPES, published
 from asdjax.report import console
@@ -155,7 +156,8 @@ def combine(name: str, seed: int, options: argparse.Namespace, *flags: str) -> R
     out = folder(options.out, "-".join([name, *(flag.strip("-") for flag in flags)]), seed)
     members = [str(folder(options.out, member, seed)) for member in config.members]
     weights = map(str, config.ensemble.shares(len(members)))
-    dispatch(["ensemble", *members, "--out", str(out), "--weights", *weights, *flags])
+    how = ["--weights", *weights, "--keep", config.ensemble.keep]
+    dispatch(["ensemble", *members, "--out", str(out), *how, *flags])
     return read_results(out)
 
 
@@ -217,10 +219,13 @@ def tiny_backbones(options: argparse.Namespace) -> list[str]:
     small = {"encoder_layers": 2, "encoder_embed_dim": 32, "encoder_ffn_embed_dim": 48}
     small |= {"encoder_attention_heads": 2, "embed_dim": 16, "conv_pos": 16, "conv_pos_groups": 2}
     beats, eat = BeatsConfig.base(**small), EatConfig.base(embed_dim=32, depth=2, num_heads=2)
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    small |= {"num_attention_heads": 2, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16}
+    small |= {"num_conv_pos_embedding_groups": 2}
     paths = []
     for name in backbones(options):
         kind = CHECKPOINTS[name].kind
-        structure = {"beats": beats, "eat": eat}[kind]
+        structure = {"beats": beats, "eat": eat}.get(kind) or SpeechConfig(kind=kind, **small)
         path = options.out / f"tiny-{kind}.safetensors"
         weights_file.save(path, initialize(structure), Header(kind, asdict(structure)))
         paths.append(str(path))

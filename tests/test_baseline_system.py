@@ -156,11 +156,11 @@ def test_a_run_gets_the_other_of_its_two_scores_and_no_other_scorer(made, tmp_pa
 
 
 def test_the_numbers_that_train_are_told_beside_the_reports(data, tmp_path, capsys):
-    reported = RECIPES[MSE].parameters
+    reported = RECIPES[MSE].reported
     stages.train(system(MSE, epochs=1), data, tmp_path, year=2023, reported=reported)
     told = capsys.readouterr()
     assert "2 autoencoders of 267,928 parameters" in told.err
-    assert f"(the report: {reported})" in told.err
+    assert f"(the report: {reported.parameters})" in told.err
     assert "layers.*.kernel" in told.out
 
 

@@ -60,7 +60,7 @@ def test_only_a_member_that_changed_is_run_again(data, recipes, tmp_path, monkey
     run(tmp_path)
     folders = [tmp_path / "both" / "members" / name for name in MEMBERS]
     before, key = [times(out) for out in folders], record_key(tmp_path)
-    changed = replace(MEMBERS["test/two"], scorer=Knn(standardize=True))
+    changed = replace(MEMBERS["test/two"], scorer=Knn(standardize="machine"))
     monkeypatch.setitem(RECIPES, "test/two", Recipe("", changed, "", "", ""))
     capsys.readouterr()
     run(tmp_path)

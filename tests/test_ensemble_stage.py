@@ -66,7 +66,7 @@ def real(tmp_path_factory) -> list[Path]:
     for seed, machine in enumerate(("fan", "pump")):
         tone_machine(root / "data", machine, seed)
     stages.run(replace(SYSTEM, scorer=Knn(k=1)), root / "data", root / "a")
-    for name, scorer in (("b", Knn(2, references="domain")), ("c", Knn(standardize=True))):
+    for name, scorer in (("b", Knn(2, references="domain")), ("c", Knn(standardize="machine"))):
         stages.score(shutil.copytree(root / "a", root / name), scorer)
     return [root / name for name in "abc"]
 

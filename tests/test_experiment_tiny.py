@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parents[1] / "experiments"
 REPORTS = {  # script -> systems that it trains, and those that it combines
     "aithu2024": (7, 4),
     "baseline": (2, 0),
-    "ioa2024": (2, 1),
-    "korea2025": (1, 0),
+    "ioa2024": (7, 4),
+    "korea2025": (4, 0),
     "midea2024": (4, 0),
     "xju2025": (4, 0),
 }

@@ -212,8 +212,8 @@ def test_crop_refuses_clips_that_are_too_short(made, tmp_path):
 
 def test_another_scorer_is_recorded_and_used(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
-    stages.score(out, Knn(k=2, standardize=True))
-    assert folder.load(out).system.scorer == Knn(k=2, standardize=True)
+    stages.score(out, Knn(k=2, standardize="machine"))
+    assert folder.load(out).system.scorer == Knn(k=2, standardize="machine")
     name = "scores/anomaly_score_fan_section_00_test.csv"
     assert (out / name).read_text() != (finished / name).read_text()
 

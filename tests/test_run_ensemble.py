@@ -85,7 +85,7 @@ def test_members_get_what_was_told_and_folders_of_their_own(called, tmp_path):
             "force": False,
             "keep_checkpoints": False,
             "reuse": tuple(other for other in folders if other != folder),
-            "reported": RECIPES[name].parameters,
+            "reported": RECIPES[name].reported,
         }
 
 

@@ -57,7 +57,10 @@ def test_embeddings_are_scored_from_their_file(finished):
 @pytest.mark.parametrize(
     ("words", "scorer"),
     [
-        (["knn", "--references", "domain", "--standardize"], Knn(2, "domain", True)),
+        (
+            ["knn", "--references", "domain", "--standardize", "machine"],
+            Knn(2, "domain", "machine"),
+        ),
         (["knn", "--k", "1", "smote:smote", "--smote.ratio", "1"], Knn(1, smote=Smote(1.0))),
         (["centers", "--count", "2", "--seed", "5"], Centers(2, seed=5)),
         (["mixture", "--components", "2", "--covariance", "diagonal"], Mixture(2, "diagonal")),
@@ -75,7 +78,7 @@ def test_a_finished_run_gets_another_scorer(finished, tmp_path, monkeypatch, wor
     for group in made.groups:
         left_out = folder.load_left_out(out / "scores", group)
         assert np.isfinite(list(left_out.values())).all()
-    if not getattr(scorer, "standardize", False):  # which loses how far the tone is from all noise
+    if not getattr(scorer, "standardize", None):  # which loses how far the tone is from all noise
         assert ("ALL", "official_score", 1.0) in stages.report(out)
 
 
@@ -93,9 +96,12 @@ def test_the_recorded_scorer_is_used_again(finished, tmp_path):
 def test_fields_that_are_not_given_stay_as_they_are_in_the_run(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     for words, scorer in (
-        (["--standardize", "smote:smote", "--smote.ratio", "1"], Knn(2, "pooled", True, Smote(1))),
-        (["--k", "1"], Knn(1, "pooled", True, Smote(1))),
-        (["smote:none"], Knn(1, "pooled", True)),
+        (
+            ["--standardize", "all", "smote:smote", "--smote.ratio", "1"],
+            Knn(2, "pooled", "all", Smote(1)),
+        ),
+        (["--k", "1"], Knn(1, "pooled", "all", Smote(1))),
+        (["smote:none"], Knn(1, "pooled", "all")),
     ):
         command_line.dispatch(["score", str(out), "knn", *words])
         assert folder.load(out).system.scorer == scorer

@@ -333,7 +333,9 @@ def train(
         console.note(
             f"{counted(len(states), 'autoencoder')} of {count:,} parameters, one for each machine"
         )
-        console.training_table(summary({}, initial.trainable), (count, count), job.reported)
+        console.training_table(
+            summary({}, initial.trainable), (count, count), job.reported.parameters
+        )
         first = 0
         if checkpoints.latest() is not None:
             states, first = checkpoints.restore(states)

@@ -30,6 +30,7 @@ TIMEOUT_S = 30
 UNPACKED_FACTOR = 1.25  # the archives unpack to 1.15-1.2 times their size
 _TRANSIENT = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 
+Part = Literal["dev", "eval", "all"]
 Progress = Callable[[int, int | None], None]  # bytes so far, bytes in all (None: not announced)
 
 
@@ -188,7 +189,7 @@ def _digest(path: Path, checksum: str) -> str:
 
 def fetch(
     year: int,
-    part: Literal["dev", "eval"],
+    part: Part,
     out: Path | str,
     machines: Sequence[str] | None = None,
     mirror: str = "https://zenodo.org",
@@ -197,14 +198,30 @@ def fetch(
 
     Args:
         part: "dev", or "eval" for the additional training and the evaluation test sets (without
-            labels: `archives.EVALUATORS` says where those are).
+            labels: `archives.EVALUATORS` says where those are), or "all" for both, beside each
+            other.
         out: the recordings go to `OUT/dcase<year>t2/<part>_data/raw/<machine>/`.
         machines: machine types; None or none for all.
         mirror: a server with Zenodo's `records/` and `api/records/` paths.
 
     Returns:
-        The `raw` folder.
+        The `raw` folder; of "all" the folder that has both.
+
+    Raises:
+        InputError: no such edition, part or machine type; no room; a server that is no Zenodo.
     """
+    if part == "all":
+        of_part = {one: {a.machine for a in _select(year, one, None)} for one in ("dev", "eval")}
+        if unknown := sorted(set(machines or ()) - set().union(*of_part.values())):
+            raise InputError(
+                f"DCASE {year} has no machine type {', '.join(unknown)}; there are (case matters): "
+                f"{', '.join(sorted(set().union(*of_part.values())))}"
+            )
+        for one, known in of_part.items():
+            own = [machine for machine in machines or () if machine in known]
+            if own or not machines:
+                fetch(year, one, out, own, mirror)
+        return Path(out) / f"dcase{year}t2"
     raw = Path(out) / f"dcase{year}t2" / f"{part}_data" / "raw"
     missing = [a for a in _select(year, part, machines) if not _marker(raw, a).exists()]
     if not missing:

@@ -83,14 +83,20 @@ def _commands(name: str, config: SystemConfig | EnsembleConfig) -> list[str]:
         "--data DIR --out RUN",
         *(["--weights", *weights] if weights else []),
     ]
-    return [*(f"  asdjax weights fetch {one}" for one in weights), f"  {' '.join(run)}"]
+    line = f"  {' '.join(run)}"
+    if len(line) > COLUMNS:  # the weights are the recipe's own
+        line = f"  {' '.join(run[:3])}"
+    return [*(f"  asdjax weights fetch {one}" for one in weights), line]
 
 
 def _members(config: SystemConfig | EnsembleConfig) -> list[str]:
     if isinstance(config, SystemConfig):
         return []
     shares = config.ensemble.shares(len(config.members))
-    return [f"  {x:.2f} {member}" for x, member in zip(shares, config.members, strict=True)]
+    lines = [f"  {x:.2f} {member}" for x, member in zip(shares, config.members, strict=True)]
+    if config.ensemble.keep != "all":
+        lines.append(f"  of these, the ones whose {config.ensemble.keep} is at least the mean")
+    return lines
 
 
 def _prose(name: str, field: str) -> list[str]:

@@ -8,6 +8,8 @@ The csv follows the reports, misprints included:
 - xju2025/beats-fft: the row of ToyCar repeats that of slider; the rows give 64.31, not 64.46.
 - ioa2024, table 2: the means of AUC target are printed as 67.91 (k-means) and 62.94 (mixture), the
   rows give 68.17 and 62.96; the printed totals, 64.57 and 63.10, follow from the printed means.
+- ioa2024, table 1: the mean of pAUC by wav2vec 2.0 is printed as 54.48, the rows give 55.32; with
+  it the total would be 57.35, not 57.04.
 - The baselines, dev 2024, are as table 1 of midea2024 prints them. Table 2 of ioa2024 has 66.98 and
   33.75 for ToyCar by MSE, and 57.58 for the pAUC of bearing by Mahalanobis.
 - The baselines, other data: eval from the read-mes of the official evaluators, dev 2025 from a copy

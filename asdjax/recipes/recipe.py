@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from asdjax.config import EnsembleConfig, SystemConfig
+from asdjax.types import Reported
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class Recipe:
       stated: what the source says, in sentences; "" if no more than the summary.
       chosen: what we chose where the source says nothing, and what we do otherwise.
       parameters: all and trained weights as the source counts them, e.g. "90M / 3.73M".
+      classes, machines: that the source trained on; 0: it does not say.
       measured: our official score in per cent on the machines of `asdjax quickstart`.
       like: the recipe whose `stated` and `chosen` hold here too, except for what is said here.
     """
@@ -26,5 +28,11 @@ class Recipe:
     stated: str = ""
     chosen: str = ""
     parameters: str = ""
+    classes: int = 0
+    machines: int = 0
     measured: float | None = None
     like: str = ""
+
+    @property
+    def reported(self) -> Reported:
+        return Reported(self.parameters, self.classes, self.machines)

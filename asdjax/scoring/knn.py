@@ -49,15 +49,16 @@ class Knn:
       k: neighbors averaged.
       references: "pooled" searches all training clips of a machine; "domain" searches source and
         target clips separately and takes the smaller distance.
-      standardize: first subtract the training mean of the machine and divide by its deviation. The
-        cosine then compares directions from the mean, and how far a clip lies from it is lost: an
-        extreme clip may score lower than one near the mean.
+      standardize: first subtract the mean of the training clips, of the "machine" or of "all", and
+        divide by their deviation; None does not. The cosine then compares directions from the mean,
+        and how far a clip lies from it is lost: an extreme clip may score lower than one near the
+        mean.
       smote: synthetic clips added to the target clips that are searched; None adds none.
     """
 
     k: int = 1
     references: Literal["pooled", "domain"] = "pooled"
-    standardize: bool = False
+    standardize: Literal["machine", "all"] | None = None
     smote: Smote | None = None
 
     def __post_init__(self):
@@ -72,9 +73,9 @@ class Knn:
         """
         sets = reference_sets(train, self.references)
         if self.standardize:
-            left_out = _left_out_standardized(train, sets, self.k)
-            test = [_standardize(t, by) for t, by in zip(test, train, strict=True)]
-            train = [_standardize(t, t) for t in train]
+            left_out = _left_out_standardized(train, sets, self.k, self.standardize)
+            test = _standardized(test, train, self.standardize)
+            train = _standardized(train, train, self.standardize)
         grown = self._with_synthetic(train, sets, note) if self.smote else None
         for (g, rows), all_rows in zip(sets, grown or [rows for _, rows in sets], strict=True):
             if len(all_rows) < self.k:
@@ -105,27 +106,34 @@ class Knn:
 
 
 def _left_out_standardized(
-    train: Machines, sets: Sequence[ReferenceSet], k: int
+    train: Machines, sets: Sequence[ReferenceSet], k: int, of: str
 ) -> list[np.ndarray]:
     """Return the scores of training clips, each standardized by statistics without its fold."""
     found = [np.zeros(len(machine.clips), np.float32) for machine in train]
     folds = [np.arange(len(machine.clips)) % FOLDS for machine in train]
     none = [machine.take([]) for machine in train]
     for fold in range(FOLDS):
-        scaled = [
-            _standardize(machine, machine.take(np.flatnonzero(own != fold)))
-            for machine, own in zip(train, folds, strict=True)
-        ]
+        pairs = zip(train, folds, strict=True)
+        others = [machine.take(np.flatnonzero(own != fold)) for machine, own in pairs]
+        scaled = _standardized(train, others, of)
         scores = smallest(search(scaled, none, sets, k)[1], sets)
         for values, score, own in zip(found, scores, folds, strict=True):
             values[own == fold] = score[own == fold]
     return found
 
 
-def _standardize(embeddings: Embeddings, by: Embeddings) -> Embeddings:
-    if not len(by.values):  # the only clip, which is compared with nothing
+def _standardized(machines: Machines, by: Machines, of: str) -> list[Embeddings]:
+    """Return the machines by the statistics of others, each by its own or all by all of them."""
+    values = [one.values for one in by]
+    if of == "all":
+        values = [np.concatenate(values)] * len(values)
+    return [_standardize(machine, one) for machine, one in zip(machines, values, strict=True)]
+
+
+def _standardize(embeddings: Embeddings, by: np.ndarray) -> Embeddings:
+    if not len(by):  # the only clip, which is compared with nothing
         return embeddings
-    mean, deviation = by.values.mean(0), by.values.std(0)
+    mean, deviation = by.mean(0), by.std(0)
     # A dimension that is constant up to rounding has no scale of its own.
     deviation = np.where(deviation > 1e-5 * np.abs(mean), deviation, 1.0)
     return replace(embeddings, values=(embeddings.values - mean) / deviation)

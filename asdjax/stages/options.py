@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from asdjax.types import Reported
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Options:
       pseudo_labels: labels.csv of `asdjax pseudo` or of another run: labels of training clips
         without attributes.
       keep_checkpoints: keep them when the training is finished.
-      reported: parameter counts of the system's report, printed beside ours.
+      reported: what the system's report says of its training, told beside ours.
     """
 
     year: int | None = None
@@ -30,4 +32,4 @@ class Options:
     reuse: tuple[Path, ...] = ()
     pseudo_labels: Path | None = None
     keep_checkpoints: bool = False
-    reported: str = ""
+    reported: Reported = field(default_factory=Reported)

@@ -20,7 +20,7 @@ from asdjax.losses.margin import Margin
 from asdjax.models.system import Architecture, Embedder, Network
 from asdjax.models.weights_file import Params
 from asdjax.train.optimizer import Optimizer
-from asdjax.types import Clip, check, preview
+from asdjax.types import Clip, Reported, check, preview
 
 
 class Job(NamedTuple):
@@ -35,7 +35,7 @@ class Job(NamedTuple):
       model: the file for what was trained.
       key: plain JSON: all that the result depends on; compared when a training is resumed.
       anew: do not resume; remove what an earlier training left.
-      reported: parameter counts of the system's report, printed beside ours.
+      reported: what the system's report says of its training, told beside ours.
     """
 
     encoders: tuple[Any, ...]
@@ -46,7 +46,7 @@ class Job(NamedTuple):
     model: Path
     key: dict
     anew: bool = False
-    reported: str = ""
+    reported: Reported = Reported()
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -136,8 +136,10 @@ class Train:
       supplement: what of the supplemental clips of 2025 is used.
       perturbation: hidden width of a feature-perturbation head (OS-SCL) behind the encoders, whose
         output is then the embedding; 0 for none.
-      ema: decay of the exponential moving average of the weights and statistics, at most
-        n / (9 + n) at update n; 0: off. If on, the averaged weights compute the embeddings.
+      ema: decay of the exponential moving average of the weights and statistics; 0: off. If on, the
+        averaged weights compute the embeddings.
+      ema_ramp: the decay is at most n / (9 + n) at update n, so that the start is soon forgotten.
+        Without it the average of n updates still holds ema^n of the initial weights.
       held_out: part of the normal training clips kept for validation, from classes of at least ten.
       select: which weights embed: the last, or the best on the held-out clips.
       source: keep all clips on the devices, or stream them from the files; both train alike. "auto"
@@ -158,6 +160,7 @@ class Train:
     supplement: Supplement = field(default_factory=Supplement)
     perturbation: int = 0
     ema: float = 0.0
+    ema_ramp: bool = False
     held_out: float = 0.0
     select: Literal["last", "best"] = "last"
     source: Literal["auto", "resident", "streaming"] = "auto"

@@ -38,7 +38,7 @@ from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job, Train
 from asdjax.train.log import Log
 from asdjax.train.optimizer import learning_rate, make_optimizer
-from asdjax.train.plan import make_plan
+from asdjax.train.plan import beside, make_plan
 from asdjax.train.step import TrainState, make_front_ends, make_step, make_validate
 from asdjax.types import InputError
 
@@ -61,7 +61,7 @@ def train(how: Train, job: Job) -> None:
     noise = [clip for clip in job.clips if clip.supplement == "noise"]
     clips = [clip for clip in job.clips if clip.supplement != "noise"]
     plan = make_plan(how, clips)
-    for line in plan.notes:
+    for line in (*plan.notes, *beside(job.reported, plan, clips)):
         note(line)
     how = plan.how
 
@@ -73,7 +73,8 @@ def train(how: Train, job: Job) -> None:
     if lead:
         trainable = weights_file.count(parts.trainable)
         counts = weights_file.count(parts.frozen) + trainable, trainable
-        console.training_table(summary(parts.frozen, parts.trainable), counts, job.reported)
+        trained = summary(parts.frozen, parts.trainable)
+        console.training_table(trained, counts, job.reported.parameters)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
     rate = learning_rate(how.optimizer.schedule, how.steps, how.unit)
     if job.anew and lead:  # not before it is known that the system can be built

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import jax
@@ -18,13 +18,17 @@ import optax
 
 from asdjax.types import InputError, check
 
+BRANCH = re.compile(r"branches\.(\d+)\.")  # of the names of an encoder's weights
+
 
 @dataclass(frozen=True)
 class Schedule:
     """The learning rate over the run. Step s = 1, 2, ... is the one that makes the update.
 
-    The warm-up is a straight line that reaches the peak at s = warmup: start + (peak - start) s /
-    warmup, so the first step already learns. After it (W = warmup, or 1 without one):
+    The warm-up is a straight line that reaches the peak at s = warmup. With a `start` the first
+    update is made at that rate: start + (peak - start) (s - 1) / (warmup - 1); without, the line
+    comes from 0, so that the first update already learns: peak s / warmup. After it (W = warmup,
+    or 1 without one):
 
     - constant: peak.
     - cosine: end + (peak - end) (1 + cos(pi (s - W) / (cycle - W))) / 2, s counted within its
@@ -36,7 +40,7 @@ class Schedule:
       shape: what follows the warm-up.
       peak: highest learning rate.
       warmup: steps of linear warm-up; with cosine, of every cycle.
-      start: learning rate that the warm-up starts from.
+      start: learning rate of the first update, and of the first of every cycle; 0 for none.
       end: learning rate that the cosine ends at.
       cycle: cosine: steps from restart to restart, warm-up included; None for one over the run.
     """
@@ -79,6 +83,8 @@ class Optimizer:
         None for no limit.
       layer_decay: factor of the learning rate from each layer of the backbone to the one below it
         (BEiT, ELECTRA); what follows the backbone has factor 1, its last layer the first power.
+      branch_peaks: peaks for the weights of each encoder, in place of that of the schedule, which
+        holds for the heads; none: one for all.
     """
 
     kind: Literal["adam", "adamw"] = "adamw"
@@ -86,8 +92,11 @@ class Optimizer:
     weight_decay: float = 0.01
     clip: float | None = None
     layer_decay: float = 1.0
+    branch_peaks: tuple[float, ...] = ()
 
     def __post_init__(self):
+        for peak in self.branch_peaks:
+            replace(self.schedule, peak=peak)  # raises
         check(
             self,
             ("weight_decay", ">= 0", 0 <= self.weight_decay < np.inf),
@@ -143,7 +152,9 @@ def learning_rate(
             + (schedule.peak - schedule.end) * 0.5 * (1 + jnp.cos(jnp.pi * part)),
             "inverse-sqrt": schedule.peak * jnp.sqrt(warmup / step),
         }[schedule.shape]
-        rising = schedule.start + (schedule.peak - schedule.start) * step / warmup
+        first = unit if schedule.start else 0  # the step of the first update, or before it
+        risen = jnp.clip((step - first) / max(warmup - first, 1), 0, 1)
+        rising = schedule.start + (schedule.peak - schedule.start) * risen
         rising = rising if schedule.warmup else schedule.peak
         return jnp.where(step <= warmup, rising, after).astype(jnp.float32)
 
@@ -176,15 +187,34 @@ def make_optimizer(
         optax.add_decayed_weights(config.weight_decay, mask)
         if config.kind == "adamw"
         else optax.identity(),
-        optax.scale_by_learning_rate(learning_rate(config.schedule, steps, unit)),
-        optax.stateless(
-            lambda change, _: {name: value * factors[name] for name, value in change.items()}
-        ),
+        _scale_by_rates(config, factors, steps, unit),
     ]
     optimizer = optax.chain(*parts)
     if accumulate == 1:
         return optimizer
     return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
+
+
+def _scale_by_rates(
+    config: Optimizer, factors: Mapping[str, float], steps: int, unit: int
+) -> optax.GradientTransformation:
+    """Return the change times minus the learning rate of each weight."""
+    peaks = [config.schedule.peak, *config.branch_peaks]
+    rates = [learning_rate(replace(config.schedule, peak=p), steps, unit) for p in peaks]
+
+    def which(name: str) -> int:
+        branch = BRANCH.match(name)
+        return int(branch[1]) + 1 if branch and config.branch_peaks else 0
+
+    def init(_):
+        return optax.ScaleByScheduleState(count=jnp.zeros([], jnp.int32))
+
+    def update(change, state, _=None):
+        found = [rate(state.count) for rate in rates]
+        change = {n: -found[which(n)] * factors[n] * value for n, value in change.items()}
+        return change, optax.ScaleByScheduleState(state.count + 1)
+
+    return optax.GradientTransformation(init, update)
 
 
 def updates_done(state: optax.OptState) -> jax.Array:

@@ -20,7 +20,7 @@ from asdjax.data.labels import (
 from asdjax.models.system import Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
-from asdjax.types import Clip, InputError, preview
+from asdjax.types import Clip, InputError, Reported, counted, preview
 
 
 class Plan(NamedTuple):
@@ -73,6 +73,21 @@ def make_plan(config: Train, clips: Sequence[Clip]) -> Plan:
         held_out,
         tuple(filter(None, notes)),
     )
+
+
+def beside(reported: Reported, plan: Plan, clips: Sequence[Clip]) -> list[str]:
+    """Return lines that set a report's numbers beside those here, where they differ."""
+    machines, classes = {clip.machine for clip in clips}, max(map(len, plan.classes))
+    lines = []
+    if len(machines) < reported.machines:
+        lines.append(
+            f"{counted(len(machines), 'machine type')} to train on; the report has "
+            f"{reported.machines}, of the development and the additional training set "
+            "(`asdjax data fetch --part all`)"
+        )
+    if reported.classes and classes != reported.classes:
+        lines.append(f"{classes:,} classes; the report has {reported.classes}")
+    return lines
 
 
 def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> tuple[int, ...]:

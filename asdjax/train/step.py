@@ -106,7 +106,9 @@ def make_step(
         average = state.average
         if config.ema:
             before, after = updates_done(state.optimizer), updates_done(tuned)
-            decay = jnp.minimum(config.ema, after / (9.0 + after))  # the start is soon forgotten
+            decay = config.ema
+            if config.ema_ramp:
+                decay = jnp.minimum(decay, after / (9.0 + after))
             share = jnp.where(after > before, 1.0 - decay, 0.0)
             average = optax.incremental_update(trainable | statistics, average, share)
         step = state.step + 1

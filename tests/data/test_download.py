@@ -255,6 +255,19 @@ def test_fetch_unpacks_train_and_test_into_one_folder_per_machine(zenodo, tmp_pa
     assert len(zenodo.requests) == 6
 
 
+def test_both_parts_of_an_edition_lie_beside_each_other(zenodo, tmp_path, monkeypatch):
+    fan = archives.Archive("fan", 1, "dev_fan.zip", "")
+    monkeypatch.setitem(archives.ARCHIVES, (2024, "dev"), [fan])
+    serve(zenodo, fan.record, {fan.name: zipped({"fan/train/section_00_0000.wav": b"fan"})})
+    asked = "fan", "Scanner", "3DPrinter"
+    folder = fetch(2024, "all", tmp_path, asked, mirror=zenodo.url)
+    assert folder == tmp_path / "dcase2024t2"
+    assert tree(folder / "dev_data" / "raw") == {"fan/train/section_00_0000.wav": b"fan"}
+    assert tree(folder / "eval_data" / "raw") == zenodo.expected
+    with pytest.raises(InputError, match=r"no machine type Fan; .*3DPrinter.*fan"):
+        fetch(2024, "all", tmp_path, ["Fan"], mirror=zenodo.url)
+
+
 def test_fetch_gets_a_removed_machine_again_and_only_it(zenodo, tmp_path):
     machines = ["3DPrinter", "Scanner"]
     raw = fetch(2024, "eval", tmp_path, machines, mirror=zenodo.url)

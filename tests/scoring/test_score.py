@@ -89,7 +89,7 @@ def test_standardization_uses_training_clips_only():
     rng = np.random.default_rng(0)
     train = machine(rng.normal(5, [1, 10, 0.1], (40, 3)))
     test = rng.normal(5, [1, 10, 0.1], (6, 3))
-    config = Knn(standardize=True)
+    config = Knn(standardize="machine")
     alone = [score([train], [machine(row[None], split="test")], config)[0][0][0] for row in test]
     outlier = np.concatenate([test, [[1e3, -1e3, 1e3]]])
     together = score([train], [machine(outlier, split="test")], config)[0][0][:-1]
@@ -105,9 +105,9 @@ def test_standardization_uses_training_clips_only():
 def test_a_standardized_training_clip_is_unknown_to_the_statistics_of_its_score():
     rng = np.random.default_rng(4)
     values = rng.normal(5, [1, 10, 0.1, 3], (13, 4))
-    left = score([machine(values)], [machine(values[:2], split="test")], Knn(2, standardize=True))[
-        1
-    ]
+    left = score(
+        [machine(values)], [machine(values[:2], split="test")], Knn(2, standardize="machine")
+    )[1]
     for i in range(13):  # folds: every fifth clip
         others = values[np.arange(13) % 5 != i % 5]
         scaled = (values - others.mean(0)) / others.std(0)
@@ -117,10 +117,33 @@ def test_a_standardized_training_clip_is_unknown_to_the_statistics_of_its_score(
         np.testing.assert_allclose(left[0][i], apart[:2].mean(), rtol=0, atol=1e-5)
 
 
+def test_statistics_of_all_machines_are_those_of_their_training_clips_together():
+    rng = np.random.default_rng(2)
+    train = [machine(rng.normal(m, [1, 5, 0.3], (n, 3))) for m, n in ((2, 20), (-3, 35))]
+    test = [machine(rng.normal(m, [1, 5, 0.3], (6, 3)), split="test") for m in (2, -3)]
+    found, left = score(train, test, Knn(1, standardize="all"))
+
+    def scaled(values, by):
+        values = (values - by.mean(0)) / by.std(0)
+        return values / np.linalg.norm(values, axis=1, keepdims=True)
+
+    values = [one.values.astype(np.float64) for one in train]
+    every = np.concatenate(values)
+    for machine_values, queries, scores in zip(values, test, found, strict=True):
+        cosine = scaled(queries.values, every) @ scaled(machine_values, every).T
+        np.testing.assert_allclose(scores, 1 - cosine.max(1), rtol=0, atol=2e-6)  # float32 cosines
+    for i in range(20):  # without every fifth clip of each machine
+        kept = np.concatenate([v[np.arange(len(v)) % 5 != i % 5] for v in values])
+        own = scaled(values[0], kept)
+        others = np.delete(own, i, 0)
+        np.testing.assert_allclose(left[0][i], 1 - (others @ own[i]).max(), rtol=0, atol=2e-6)
+
+
 def test_one_standardized_training_clip_has_no_score():
     one = machine([[1.0, 2.0]])
     assert (
-        score([one], [machine([[2.0, 2.0]], split="test")], Knn(standardize=True))[1][0] == np.inf
+        score([one], [machine([[2.0, 2.0]], split="test")], Knn(standardize="machine"))[1][0]
+        == np.inf
     )
 
 
@@ -130,7 +153,7 @@ def test_a_dimension_that_is_constant_does_not_dominate():
     values[:, 0] = 7.0
     test = rng.normal(5, 1, (5, 4)).astype(np.float32)
     test[:, 0] = 7.001
-    config = Knn(standardize=True)
+    config = Knn(standardize="machine")
     with_constant = score([machine(values)], [machine(test, split="test")], config)[0][0]
     without = score([machine(values[:, 1:])], [machine(test[:, 1:], split="test")], config)[0][0]
     np.testing.assert_allclose(with_constant, without, rtol=0, atol=1e-4)  # 0.001 of a deviation
@@ -234,7 +257,7 @@ def test_smote_lowers_scores_between_target_clips_and_no_training_score(referenc
 
 
 @pytest.mark.parametrize("references", ["pooled", "domain"])
-@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("standardize", [None, "machine"])
 def test_smote_scores_are_those_of_its_rows_beside_the_clips(references, standardize):
     train, test = balanced()
     between = train.values[:6] / 8 + test.values  # a source clip and synthetic ones are near

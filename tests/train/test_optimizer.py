@@ -38,8 +38,17 @@ def test_constant_without_warmup():
 def test_first_update_of_a_warmup_already_learns_and_its_last_has_the_peak():
     schedule = Schedule(peak=1.0, warmup=4)
     assert rates(schedule, 6) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    schedule = Schedule(peak=1.0, warmup=4, start=0.5)
-    assert rates(schedule, 5) == [0.625, 0.75, 0.875, 1.0, 1.0]
+    schedule = Schedule(peak=1.0, warmup=5, start=0.5)
+    assert rates(schedule, 6) == [0.5, 0.625, 0.75, 0.875, 1.0, 1.0]
+
+
+def test_the_start_is_the_rate_of_the_first_update_whatever_steps_count():
+    """The schedule of AITHU's LoRA: 10 updates of 8 micro-batches from 1e-4 to 5e-3."""
+    schedule = Schedule("cosine", peak=5e-3, warmup=80, start=1e-4, end=1e-5)
+    got = rates(schedule, 800, unit=8)
+    np.testing.assert_allclose(got[:10], np.linspace(1e-4, 5e-3, 10), rtol=1e-6)
+    assert max(got) == got[9]
+    np.testing.assert_allclose(got[-1], 1e-5, rtol=1e-4)  # float32 cosine near -1
 
 
 def test_inverse_square_root():
@@ -59,14 +68,14 @@ def test_cosine_goes_from_the_peak_to_the_end_of_the_run():
 def test_cosine_restarts_with_its_warmup():
     schedule = Schedule("cosine", peak=1.0, warmup=2, start=0.1, end=0.2, cycle=6)
     half = np.sqrt(0.5)
-    cycle = [0.55, 1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half, 0.2]
+    cycle = [0.1, 1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half, 0.2]
     want = (cycle * 3)[:15]  # a run may end within a cycle
     np.testing.assert_allclose(rates(schedule, 15), want, rtol=2e-6)
 
 
 @pytest.mark.parametrize("shape", ["constant", "cosine", "inverse-sqrt"])
 def test_rates_count_in_steps_of_the_unit(shape):
-    schedule = Schedule(shape, peak=0.5, warmup=8, start=0.01)
+    schedule = Schedule(shape, peak=0.5, warmup=8)
     every = rates(schedule, 40)
     np.testing.assert_array_equal(rates(schedule, 40, unit=4), every[3::4])
 
@@ -222,6 +231,23 @@ def test_updates_are_counted(config, accumulate):
         _, state = update(draw(), state, params)
         counts.append(int(updates_done(state)))
     assert counts == [i // accumulate for i in range(1, 8)]
+
+
+def test_each_branch_has_its_peak_and_the_heads_that_of_the_schedule():
+    """Adam's first update of a gradient is its sign, so the change is the learning rate."""
+    schedule = Schedule("cosine", peak=0.5, warmup=2, start=0.1, end=0.01)
+    config = Optimizer("adam", schedule, branch_peaks=(0.4, 0.2))
+    names = ("branches.0.project.kernel", "branches.1.pool.attend.kernel", "heads.0.centers")
+    params = {name: jnp.zeros((2, 2)) for name in names}
+    optimizer = make_optimizer(config, params, 10)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for done in range(10):
+        change, state = update({name: jnp.ones((2, 2)) for name in names}, state, params)
+        for name, peak in zip(names, (0.4, 0.2, 0.5), strict=True):
+            expected = rates(Schedule("cosine", peak=peak, warmup=2, start=0.1, end=0.01), 10)
+            np.testing.assert_allclose(change[name], -expected[done], rtol=1e-4)  # 1 - 0.999
+    with pytest.raises(InputError, match="peak: expected > 0"):
+        Optimizer(branch_peaks=(1e-4, 0.0))
 
 
 def test_the_rate_in_use_is_that_of_the_updates_done():

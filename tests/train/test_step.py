@@ -305,7 +305,7 @@ def test_validation_draws_nothing(backbone, plain):
 @pytest.fixture(scope="module")
 def halves(backbone):
     """Return the states before and after four passes of half a batch: two updates of -g / 10."""
-    how = replace(TRAIN, batch=2, accumulate=2, ema=0.15)
+    how = replace(TRAIN, batch=2, accumulate=2, ema=0.15, ema_ramp=True)
     optimizer = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
     built = build(backbone, PLAIN, how, optimizer)
     states, state = [], built.begin()
@@ -334,7 +334,7 @@ def averaged(before, after, decay):
 
 
 def test_the_average_follows_updates_not_passes(halves):
-    """Update n keeps n / (9 + n) of the average, but no more than `ema`."""
+    """With a ramp update n keeps n / (9 + n) of the average, but no more than `ema`."""
     begun, waited, updated, waiting, again = halves
     assert same(begun.average, begun.trainable)
     assert same(waited.average, begun.average)

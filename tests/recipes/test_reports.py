@@ -1,0 +1,131 @@
+"""The recipes against the reports' own tables, typed as they are printed (experiments/published).
+
+What the product shows must be what a report prints; what a recipe runs must be what it states.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from asdjax.files import read_csv
+from asdjax.recipes import RECIPES, published
+
+FOLDER = Path(__file__).parents[2] / "experiments" / "published"
+COLUMNS = {  # recipe -> file, table, heading of its column or row
+    "aithu2024/beats-full": ("aithu2024", "1", "BEATs-full"),
+    "aithu2024/beats-lora": ("aithu2024", "1", "BEATs-LoRA"),
+    "aithu2024/beats-pse": ("aithu2024", "1", "BEATs-pse"),
+    "aithu2024/eat-full": ("aithu2024", "1", "EAT-full"),
+    "aithu2024/eat-lora": ("aithu2024", "1", "EAT-LoRA"),
+    "aithu2024/eat-pse": ("aithu2024", "1", "EAT-pse"),
+    "aithu2024/dual": ("aithu2024", "1", "Dual Pre-trained"),
+    **{f"aithu2024/system{n}": ("aithu2024", "4", f"System {n}") for n in (1, 2, 3, 4)},
+    "ioa2024/hubert": ("ioa2024", "1", "HuBERT"),
+    "ioa2024/beats": ("ioa2024", "1", "BEATs"),
+    "ioa2024/wav2vec2": ("ioa2024", "1", "wav2vec 2.0"),
+    "ioa2024/wavlm": ("ioa2024", "1", "WavLM"),
+    "ioa2024/unispeech-sat": ("ioa2024", "1", "UniSpeech-SAT"),
+    "ioa2024/three-subnetworks-gmm": ("ioa2024", "2", "Proposed GMM"),
+    "ioa2024/three-subnetworks-kmeans": ("ioa2024", "2", "Proposed KMeans"),
+    **{f"ioa2024/ensemble{n}": ("ioa2024", "3", f"Ensemble-{n}") for n in (1, 2, 3, 4)},
+    **{f"korea2025/system{n}": ("korea2025", "1", f"System{n}") for n in (1, 2, 3, 4)},
+    **{f"midea2024/submission{n}": ("midea2024", "1", f"Submission {n}") for n in (1, 2, 3, 4)},
+    "xju2025/beats-fft": ("xju2025", "2", "System 1"),
+    "xju2025/eat-fft": ("xju2025", "2", "System 2"),
+    "xju2025/eat-beats": ("xju2025", "2", "System 3"),
+    "xju2025/eat-beats-fft": ("xju2025", "2", "System 4"),
+}
+OURS = "frozen", "small", "baseline"  # no systems of these reports
+
+
+def table(report: str, number: str) -> dict[str, dict[tuple[str, str], str]]:
+    """Return the cells of a report's table as printed: system -> (machine, metric) -> value."""
+    found = defaultdict(dict)
+    for one, system, machine, metric, value in read_csv(FOLDER / f"{report}.csv")[1:]:
+        if one == number:
+            found[system][machine, metric] = value
+    return found
+
+
+def test_every_system_of_the_reports_has_a_recipe_and_every_recipe_a_system():
+    own = {name for name in RECIPES if name.split("/")[0] not in OURS}
+    assert own == COLUMNS.keys() | {"aithu2024/beats-lora-flat"}
+    taken = set(COLUMNS.values())
+    for report in ("aithu2024", "ioa2024", "korea2025", "midea2024", "xju2025"):
+        for number in "1234":
+            for system, cells in table(report, number).items():
+                scores = any(metric == "auc_source" for _, metric in cells)
+                baseline = any(word in system for word in ("Baseline", "MSE", "MHLAE"))
+                if scores and not baseline:
+                    assert (report, number, system) in taken
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_what_the_product_shows_is_what_the_report_prints(name):
+    report, number, system = COLUMNS[name]
+    cells = table(report, number)[system]
+    (shown,) = (t for data, t in published.tables(name).items() if data.startswith("dev"))
+    machines = {machine for machine, _ in cells} - {"all"}
+    assert published.machines(shown).keys() == machines
+    assert len(machines) == 7
+    for machine, values in published.machines(shown).items():
+        for metric, value in values.items():
+            key = "hmean" if metric == "harmonic_mean" else metric
+            assert value == float(cells[machine, key]), (machine, metric)
+    if ("all", "hmean") in cells:
+        assert published.total(shown) == float(cells["all", "hmean"])
+
+
+AITHU = [name for name, place in COLUMNS.items() if place[:2] == ("aithu2024", "1")]
+
+
+@pytest.mark.parametrize("name", AITHU)
+def test_parameters_are_those_of_table_1_of_aithu(name):
+    cells = table("aithu2024", "1")[COLUMNS[name][2]]
+    assert RECIPES[name].parameters == f"{cells['all', 'total']} / {cells['all', 'trainable']}"
+
+
+def test_clusters_are_those_of_table_2_of_aithu():
+    for column, cells in table("aithu2024", "2").items():
+        counts = dict(RECIPES[f"aithu2024/{column.lower()}"].config.pseudo.counts)
+        assert counts == {machine: int(value) for (machine, _), value in cells.items()}
+
+
+def test_coefficients_are_those_of_table_3_of_aithu():
+    names = {COLUMNS[name][2]: name for name in AITHU}
+    for system, cells in table("aithu2024", "3").items():
+        config = RECIPES[f"aithu2024/{system.lower().replace(' ', '')}"].config
+        printed = {names[model]: float(value) for (_, model), value in cells.items()}
+        used = dict(zip(config.members, config.ensemble.weights, strict=True))
+        assert used == {name: value for name, value in printed.items() if value}
+
+
+@pytest.mark.parametrize("name", [name for name in COLUMNS if name.startswith("xju2025/")])
+def test_what_runs_of_xju_is_its_table_1(name):
+    (cells,) = table("xju2025", "1").values()
+    printed = {metric: value for (_, metric), value in cells.items()}
+    recipe = RECIPES[name]
+    train, smote = recipe.config.train, recipe.config.scorer.smote
+    margin, contrastive = (head.loss for head in train.heads)
+    schedule = train.optimizer.schedule
+    assert printed == {
+        "Training Mode": "OS-SCL",
+        "Loss Function": "SubCenterArcFace[6]",
+        "Margin Parameter": f"{margin.margin:g}",
+        "Sub-Center Number": "114",  # cannot be the number of each class: a reading
+        "Total Training Steps": f"{train.steps:,}",
+        "Batch Size": f"{train.batch}",
+        "Learning Rate": "1×10^{-4}",
+        "Optimizer": "AdamW[10]",
+        "Warm-up Steps": f"{schedule.warmup}",
+        "Gradient Accumulation": f"{train.accumulate}",
+        "Learning Rate Scheduler": schedule.shape.replace("-", "_"),
+        "Data Augmentation": f"SpecAug[11], {train.augment.mask}",
+        "KNN Settings": f"R: {smote.ratio:g}, N: {smote.neighbors}",  # a reading
+        "Temperature": f"t = {contrastive.temperature:g}",
+        "EMA Momentum": rf"$\alpha_e = {train.ema:g}$",
+        "Number of Classes": f"{recipe.classes}",
+    }
+    assert schedule.peak == 1e-4
+    assert (margin.kind, train.optimizer.kind) == ("arcface", "adamw")

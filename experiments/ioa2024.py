@@ -1,9 +1,11 @@
-"""Tables 2 and 3 of IOA-CAS 2024, what is trained from scratch: ours beside published.
+"""Tables 1, 2 and 3 of IOA-CAS 2024: ours beside published.
 
-    python experiments/ioa2024.py --data DATA/dcase2024t2/dev_data/raw --out RUNS --runs 3
+    python experiments/ioa2024.py --data DATA/dcase2024t2 --out RUNS --runs 3
+    python experiments/ioa2024.py --data DATA --out RUNS --tiny
 
-Per cent; ours are means ± deviations over random starts. The networks of a start are trained once
-for both scores; its ensemble is of these two.
+DATA is of `asdjax data fetch --year 2024 --part all`. Per cent; ours are means ± deviations over
+random starts. The three subnetworks of a start are trained once for both scores; its ensembles are
+of its systems.
 """
 
 import repeated

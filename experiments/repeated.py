@@ -28,6 +28,7 @@ from asdjax.recipes import RECIPES, published
 from asdjax.report import console
 from asdjax.stages.folder import MODEL
 from asdjax.train.config import Train
+from asdjax.types import counted
 
 Results = dict[tuple[str, str], float]  # machine and metric -> per cent
 
@@ -182,16 +183,36 @@ def spread(values: Sequence[float]) -> str:
     return f"{average} ± {statistics.stdev(values):.2f}" if len(values) > 1 else average
 
 
+def shared(machines: Sequence[str], table: published.Table) -> list[str]:
+    """Return those of our machines, sections included, that a published table has too."""
+    return [machine for machine in machines if machine.split("/")[0] in table]
+
+
+def published_mean(machines: Sequence[str], table: published.Table) -> str:
+    """Return the published harmonic mean over some of our machines; "-" if it has none of them."""
+    names = {machine.split("/")[0] for machine in machines}
+    if names == published.machines(table).keys():
+        return f"{published.total(table):.2f}"
+    some = published.mean({name: table[name] for name in names if name in table})
+    return "-" if some is None else f"{some:.2f}"
+
+
 def compare(system: str, runs: Sequence[Results], options: argparse.Namespace) -> None:
-    """Print our results of a system beside the published ones; the last row is of all machines."""
+    """Print our results of a system beside the published ones; the last row is of all machines.
+
+    Of machines that only one of both has the last row has nothing.
+    """
     rows, table = [], published.tables(system)[options.part]
     for machine in machines_of(runs):
         theirs = table.get(machine.split("/")[0], {})  # the same for all sections of a machine
         for name in published.AREAS:
             number = f"{theirs[name]:.2f}" if name in theirs else "-"
             rows.append([machine, name, spread([run[machine, name] for run in runs]), number])
-    ours = spread([mean(run, machines_of(runs)) for run in runs])
-    rows.append(["all", "harmonic mean", ours, f"{published.mean(table):.2f}"])
+    both = shared(machines_of(runs), table)
+    if both:
+        ours = spread([mean(run, both) for run in runs])
+        count = len({machine.split("/")[0] for machine in both})
+        rows.append([counted(count, "machine"), "harmonic mean", ours, published_mean(both, table)])
     heading = ["machine", "", f"ours, {len(runs)} runs", f"published, {options.part}"]
     console.table(heading, rows, f"{system}, {options.data}")
 

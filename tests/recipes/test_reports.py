@@ -116,7 +116,7 @@ def test_what_runs_of_xju_is_its_table_1(name):
         "Sub-Center Number": "114",  # cannot be the number of each class: a reading
         "Total Training Steps": f"{train.steps:,}",
         "Batch Size": f"{train.batch}",
-        "Learning Rate": "1×10^{-4}",
+        "Learning Rate": "1\u00d710^{-4}",
         "Optimizer": "AdamW[10]",
         "Warm-up Steps": f"{schedule.warmup}",
         "Gradient Accumulation": f"{train.accumulate}",

@@ -22,6 +22,7 @@ from asdjax.models.eat import EatConfig
 from asdjax.models.layers import Remat
 from asdjax.models.lora import Lora
 from asdjax.models.pretrained import Pretrained
+from asdjax.models.speech import SpeechConfig
 from asdjax.models.system import Architecture, Task
 from asdjax.train.batches import Batch
 from asdjax.train.config import Train
@@ -32,12 +33,16 @@ from asdjax.train.step import make_front_ends, make_step
 Kind = Literal["lora", "full"]
 SAMPLES, CLASSES = 160_000, 172
 LOSS, ADAPTER = Margin(), Lora()
-STRUCTURES = {"beats": BeatsConfig.base(), "eat": EatConfig.base()}
+STRUCTURES = {"beats": BeatsConfig.base(), "eat": EatConfig.base(), "hubert": SpeechConfig.base()}
 # GFLOP of a clip of 10 s: forward; back to the first layer; adapters. Forward are 24 L D^2 of dense
 # and 4 L^2 D of attention in each of 12 layers (L 496 and 513, D 768) and what lies before them;
 # back the same, attention twice, without q, k and v of the first layer.
-BEATS, EAT = (98.5, 100.6, 3.5), (97.0, 104.7, 3.6)
-LORA = {"BEATs": BEATS[0] + BEATS[1] + 3 * BEATS[2], "EAT": EAT[0] + EAT[1] + 3 * EAT[2]}
+# Of HuBERT (L 499) 48.9 are convolutions, to which nothing flows back: they have no adapter.
+BEATS, EAT, HUBERT = (98.5, 100.6, 3.5), (97.0, 104.7, 3.6), (147.9, 101.4, 3.5)
+LORA = {
+    name: forward + back + 3 * adapters
+    for name, (forward, back, adapters) in (("BEATs", BEATS), ("EAT", EAT), ("HuBERT", HUBERT))
+}
 
 
 def encoder(

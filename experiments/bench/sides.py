@@ -23,7 +23,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from finetune import BEATS, EAT, LORA
+from finetune import BEATS, EAT, HUBERT, LORA
 
 from asdjax.arithmetic import BFLOAT16_UNITS, processor_flags
 
@@ -159,6 +159,44 @@ def eat_torch() -> Callable:
     from torch_eat import torch_eat
 
     return torch_eat
+
+
+def hubert_input() -> tuple:
+    """Return the configuration, random weights and a normalized wave `[8, 160000, 1]`."""
+    from asdjax.models.backbone import initialize
+    from asdjax.models.speech import SpeechConfig
+
+    config = SpeechConfig.base()
+    return config, initialize(config), np.asarray(config.frontend(waves()[:8]))
+
+
+def hubert_torch() -> Callable:
+    from torch_speech import torch_speech
+
+    return torch_speech
+
+
+def convolutions_ours() -> Call:
+    """Return the convolutional encoder of HuBERT alone."""
+    import jax
+
+    from asdjax.models.backbone import abstract
+    from asdjax.models.weights_file import merge
+
+    config, params, wave = hubert_input()
+    graph = abstract(config)[0]
+    forward = jax.jit(lambda params, wave: merge(graph, params).frames(wave))
+    return lambda: np.asarray(forward(params, wave))
+
+
+def convolutions_torch() -> Call:
+    import torch
+    from torch_speech import torch_speech
+
+    config, params, wave = hubert_input()
+    model = torch_speech(config, {n: np.asarray(x) for n, x in params.items()}, DEVICE)
+    wave = torch.from_numpy(wave[..., 0]).to(DEVICE)
+    return torch.inference_mode()(lambda: model.model.feature_extractor(wave).mT.cpu().numpy())
 
 
 def layer_products() -> list[tuple[np.ndarray, np.ndarray, bool]]:
@@ -359,6 +397,10 @@ ALIKE: dict[str, Sides] = {  # on both
         "ours, one by one": partial(autoencoders_ours, at_once=False),
         "torch, one by one": autoencoders_torch,
     },
+    "convolutions of HuBERT-base, 8 x 10 s": {
+        "ours": convolutions_ours,
+        "transformers": convolutions_torch,
+    },
     "kNN 7 x 200 x 1,000 x 768": knn_sides(SMALL),
     "kNN 2,000 x 200,000 x 768": knn_sides(LARGE),
 }
@@ -391,8 +433,9 @@ def backbones(batch: int, dtype: str, where: str, peers: tuple[str, ...]) -> dic
       peers: types of PyTorch's products.
     """
     found: dict[str, Sides] = {}
-    flop = {"BEATs": BEATS[0], "EAT": EAT[0]}
+    flop = {"BEATs": BEATS[0], "EAT": EAT[0], "HuBERT": HUBERT[0]}
     inputs = {"BEATs": (beats_input, beats_torch), "EAT": (eat_input, eat_torch)}
+    inputs["HuBERT"] = hubert_input, hubert_torch
     for name in flop:
         case = f"{name}-base embedding, 8 x 10 s, {where}"
         found[case], GFLOP[case] = forward_sides(*inputs[name], dtype, peers), 8 * flop[name]
@@ -408,7 +451,7 @@ def backbones(batch: int, dtype: str, where: str, peers: tuple[str, ...]) -> dic
         "ours": partial(finetune_ours, *given),
         "ours, one by one": partial(finetune_in_turn, *given),
     }
-    GFLOP[both] = batch * sum(LORA.values())
+    GFLOP[both] = batch * (LORA["BEATs"] + LORA["EAT"])
     return found
 
 

@@ -27,9 +27,11 @@ from asdjax.frontend import fbank
 from asdjax.models.backbone import Structure
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.speech import SpeechConfig
 from asdjax.models.transformer import relative_bucket
 
 FRAMES = 998  # of 10 s
+BACKBONE = "branches.0.backbone."
 LEARNING_RATE, DECAY = 1e-4, 0.01
 norm = partial(nn.LayerNorm, eps=1e-5)
 
@@ -47,7 +49,7 @@ def step(
         dtype: of the backbone's products: "float32", or "bfloat16" by autocast.
     """
     model = load(kind, structure).to(device)
-    hear = Fbank(structure).to(device)
+    hear = front_end(structure).to(device)
     sound, label = (torch.from_numpy(x).to(device) for x in inputs(batch))
     optimizer = adamw(model)
 
@@ -68,12 +70,21 @@ def step(
     return one
 
 
+def front_end(structure: Structure) -> nn.Module:
+    if isinstance(structure, SpeechConfig):
+        from torch_speech import Normalized  # needs transformers
+
+        return Normalized()
+    return Fbank(structure)
+
+
 def load(kind: Kind, structure: Structure) -> nn.Module:
     """Return the system with our weights; what is frozen gets no gradient."""
     _, trainable, frozen = system(kind, [structure]).initialize(seed=0)
     model = System(kind, structure)
     found = model.load_state_dict(torch_state(structure, trainable | frozen), strict=False)
-    left = [name for name in found.missing_keys if "norm.running" not in name]
+    unused = "norm.running", "masked_spec_embed"
+    left = [n for n in found.missing_keys if not any(one in n for one in unused)]
     assert not found.unexpected_keys + [n for n in left if "num_batches" not in n], found
     trained = torch_state(structure, trainable)
     for name, parameter in model.named_parameters():
@@ -82,6 +93,14 @@ def load(kind: Kind, structure: Structure) -> nn.Module:
 
 
 def torch_state(structure: Structure, arrays: dict) -> dict[str, torch.Tensor]:
+    own = {n: x for n, x in arrays.items() if n.startswith(BACKBONE)}
+    if isinstance(structure, SpeechConfig):
+        from torch_speech import speech_state
+
+        others = {n: x for n, x in arrays.items() if n not in own}
+        found = speech_state({n.removeprefix(BACKBONE): x for n, x in own.items()})
+        state = {f"backbone.model.{name}": value for name, value in found.items()}
+        return state | dict(torch_array(name, value) for name, value in others.items())
     state = dict(torch_array(name, value) for name, value in arrays.items())
     return joined(state) if isinstance(structure, EatConfig) else state
 
@@ -126,11 +145,18 @@ class System(nn.Module):
     def __init__(self, kind: Kind, structure: Structure):
         super().__init__()
         embedding, width = encoder(kind, structure).embedding, structure.width
-        make = Eat if isinstance(structure, EatConfig) else Beats
-        self.backbone = make(structure, adapted=kind == "lora")
+        self.backbone = backbone(structure, adapted=kind == "lora")
         self.pool = AttentiveStatistics(width)
         self.project = nn.Linear(2 * width, embedding)
         self.heads = nn.ModuleList([ArcFace(embedding)])
+
+
+def backbone(structure: Structure, adapted: bool) -> nn.Module:
+    if isinstance(structure, SpeechConfig):
+        from torch_speech import Speech
+
+        return Speech(structure, adapted)
+    return (Eat if isinstance(structure, EatConfig) else Beats)(structure, adapted)
 
 
 class Beats(nn.Module):

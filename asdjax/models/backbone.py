@@ -148,7 +148,7 @@ class Backbone:
 def check_samples(config: Structure, samples: int) -> None:
     if samples < config.shortest_samples:
         raise InputError(
-            f"expected at least {config.shortest_samples} samples (one patch of frames), got "
+            f"expected at least {config.shortest_samples} samples (one token), got "
             f"{samples}; pad the clip"
         )
 

@@ -76,7 +76,7 @@ class Reported:
     Args:
       parameters: all and trained weights as it counts them, e.g. "90M / 3.73M"; "": it does not.
       classes: that it trained on; 0: it does not say.
-      machines: machine types that it trained on; 0: it does not say.
+      machines: types in the development and additional training sets of its year; 0: none.
     """
 
     parameters: str = ""

@@ -4,7 +4,7 @@
         --weights beats-iter3 eat-base --runs 3
     python experiments/aithu2024.py --data DATA --out RUNS --tiny --hide valve
 
-DATA is of `asdjax data fetch --year 2024 --part all`: the report trains on all 16 machine types.
+DATA is of `asdjax data fetch --year 2024 --part all`: the report trains on all machine types.
 Trains the seven single systems and combines them into the four ensembles. Per cent; harmonic means
 are those of AUC source, AUC target and pAUC. Ours are means ± deviations over random starts; the
 ensembles of a start are of its single systems.

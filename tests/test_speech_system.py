@@ -29,7 +29,10 @@ TINY = SpeechConfig(
 )
 
 
-@pytest.mark.parametrize("adapter", [Lora(2, 2.0, targets=("q", "fc1")), None], ids=["lora", "full"])
+ADAPTER = Lora(2, 2.0, targets=("q", "fc1"))
+
+
+@pytest.mark.parametrize("adapter", [ADAPTER, None], ids=["lora", "full"])
 def test_it_trains_and_scores(adapter, tmp_path):
     start = initialize(TINY)
     weights = tmp_path / "wavlm.safetensors"

@@ -82,9 +82,10 @@ RECIPES = {
         summary="BEATs, all weights; classifies attributes",
         config=BEATS_FULL_SYSTEM,
         source=f"{REPORT}, section 2.1 and table 1, row BEATs-full",
-        stated="Clips of 10 s. SpecAugment 80. Attentive statistics pooling (of BEATs), then two "
-        "dense layers. ArcFace on attributes. Cosine distance to the nearest neighbor, with SMOTE "
-        "on target embeddings. 10,000 steps, batch 32, accumulation 8. AdamW, largest rate 1e-4, "
+        stated="Data of all machine types. Clips of 10 s, padded or cut; log-mel of 128 bins, 25 "
+        "ms every 10 ms. SpecAugment 80. Attentive statistics pooling (of BEATs), then two dense "
+        "layers. ArcFace on attributes. Cosine distance to the nearest neighbor, with SMOTE on "
+        "target embeddings. 10,000 steps, batch 32, accumulation 8. AdamW, largest rate 1e-4, "
         "warm-up 120.",
         chosen="Steps count micro-batches; the warm-up counts updates, 960 micro-batches: that is "
         "the warm-up of XJU 2025, which accumulates 8 as well (--train.optimizer.schedule.warmup "
@@ -92,8 +93,8 @@ RECIPES = {
         "probability 0.5. ArcFace margin 0.2 and scale 30 (the group's report of 2025). The "
         "embedding has 128 dimensions; the second dense layer is the class centers. The learning "
         "rate is constant after the warm-up. Weight decay 0.01 of AdamW on matrices (kernels, "
-        "LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop path are "
-        "the checkpoint's (0 of EAT). SMOTE to as many target as source clips, because it is to "
+        "LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop path are the "
+        "checkpoint's (0 of EAT). SMOTE to as many target as source clips, because it is to "
         "balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 neighbors. "
         "Padding is masked.",
         parameters="90M / 90M",
@@ -103,8 +104,9 @@ RECIPES = {
         summary="BEATs with LoRA; classifies attributes",
         config=system(ADAPT, BEATS_LORA),
         source=f"{REPORT}, section 2.1 and table 1, row BEATs-LoRA",
-        stated="LoRA of rank 64 on q, v and out. 50,000 steps. AdamW from 1e-4; cosine, largest "
-        "rate 5e-3, smallest rate 1e-5, 10 warm-up restart steps.",
+        stated="LoRA of rank 64 on q, v and out; pooling and dense layers train. 50,000 steps. "
+        "AdamW, initial rate 1e-4; cosine, largest rate 5e-3, smallest rate 1e-5, 10 warm-up "
+        "restart steps.",
         chosen="One cosine cycle with a warm-up of 10 updates (80 micro-batches), of which the "
         "first is made at 1e-4 and the last at 5e-3. Batch and accumulation as in the full models. "
         "LoRA alpha 64 without dropout.",
@@ -117,7 +119,8 @@ RECIPES = {
         config=replace(BEATS_FULL_SYSTEM, pseudo=Pseudo("agglomerative", BEATS_CLUSTERS)),
         source=f"{REPORT}, section 2.4 and tables 1 and 2, BEATs-pse",
         stated="First stage as beats-full. Agglomerative clustering of its embeddings of clips "
-        "without attributes, into the classes of table 2. Trained again from the checkpoint.",
+        "without attributes, into the classes of table 2, whose numbers were chosen by UMAP. "
+        "Trained again from the checkpoint.",
         chosen="Ward linkage on embeddings of length 1. A machine that table 2 does not list gets "
         "the number of clusters with the largest mean silhouette.",
         parameters="90M / 90M",
@@ -141,10 +144,11 @@ RECIPES = {
             replace(ADAPT, optimizer=Optimizer("adam", replace(COSINE, peak=1e-4))), EAT_LORA
         ),
         source=f"{REPORT}, section 2.2 and table 1, row EAT-LoRA",
-        stated="Pooling and dense layers are added. Adam, largest rate 1e-4.",
-        chosen="LoRA on q, v and out as for BEATs: 11.25M trained weights do not follow from "
-        "that, nor from all linear layers. Attentive statistics pooling also of EAT, over its "
-        "patches. Masked is what lies beyond the clip's own multiple of 32 frames.",
+        stated="Pooling and dense layers are added. Adam, largest rate 1e-4; the rest as "
+        "BEATs-LoRA.",
+        chosen="11.25M trained weights do not follow from LoRA on q, v and out, nor on all linear "
+        "layers; the public file has 85M weights, not 88M. Attentive statistics pooling also of "
+        "EAT, over its patches. Masked is what lies beyond the clip's own multiple of 32 frames.",
         parameters="88M / 11.25M",
         machines=16,
         like="aithu2024/beats-lora",
@@ -175,13 +179,14 @@ RECIPES = {
         source=f"{REPORT}, section 2.3 and table 1, row Dual Pre-trained",
         stated="The loss is back-propagated through each branch, weighted, then through the whole "
         "model. Training and detection as of BEATs and EAT.",
-        chosen="LoRA in both, because 14.98M is the sum of the two LoRA models. Two embeddings of "
-        "128 dimensions, concatenated. Losses weighted 0.5 on each branch and 1 on both, in one "
-        "backward pass, which gives the same gradient as one after the other. AdamW; the weights "
-        "of a branch have the rates of its own model, up to 5e-3 and 1e-4, the heads up to 1e-4.",
+        chosen="Pooling, masks and adapter of EAT as in eat-lora. LoRA in both, because 14.98M is "
+        "the sum of the two LoRA models. Two embeddings of 128 dimensions, concatenated. Losses "
+        "weighted 0.5 on each branch and 1 on both, in one backward pass, which gives the same "
+        "gradient as one after the other. AdamW; the weights of a branch have the rates of its own "
+        "model, up to 5e-3 and 1e-4, the heads up to 1e-4.",
         parameters="180M / 14.98M",
         machines=16,
-        like="aithu2024/eat-lora",
+        like="aithu2024/beats-lora",
     ),
     "aithu2024/system1": Recipe(
         summary="weighted sum of the three LoRA models",

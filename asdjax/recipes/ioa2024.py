@@ -65,15 +65,15 @@ RECIPES = {
         source=f"{REPORT}, section 2 and table 2, Proposed KMeans",
         stated="Clips of 12 s. Wave and amplitude spectrum, each by three one-dimensional "
         "convolutions and four dense layers with batch norm to 128 dimensions. STFT (1024, hop "
-        "512) by a residual network of four basic blocks to 256. Sub-cluster AdaCos with a "
-        "dynamic scale. Mixup. Adam at 1e-3, 64 clips. Anomaly score by k-means.",
-        chosen="The networks are those of Wilkinghoff 2023 and 2024, which the report redesigns, "
-        "with one block in each of four stages; the last dense layer, without norm, makes the "
-        "embedding. Shorter clips are repeated. Spectrogram of 200 to 8000 Hz minus its mean over "
-        "time, as there. No penalty on weights. Classes are machines with attributes, 16 trained "
-        "sub-clusters each. Every wave is mixed, by a uniform share. 2,500 steps (10 passes over "
-        "the 16 machines of 2024). Cosine distance to 16 centers of the source clips and to every "
-        "target clip (Wilkinghoff 2023).",
+        "512) by a residual network of four basic blocks to 256. Sub-cluster AdaCos with a dynamic "
+        "scale, on attributes and categories of machines; an embedding of 512 dimensions. Mixup. "
+        "Adam at 1e-3, 64 clips. Anomaly score by k-means. Redesigned after Wilkinghoff 2024.",
+        chosen="The networks are those of Wilkinghoff 2023, which his work of 2024 uses, with one "
+        "block in each of four stages; the last dense layer, without norm, makes the embedding. "
+        "Shorter clips are repeated. Spectrogram of 200 to 8000 Hz minus its mean over time, as "
+        "there. No penalty on weights. 16 trained sub-clusters of each class. Every wave is mixed, "
+        "by a uniform share. 2,500 steps (10 passes over the 16 machines of 2024). Cosine distance "
+        "to 16 centers of the source clips and to every target clip (Wilkinghoff 2023).",
         machines=16,
     ),
     "ioa2024/three-subnetworks-gmm": Recipe(
@@ -91,18 +91,19 @@ RECIPES = {
         config=EnsembleConfig(THREE),
         source=f"{REPORT}, section 4 and table 3, Ensemble-1",
         stated="Combines the three subnetworks: scores are normalized, then a mean by proportions.",
-        chosen="The report does not say which scores are combined: we take both scorers, equally, "
-        "normalized by the training clips of each machine.",
+        chosen="Which scores are combined is not said (section 1 decides on k-means, section 4 "
+        "combines the three subnetworks, and table 3 lies between both scorers of table 2): we "
+        "take both scorers, equally, normalized by the training clips of each machine.",
     ),
     "ioa2024/hubert": tuned(
         "HuBERT",
         "hubert-base",
-        "A pre-trained model is trained further.",
+        "Pre-trained models are fine-tuned with the data of the challenge of 2024.",
         chosen="The report gives no settings. Input, classes, loss, mixup and score are those of "
         "three-subnetworks-kmeans. The base model, all of whose weights train; attentive "
         "statistics pooling of its last layer and a dense layer to 128 dimensions. Adam at 1e-4, "
-        "constant after a warm-up of 120; 10,000 steps of 32 clips. Dropout and layer drop are "
-        "the checkpoint's. The lengths of clips are known to the model.",
+        "constant after a warm-up of 120; 10,000 steps of 32 clips. Dropout and layer drop are the "
+        "checkpoint's. The lengths of clips are known to the model.",
     ),
     "ioa2024/beats": tuned("BEATs", "beats-iter3", like="ioa2024/hubert"),
     "ioa2024/wav2vec2": tuned("wav2vec 2.0", "wav2vec2-base", like="ioa2024/hubert"),
@@ -113,8 +114,8 @@ RECIPES = {
         config=EnsembleConfig(EVERY, Ensemble(EACH)),
         source=f"{REPORT}, section 4 and table 3, Ensemble-2",
         stated="Combines the three subnetworks with the five pre-trained models.",
-        chosen="The proportions are not given: each network counts as much as each other one, "
-        "the three subnetworks by the mean of their two scores.",
+        chosen="The proportions are not given: each network counts as much as each other one, the "
+        "three subnetworks by the mean of their two scores.",
         like="ioa2024/ensemble1",
     ),
     "ioa2024/ensemble3": Recipe(

@@ -41,16 +41,17 @@ RECIPES = {
         summary="BEATs with LoRA; classifies machines",
         config=system(64, "machine"),
         source=f"{REPORT}, sections 2.1 and 2.2 and table 1, System1",
-        stated="BEATs iter3. Clips of 10 s, padded with zeros or cut. LoRA on q, k and v. Mean "
-        "pooling, then two dense layers. One class per machine type; AAM-softmax with margin 0.2 "
-        "and scale 30. Adam. Cosine distance to the nearest training clip of the machine, after "
-        "standardization with mean and deviation of the training feature vectors.",
+        stated="BEATs iter3. Clips of 10 s, padded with zeros or cut; log-mel of 128 bins, 25 ms "
+        "every 10 ms. LoRA on q, k and v. Mean pooling, then two dense layers. One class per "
+        "machine type; AAM-softmax with margin 0.2 and scale 30. Adam. Cosine distance to the "
+        "nearest training clip of the machine, after standardization with mean and deviation of "
+        "the training feature vectors.",
         chosen="The report does not say how its four systems differ. We vary what it leaves open: "
-        "the rank of LoRA, and whose training vectors standardize, the machine's or all "
-        "machines'. Here rank 64 and the machine's. Alpha is the rank, no dropout; learning rate "
-        "1e-4, constant after a warm-up of 120; 10,000 steps of 32 clips. The embedding has 128 "
+        "the rank of LoRA, and whose training vectors standardize, the machine's or all machines'. "
+        "Here rank 64 and the machine's. Alpha is the rank, no dropout; learning rate 1e-4, "
+        "constant after a warm-up of 120; 10,000 steps of 32 clips. The embedding has 128 "
         "dimensions; the second dense layer is the class centers. Dropout and layer drop are the "
-        "checkpoint's. Padding is masked.",
+        "checkpoint's. Padding is masked. No supplemental clips.",
         machines=15,
     ),
     "korea2025/system2": Recipe(

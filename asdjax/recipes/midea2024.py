@@ -45,15 +45,15 @@ RECIPES = {
         config=SUBMISSION1,
         source=f"{REPORT}, section 2 and table 1, submission1",
         stated="Clips repeated and cut to one length. Magnitude spectrum, and STFT magnitudes "
-        "(1024, hop 512, 200-8000 Hz) minus their mean over time. Convolutions on the spectrum, "
-        "a ResNet on the spectrogram, both with CBAM; embedding of 256 dimensions. The loss is "
+        "(1024, hop 512, 200-8000 Hz) minus their mean over time. Convolutions on the spectrum, a "
+        "ResNet on the spectrogram, both with CBAM; embedding of 256 dimensions. The loss is "
         "sub-cluster AdaCos on machine and attributes plus that on machines. Adam. Cosine "
-        "similarity.",
-        chosen="Clips of 10 s and both branches as in Wilkinghoff 2023, which the report cites, "
-        "without its penalty on weights (L2 of 1e-5); 128 dimensions of each. CBAM behind each "
-        "convolution of the spectrum, and on what each residual block adds. 16 trained "
-        "sub-clusters per class, with a dynamic scale. Adam at 1e-3, 64 clips, 2,500 steps (10 "
-        "passes over the 16 machines of 2024). Cosine distance to the nearest training clip.",
+        "similarity. The backbone is that of Wilkinghoff 2023.",
+        chosen="Clips of 10 s. Both branches are without that paper's penalty on weights (L2 of "
+        "1e-5); 128 dimensions of each. CBAM behind each convolution of the spectrum, and on what "
+        "each residual block adds. 16 trained sub-clusters per class, with a dynamic scale. Adam "
+        "at 1e-3, 64 clips, 2,500 steps (10 passes over the 16 machines of 2024). Cosine distance "
+        "to the nearest training clip.",
         machines=16,
     ),
     "midea2024/submission2": Recipe(
@@ -85,7 +85,9 @@ RECIPES = {
         chosen="Every class of machine and attributes is brought to the size of the largest by "
         "clips between two of its waves, drawn at random, or by warped copies of a single one, "
         "newly warped in each pass. About twice as many clips train (1,050 of ToyCar in 2023 "
-        "become 2,160), so 2,500 steps are about 5 passes where the others make 10.",
+        "become 2,160), so 2,500 steps are about 5 passes where the others make 10. SMOTE is "
+        "between classes: source and target clips of a machine without attributes stay as unequal "
+        "as they are. Warped copies are not interpolated.",
         machines=16,
         like="midea2024/submission3",
     ),

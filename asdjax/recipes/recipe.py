@@ -17,7 +17,9 @@ class Recipe:
       stated: what the source says, in sentences; "" if no more than the summary.
       chosen: what we chose where the source says nothing, and what we do otherwise.
       parameters: all and trained weights as the source counts them, e.g. "90M / 3.73M".
-      classes, machines: that the source trained on; 0: it does not say.
+      classes: that the source trained on; 0: it does not say.
+      machines: types in the development and additional training sets of its year, on which it
+        trained, as far as it says; 0: none.
       measured: our official score in per cent on the machines of `asdjax quickstart`.
       like: the recipe whose `stated` and `chosen` hold here too, except for what is said here.
     """

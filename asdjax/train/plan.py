@@ -81,8 +81,8 @@ def beside(reported: Reported, plan: Plan, clips: Sequence[Clip]) -> list[str]:
     lines = []
     if len(machines) < reported.machines:
         lines.append(
-            f"{counted(len(machines), 'machine type')} to train on; the report has "
-            f"{reported.machines}, of the development and the additional training set "
+            f"{counted(len(machines), 'machine type')} to train on; the development and "
+            f"additional sets of the report's year have {reported.machines} "
             "(`asdjax data fetch --part all`)"
         )
     if reported.classes and classes != reported.classes:

@@ -4,6 +4,7 @@ What the product shows must be what a report prints; what a recipe runs must be 
 the files the names of systems are spelled alike: table 1 of IOA prints BERTs for BEATs.)
 """
 
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -252,3 +253,17 @@ def test_what_runs_of_xju_is_its_table_1(name):
     }
     assert schedule.peak == 1e-4
     assert (margin.kind, train.optimizer.kind) == ("arcface", "adamw")
+
+
+def test_the_page_of_the_reports_names_tests_and_files_that_are_there():
+    root = FOLDER.parents[1]
+    page = (root / "experiments" / "REPORTS.md").read_text()
+    file, named = None, 0
+    for quoted in re.findall(r"`([^`]+)`", page):
+        if match := re.match(r"([\w/]+\.(?:py|md|csv))\b", quoted):
+            file = root / match[1]
+            assert file.is_file(), quoted
+        if test := re.search(r"::(test_\w+)", quoted):
+            named += 1
+            assert f"def {test[1]}(" in file.read_text(), quoted
+    assert named > 80

@@ -109,8 +109,8 @@ def test_the_scores_are_the_error_or_the_smaller_distance(made, data, tmp_path):
     np.testing.assert_allclose(scores(out, "fan").values, values[is_test, 1:].min(1))
     assert (out / folder.MODEL).read_bytes() == (made / folder.MODEL).read_bytes()
     assert not (out / "log.jsonl").exists()  # nothing was trained
-    left_out = folder.load_left_out(out, folder.load(out), FAN)
-    np.testing.assert_allclose(left_out, values[~np.array(is_test), 1:].min(1))
+    left_out = folder.load_left_out(out / folder.SCORES, FAN)
+    np.testing.assert_allclose(list(left_out.values()), values[~np.array(is_test), 1:].min(1))
 
 
 def test_an_error_tells_a_tone_from_noise(made):
@@ -134,7 +134,7 @@ def test_thresholds_are_from_batches_since_2023_and_from_clips_before(
     model = weights_file.load(made / folder.MODEL).arrays
     for group, found in zip(run.groups, fitted, strict=True):
         expected = {
-            "clips": folder.load_left_out(out, run, group),
+            "clips": list(folder.load_left_out(out / folder.SCORES, group).values()),
             "batches": model[f"{group[0]}_section_00.batches.mse"],
         }
         np.testing.assert_array_equal(found, expected[of])

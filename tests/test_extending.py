@@ -105,7 +105,7 @@ class Chunks:
     chunk: int = 800
     width: int = 8
 
-    kind = "chunks"
+    kinds = ("chunks",)
     layers_count, bands, extra_tokens, has_classes = 1, 1, 0, False
 
     @property

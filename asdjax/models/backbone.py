@@ -19,7 +19,7 @@ from asdjax.types import InputError
 
 # The configuration of every backbone. Each offers the following, so that no other code asks which
 # one it is:
-#   kinds, kind               in headers of weight files: all of them, and that of a structure
+#   kinds                     what headers of weight files call it, one or several
 #   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`; pure
 #   token_padding(N, lengths) `[B, L]` bool, True = padding, for rows of N samples; pure
 #   for_features(params)      structure and weights without a class head

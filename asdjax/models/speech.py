@@ -285,8 +285,10 @@ class FrameConv(nnx.Module):
     """A convolution along time without padding, a norm, and GELU.
 
     Args:
-        norm: "group": each channel over time, by this convolution's own statistics of each clip;
-            "layer": each frame over its channels; None.
+        norm: "group": each channel over the time of its clip (a group norm of as many groups as
+            channels); "layer": each frame over its channels; None.
+
+    Source: Wu and He 2018, "Group normalization" (arXiv 1803.08494), equations 1 to 4.
     """
 
     def __init__(
@@ -304,13 +306,17 @@ class FrameConv(nnx.Module):
         start = jax.random.normal(rngs.params(), (taps, inputs, outputs))
         self.kernel = nnx.Param((2 / (taps * inputs)) ** 0.5 * start)
         self.bias = nnx.Param(jnp.zeros(outputs)) if bias else None
-        self.over_time = norm == "group"
-        kinds = {"group": TimeNorm, "layer": layers.LayerNorm}
-        self.norm = kinds[norm](outputs, dtype=dtype) if norm else None
-        self.stride, self.dtype = stride, dtype
+        self.over_time, self.stride, self.dtype = norm == "group", stride, dtype
+        self.norm = layers.LayerNorm(outputs, dtype=dtype) if norm else None
 
     def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
-        """Return `[B, M, outputs]` from `[B, N, inputs]`; `inside [B, M]` is for "group"."""
+        """Return `[B, M, outputs]` from `[B, N, inputs]`.
+
+        Args:
+            inside: `[B, M]` bool, the frames that count for a norm over time; None: all.
+        """
+        if self.over_time:
+            return layers.gelu(self._over_time(x, inside))
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
             self.kernel[...].astype(self.dtype),
@@ -320,34 +326,28 @@ class FrameConv(nnx.Module):
         )
         if self.bias is not None:
             y = y + layers.along(self.bias[...].astype(y.dtype), y)
-        if self.norm is not None:
-            y = self.norm(y, inside) if self.over_time else self.norm(y)
-        return layers.gelu(y)
+        return layers.gelu(y if self.norm is None else self.norm(y))
 
+    def _over_time(self, x, inside):
+        """Return the convolution, normalized over time.
 
-class TimeNorm(nnx.Module):
-    """A norm of each channel over the time of each clip, in `dtype`, with float32 statistics.
-
-    It is a group norm of as many groups as channels.
-
-    Source: Wu and He 2018, "Group normalization" (arXiv 1803.08494), equations 1 to 4.
-    """
-
-    def __init__(self, width: int, epsilon: float = 1e-5, *, dtype: Any):
-        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.epsilon, self.dtype = epsilon, dtype
-
-    def __call__(self, x: jax.Array, inside: jax.Array | None = None) -> jax.Array:
-        """Return `[B, T, width]`; only frames `inside [B, T]` count, None: all."""
-        wide = x.astype(jnp.float32)
-
-        def mean(values):
-            if inside is None:
-                return values.mean(1, keepdims=True)
-            total = jnp.where(inside[..., None], values, 0.0).sum(1, keepdims=True)
-            return total / jnp.maximum(inside.sum(1), 1)[:, None, None]
-
-        wide = wide - mean(wide)
-        wide = wide * lax.rsqrt(mean(jnp.square(wide)) + self.epsilon)
-        y = wide * layers.along(self.scale[...], wide) + layers.along(self.bias[...], wide)
-        return y.astype(self.dtype)
+        Mean and variance of its channels follow from those of its windows: with the covariance C
+        of the windows of a clip, channel o has the variance w_o C w_o. So the widest values of the
+        model, 500 MB for 8 clips of 10 s, are written once, and a bias cancels.
+        """
+        taps, inputs, outputs = self.kernel.shape
+        count = (x.shape[1] - taps) // self.stride + 1
+        last = self.stride * (count - 1) + 1
+        rows = [x[:, tap : tap + last : self.stride] for tap in range(taps)]
+        rows = jnp.concatenate(rows, -1).astype(jnp.float32)  # [B, M, taps inputs]
+        kernel = self.kernel[...].reshape(taps * inputs, outputs)
+        weight = jnp.ones((len(x), count)) if inside is None else inside.astype(jnp.float32)
+        weight = (weight / jnp.maximum(weight.sum(1, keepdims=True), 1))[..., None]
+        rows = rows - (weight * rows).sum(1, keepdims=True)
+        exact = {"precision": lax.Precision.HIGHEST}
+        covariance = jnp.einsum("bmk,bml->bkl", weight * rows, rows, **exact)
+        spread = jnp.einsum("ko,bkl,lo->bo", kernel, covariance, kernel, **exact)
+        gain = lax.rsqrt(jnp.maximum(spread, 0) + self.norm.epsilon)
+        gain = gain * layers.along(self.norm.scale[...], gain)
+        y = layers.dense(rows.astype(self.dtype), kernel, None).astype(jnp.float32)
+        return (y * gain[:, None] + layers.along(self.norm.bias[...], y)).astype(self.dtype)

@@ -213,7 +213,7 @@ def compare(system: str, runs: Sequence[Results], options: argparse.Namespace) -
         ours = spread([mean(run, both) for run in runs])
         count = len({machine.split("/")[0] for machine in both})
         rows.append([counted(count, "machine"), "harmonic mean", ours, published_mean(both, table)])
-    heading = ["machine", "", f"ours, {len(runs)} runs", f"published, {options.part}"]
+    heading = ["machine", "", f"ours, {counted(len(runs), 'run')}", f"published, {options.part}"]
     console.table(heading, rows, f"{system}, {options.data}")
 
 

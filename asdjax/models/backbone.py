@@ -38,11 +38,11 @@ Structure = BeatsConfig | EatConfig | SpeechConfig
 
 
 class Backbone:
-    """BEATs or EAT with its front end and weights.
+    """BEATs, EAT or a speech model, with its front end and weights.
 
     A wave is `[B, N]`, 16 kHz, float in [-1, 1] or int16. `lengths [B]` are the valid samples of
-    each clip, 1..N; the rest of its row should be zeros. A clip of EAT gives the tokens it gives
-    alone, whatever row it is in. For BEATs, as in the reference, lengths only decide which tokens
+    each clip, 1..N; the rest of its row should be zeros. A clip of EAT or of a speech model gives
+    the tokens it gives alone, whatever row it is in. For BEATs, as in the reference, lengths only decide which tokens
     are padding: the front end sees the whole row, so a clip in a longer row gives nearly, not
     exactly, its own tokens (the filter bank of zeros is not "nothing").
 
@@ -84,7 +84,10 @@ class Backbone:
         self._classify = jax.jit(self._probabilities)
 
     def frontend(self, wave, lengths=None) -> jax.Array:
-        """Return the normalized log-mel `[B, T, 128]` (`lengths` matters to EAT only)."""
+        """Return what the model is given: a normalized log-mel `[B, T, 128]`, or the wave.
+
+        See `frontend` of the structure; `lengths` does not matter to BEATs.
+        """
         self._check(wave, lengths)
         return self._frontend(wave, _array(lengths))
 

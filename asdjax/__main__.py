@@ -7,6 +7,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -56,9 +57,11 @@ def run(given: arguments.Arguments) -> None:
     combining.refuse_run(out)
     folders = {name: (given.places["runs"] or out / "members") / name for name in given.members}
     members = {}
-    for name, system in given.members.items():
+    for i, (name, system) in enumerate(given.members.items()):
+        reported = RECIPES[name].reported
+        reported = reported if i == 0 else replace(reported, machines=0)  # told once
         others = tuple(path for other, path in folders.items() if other != name)
-        own = given.options | {"reuse": others, "reported": RECIPES[name].reported}
+        own = given.options | {"reuse": others, "reported": reported}
         members[name] = system, folders[name], own
     with stages.opened(out), audio.kept_in_memory():
         stages.run_members(members, given.places["data"])
@@ -275,13 +278,16 @@ def weights_list() -> None:
 
 
 def weights_fetch(
-    name: Positional[str], source: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    name: Positional[str],
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    without_head: bool = False,
 ) -> None:
     """Download a public checkpoint, convert it and put it into the cache.
 
     Args:
       name: as in `asdjax weights list`.
-      source: the original file on disk, in place of the download.
+      source: the original file, or a speech model's folder, on disk, in place of the download.
+      without_head: of a speech model: leave out the head that it was fine-tuned with.
     """
     from weights_convert.fetch import fetch
 
@@ -290,6 +296,7 @@ def weights_fetch(
         path = fetch(
             name,
             source,
+            without_head=without_head,
             progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     console.note(f"weights: {path}")

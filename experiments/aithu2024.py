@@ -1,4 +1,4 @@
-"""Tables 1, 3 and 4 of AITHU 2024: ours beside published.
+"""Tables 1 to 4 of AITHU 2024: ours beside published.
 
     python experiments/aithu2024.py --data DATA/dcase2024t2 --out RUNS \
         --weights beats-iter3 eat-base --runs 3
@@ -15,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
 
 import repeated
 
 from asdjax.__main__ import dispatch
+from asdjax.files import read_csv
 from asdjax.models import checkpoints, weights_file
 from asdjax.recipes import RECIPES, published
 from asdjax.report import console
@@ -34,6 +36,7 @@ SEARCHED = {"aithu2024/system1": (1, 4, 6), "aithu2024/system3": range(7)}  # wh
 def main() -> None:
     options, fields = repeated.parse(__doc__, "aithu2024")
     table_1(repeated.run_all(options, fields), options)
+    table_2(options)
     if set(options.systems) == set(SINGLES):
         seeds = range(options.runs)
         table_3({name: [search(name, seed, options) for seed in seeds] for name in SEARCHED})
@@ -56,6 +59,22 @@ def table_1(results: dict[str, list[repeated.Results]], options: argparse.Namesp
         rows.append(["  published", *RECIPES[system].parameters.split(" / "), *known])
     heading = ["harmonic mean", "total", "trained", *machines, f"{len(both)} machines"]
     console.table(heading, rows, f"Table 1, {options.data}")
+
+
+def table_2(options: argparse.Namespace) -> None:
+    """Numbers of pseudo classes: those that ran, beside the report's."""
+    rows = []
+    for system in [name for name in options.systems if RECIPES[name].config.pseudo]:
+        printed = dict(RECIPES[system].config.pseudo.counts)
+        file = repeated.folder(options.out, system, 0) / "pseudo" / "labels.csv"
+        found = defaultdict(set)
+        for machine, _, _, label in read_csv(file)[1:] if file.is_file() else ():
+            found[machine].add(label)
+        for machine in {**printed, **found}:
+            ours = len(found[machine]) or "-"
+            rows.append([system, machine, ours, printed.get(machine, "-")])
+    if rows:
+        console.table(["", "machine", "ours", "published"], rows, "Table 2, pseudo classes")
 
 
 def table_3(searches: dict[str, list[Sequence[float]]]) -> None:

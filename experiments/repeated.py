@@ -191,16 +191,17 @@ def shared(machines: Sequence[str], table: published.Table) -> list[str]:
 def published_mean(machines: Sequence[str], table: published.Table) -> str:
     """Return the published harmonic mean over some of our machines; "-" if it has none of them."""
     names = {machine.split("/")[0] for machine in machines}
-    if names == published.machines(table).keys():
-        return f"{published.total(table):.2f}"
     some = published.mean({name: table[name] for name in names if name in table})
-    return "-" if some is None else f"{some:.2f}"
+    if some is None:
+        return "-"
+    total = published.total(table) if names == published.machines(table).keys() else some
+    return f"{total:.2f}" + (f" (rows: {some:.2f})" if f"{total:.2f}" != f"{some:.2f}" else "")
 
 
 def compare(system: str, runs: Sequence[Results], options: argparse.Namespace) -> None:
-    """Print our results of a system beside the published ones; the last row is of all machines.
+    """Print our results of a system beside the published ones.
 
-    Of machines that only one of both has the last row has nothing.
+    The last rows are harmonic means over the machines that both have.
     """
     rows, table = [], published.tables(system)[options.part]
     for machine in machines_of(runs):
@@ -211,8 +212,14 @@ def compare(system: str, runs: Sequence[Results], options: argparse.Namespace) -
     both = shared(machines_of(runs), table)
     if both:
         ours = spread([mean(run, both) for run in runs])
-        count = len({machine.split("/")[0] for machine in both})
-        rows.append([counted(count, "machine"), "harmonic mean", ours, published_mean(both, table)])
+        names = {machine.split("/")[0] for machine in both}
+        for area in published.AREAS:
+            means = [statistics.harmonic_mean([run[m, area] for m in both]) for run in runs]
+            known = [table[name][area] for name in names if area in table[name]]
+            number = f"{statistics.harmonic_mean(known):.2f}" if known else "-"
+            rows.append([counted(len(names), "machine"), area, spread(means), number])
+        number = published_mean(both, table)
+        rows.append([counted(len(names), "machine"), "harmonic mean", ours, number])
     heading = ["machine", "", f"ours, {counted(len(runs), 'run')}", f"published, {options.part}"]
     console.table(heading, rows, f"{system}, {options.data}")
 

@@ -37,27 +37,30 @@ def table_1(options) -> None:
     classes = json.loads((first / "labels.json").read_text())["0"]
     margin, contrastive = (head["loss"] for head in train["heads"])
     schedule = train["optimizer"]["schedule"]
-    ours = (
-        f"OS-SCL: perturbation of {train['perturbation']}, contrastive term, mixup of waves",
-        f"sub-center {margin['kind']}, scale {margin['scale']:g}",
-        f"{margin['margin']:g}",
-        f"1 of a class, {margin['subcenters_without_attributes']} of machines without attributes",
-        f"{train['steps']:,} micro-batches",
-        train["batch"],
-        f"{schedule['peak']:g}",
-        f"{train['optimizer']['kind']}, weight decay {train['optimizer']['weight_decay']:g}",
-        f"{schedule['warmup']} micro-batches",
-        train["accumulate"],
-        schedule["shape"],
-        f"SpecAugment {train['augment']['mask']}",
-        f"SMOTE ratio {scorer['smote']['ratio']:g}, neighbors {scorer['smote']['neighbors']}; "
-        f"nearest {scorer['k']} (a reading)",
-        f"{contrastive['temperature']:g}",
-        f"{train['ema']:g}, with a ramp" if train["ema_ramp"] else f"{train['ema']:g}",
-        len(classes),
-    )
+    step, decay = train["optimizer"]["kind"], train["optimizer"]["weight_decay"]
+    smote = scorer["smote"]
+    ours = {
+        "Training Mode": f"OS-SCL: perturbation {train['perturbation']}, contrastive term, mixup",
+        "Loss Function": f"sub-center {margin['kind']}, scale {margin['scale']:g}",
+        "Margin Parameter": f"{margin['margin']:g}",
+        "Sub-Center Number": f"1 of a class, {margin['subcenters_without_attributes']} of machines "
+        "without attributes",
+        "Total Training Steps": f"{train['steps']:,} micro-batches",
+        "Batch Size": train["batch"],
+        "Learning Rate": f"{schedule['peak']:g}",
+        "Optimizer": f"{step}, weight decay {decay:g} on matrices",
+        "Warm-up Steps": f"{schedule['warmup']} micro-batches",
+        "Gradient Accumulation": train["accumulate"],
+        "Learning Rate Scheduler": schedule["shape"],
+        "Data Augmentation": f"SpecAugment {train['augment']['mask']}",
+        "KNN Settings": f"SMOTE ratio {smote['ratio']:g}, neighbors {smote['neighbors']}; nearest "
+        f"{scorer['k']} (a reading)",
+        "Temperature": f"{contrastive['temperature']:g}",
+        "EMA Momentum": f"{train['ema']:g}{', with a ramp' if train['ema_ramp'] else ''}",
+        "Number of Classes": len(classes),
+    }
     printed = [(name, value) for table, _, _, name, value in read_csv(PRINTED)[1:] if table == "1"]
-    rows = [[name, value, here] for (name, value), here in zip(printed, ours, strict=True)]
+    rows = [[name, value, ours[name]] for name, value in printed]
     console.table(["", "report", "here"], rows, f"Table 1, {RECIPES[options.systems[0]].source}")
 
 

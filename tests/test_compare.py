@@ -49,6 +49,18 @@ def test_the_table_and_the_csv_have_the_official_scores(runs, tmp_path, capsys):
     assert "95 % intervals over clips" in shown
 
 
+def test_systems_that_used_test_clips_are_marked(runs, tmp_path, capsys):
+    ensemble(runs, Ensemble(search=True, transductive=True), tmp_path / "both")
+    found = compare([*runs, tmp_path / "both"], times=100)
+    marks = {row.system: row.used for row in found}
+    assert marks == {
+        str(runs[0]): "",
+        str(runs[1]): "",
+        str(tmp_path / "both"): "statistics and labels",
+    }
+    assert "(statistics and labels" in capsys.readouterr().out
+
+
 def test_what_cannot_be_compared_is_refused(runs, tmp_path):
     with pytest.raises(InputError, match="two or more different runs"):
         compare(runs[:1])

@@ -226,9 +226,10 @@ def test_systems_of_low_score_are_left_out_on_request(members, tmp_path, capsys)
     if len(others) > 1:
         ensemble(others, Ensemble(), tmp_path / "others")
         assert read(tmp_path / "out") == read(tmp_path / "others")
-    weights = tuple(float(not stays) for stays in kept)
-    with pytest.raises(InputError, match="not left out are 0"):
-        ensemble(members, Ensemble(weights, keep="score"), tmp_path / "none")
+    heavy = tuple(8.0 if stays else 1.0 for stays in kept)  # the mean is by weight
+    ensemble(members, Ensemble(heavy, keep="score"), tmp_path / "heavy")
+    mean = np.average(official, weights=heavy)
+    assert record(tmp_path / "heavy")["kept"] == [score >= mean for score in official]
 
 
 def test_systems_of_low_accuracy_are_left_out_on_request(members, tmp_path, monkeypatch):
@@ -376,13 +377,41 @@ def test_without_scores_of_training_clips_it_is_transductive_or_refused(members,
     assert read(tmp_path / "out") == read(tmp_path / "runs")
 
 
-def test_an_ensemble_may_be_a_member_and_keeps_its_marks(members, tmp_path):
+def test_an_ensemble_may_be_a_member_and_keeps_its_marks(members, tmp_path, capsys):
     ensemble(members[:2], Ensemble(transductive=True, search=True), tmp_path / "two")
     ensemble([members[2], tmp_path / "two"], Ensemble(), tmp_path / "out")
     assert record(tmp_path / "out")["transductive"]
     assert record(tmp_path / "out")["labels_used"]
+    capsys.readouterr()
+    ensemble([members[2], tmp_path / "two"], Ensemble(), tmp_path / "out")  # as it was
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "labels of these clips used by a system" in shown
+    described = tmp_path / "two" / "ensemble.json"
+    text = described.read_text()
+    for changed, told in (
+        ("{", "is damaged"),
+        (text.replace("2024", "2023"), "year 2023, the run"),
+    ):
+        described.write_text(changed)
+        with pytest.raises(InputError, match=told):
+            ensemble([members[2], tmp_path / "two"], Ensemble(), tmp_path / "new")
+    described.write_text(text)
     with pytest.raises(InputError, match="expected a run of asdjax among them, got score files"):
         ensemble([tmp_path / "two", tmp_path / "out"], Ensemble(), tmp_path / "three")
+
+
+def test_scores_of_training_clips_that_are_given_twice_are_refused(members, tmp_path):
+    other = copied(members[2], tmp_path / "other", "anomaly_score", "leave_one_out")
+    path = other / Path(fan("leave_one_out")).name
+    text = path.read_text()
+    path.write_text(text + text.split("\n")[0] + "\n")
+    with pytest.raises(InputError, match="expected one number for each clip"):
+        ensemble([members[0], other], Ensemble(), tmp_path / "out")
+    path.write_text(text)
+    (other / "more").mkdir()
+    shutil.copy(path, other / "more")
+    with pytest.raises(InputError, match="expected scores of the same clips once"):
+        ensemble([members[0], other], Ensemble(), tmp_path / "out")
 
 
 def test_scores_of_other_clips_are_refused(members, tmp_path):

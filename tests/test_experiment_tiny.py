@@ -1,6 +1,7 @@
 """`--tiny` of the experiments: every system takes its fields, and one report runs to its table."""
 
 import importlib
+import json
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from machines import tone_machine
 
 from asdjax import arguments
+from asdjax.config import to_json
 from asdjax.recipes import RECIPES
 
 FOLDER = Path(__file__).parents[1] / "experiments"
@@ -64,7 +66,26 @@ def test_korea2025_runs_tiny_without_weights(repeated, tmp_path, monkeypatch, ca
     found = [line for line in shown.splitlines() if "fan" in line and "auc_source" in line]
     assert ["50.84" in found[0], "49.47" in found[1]] == [True, True]  # table 1: fan
     fan = harmonic_mean([50.84, 66.76, 56.47])
-    rows = [line for line in shown.splitlines() if "1 machine " in line]
+    rows = [line for line in shown.splitlines() if "1 machine " in line and "harmonic" in line]
     assert f"{fan:.2f}" in rows[0]  # not beside the total of seven
     assert len(rows) == 2
     assert (tmp_path / "out/korea2025/system2/seed0/model.safetensors").is_file()
+
+
+def test_table_1_of_xju_stands_beside_what_ran(repeated, tmp_path, capsys):
+    """`repeated` puts the folder of the experiments on the path."""
+    experiment = importlib.import_module("xju2025")
+    name = "xju2025/beats-fft"
+    folder = tmp_path / name / "seed0"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"system": to_json(RECIPES[name].config)}))
+    (folder / "labels.json").write_text(json.dumps({"0": ["a", "b", "c"], "1": ["a"]}))
+    experiment.table_1(Namespace(out=tmp_path, systems=[name]))
+    shown = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:4]] for line in shown.splitlines()]
+    rows = {row[0]: row[1:] for row in rows if len(row) == 3 and row[0]}
+    assert len(rows) == 16
+    assert rows["Number of Classes"] == ["172", "3"]
+    assert rows["Warm-up Steps"] == ["960", "960 micro-batches"]
+    assert rows["Batch Size"] == ["16", "16"]
+    sys.modules.pop("xju2025")

@@ -1,5 +1,6 @@
 """`asdjax run` of an ensemble: what it asks of each member, and of the stage that combines them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,9 @@ def test_members_get_what_was_told_and_folders_of_their_own(called, tmp_path):
             "force": False,
             "keep_checkpoints": False,
             "reuse": tuple(other for other in folders if other != folder),
-            "reported": RECIPES[name].reported,
+            "reported": replace(
+                RECIPES[name].reported, machines=16 if name == RECIPE.members[0] else 0
+            ),
         }
 
 

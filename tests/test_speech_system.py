@@ -8,12 +8,14 @@ from machines import one_encoder
 from trainings import small_system, two_machines
 
 from asdjax.data.batches import Audio
+from asdjax.frontend.augment import Augment
 from asdjax.models import weights_file
 from asdjax.models.backbone import initialize
 from asdjax.models.lora import Lora
 from asdjax.models.speech import SpeechConfig
 from asdjax.models.weights_file import Header
 from asdjax.stages import folder, stages
+from asdjax.types import InputError
 
 TINY = SpeechConfig(
     kind="wavlm",
@@ -27,6 +29,20 @@ TINY = SpeechConfig(
     num_conv_pos_embeddings=6,
     num_conv_pos_embedding_groups=2,
 )
+
+
+def test_what_is_done_to_time_and_frequency_is_refused_for_a_wave(tmp_path):
+    weights = tmp_path / "wavlm.safetensors"
+    weights_file.save(weights, initialize(TINY), Header("wavlm", asdict(TINY)))
+    data = two_machines(tmp_path / "data")
+    for augment, told in (
+        (Augment(mask=20), "train.augment.mask: expected 0, got 20"),
+        (Augment(mixup=1.0), "mixup_on: expected wave, got input"),
+    ):
+        encoders = one_encoder(str(weights), ADAPTER, "mean", embedding=8)
+        system = small_system(encoders=encoders, augment=augment)
+        with pytest.raises(InputError, match=told):
+            stages.train(system, data, tmp_path / "run")
 
 
 ADAPTER = Lora(2, 2.0, targets=("q", "fc1"))

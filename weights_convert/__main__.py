@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="of a speech model: leave out the head that it was fine-tuned with",
     )
     given = parser.parse_args(arguments)
-    options = {"without_head": True} if given.without_head else {}
+    options = {"without_head": True, "note": print} if given.without_head else {}
     if options and given.kind not in KINDS:
         parser.error("--without-head is of the speech models; BEATs and EAT keep their head")
     try:

@@ -19,6 +19,7 @@ def fetch(
     name: str,
     source: Path | str | None = None,
     *,
+    without_head: bool = False,
     note: Callable[[str], None] = print,
     progress: Progress = lambda received, total: None,
 ) -> Path:
@@ -28,10 +29,11 @@ def fetch(
 
     Args:
         name: of `asdjax weights list`.
-        source: the original .pt, or EAT's model.safetensors with its config.json beside it, on
-            disk, instead of a download. A file whose SHA-256 is not the published one (fine-tuned
-            by yourself, say) is converted all the same, with a note; the converted header keeps
-            its real SHA-256.
+        source: the original .pt, EAT's model.safetensors with its config.json beside it, or the
+            folder of a speech model, on disk, instead of a download. A file whose SHA-256 is not
+            the published one (fine-tuned by yourself, say) is converted all the same, with a note;
+            the converted header keeps its real SHA-256.
+        without_head: of a speech model: leave out the head that it was fine-tuned with.
         note: called with each step and each oddity.
         progress: called with the bytes so far and in all while downloading.
     """
@@ -39,8 +41,11 @@ def fetch(
     if source is None and _is_made_from(checkpoint, target):
         return target
     downloaded = [] if source else _download(name, checkpoint, target.parent, note, progress)
-    original, *config = downloaded[:2] or [Path(source)]
-    header = CONVERTERS[checkpoint.kind](original, target, *config)
+    original, *config = downloaded or [Path(source)]
+    options = {"without_head": True, "note": note} if without_head else {}
+    if options and checkpoint.kind not in KINDS:
+        raise InputError(f"{name}: only speech models are converted without a head")
+    header = CONVERTERS[checkpoint.kind](original, target, *config[:1], **options)
     for file in downloaded:
         file.unlink()
     if header.source_sha256 != checkpoint.sha256:

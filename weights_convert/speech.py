@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,7 @@ def convert_file(
     config: Path | str | None = None,
     *,
     without_head: bool = False,
+    note: Callable[[str], object] = lambda line: None,
 ) -> Header:
     """Convert a checkpoint to a weight file and return its header; write nothing on failure.
 
@@ -86,6 +87,7 @@ def convert_file(
         config: the `config.json`, if it does not lie beside the weights; its
             `preprocessor_config.json` lies beside it.
         without_head: leave out the head that a fine-tuned model ends with.
+        note: is told what is left out of it.
 
     Raises:
         InputError: no such files, another kind, structure or rate, or tensors that are not exactly
@@ -96,7 +98,7 @@ def convert_file(
     preprocessor = path.with_name(f"preprocessor_{path.name}")
     structure = _structure(kind, _read_json(path), _read_json(preprocessor))
     try:
-        state = _state(_read(source), without_head)
+        state = _state(_read(source), without_head, note)
         arrays = convert(state, structure)
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
@@ -148,7 +150,11 @@ def _read_json(path: Path) -> dict:
     return content
 
 
-def _state(tensors: Mapping[str, Any], without_head: bool) -> dict[str, Any]:
+def _state(
+    tensors: Mapping[str, Any],
+    without_head: bool = False,
+    note: Callable[[str], object] = lambda line: None,
+) -> dict[str, Any]:
     """Return the tensors of the encoder by name, without prefix and what pre-training needs."""
     state: dict[str, Any] = {}
     for name, tensor in tensors.items():
@@ -168,6 +174,8 @@ def _state(tensors: Mapping[str, Any], without_head: bool) -> dict[str, Any]:
             "a fine-tuned model with a head, which asdjax does not use; --without-head leaves it "
             f"out{listing('tensors of the head', heads)}"
         )
+    if heads:
+        note(f"left out of {len(state)} tensors{listing('the head', heads)}")
     return {
         name: tensor
         for name, tensor in state.items()

@@ -30,6 +30,7 @@ class Comparison(NamedTuple):
       machine: or `TOTAL`.
       score, low, high: the official score and its 95 % interval over clips.
       more, more_low, more_high: the score minus that of the first system, and the interval of that.
+      used: what of the test clips the scores were made with: "statistics", "labels", both or "".
     """
 
     machine: str
@@ -40,6 +41,7 @@ class Comparison(NamedTuple):
     more: float
     more_low: float
     more_high: float
+    used: str = ""
 
 
 def compare(

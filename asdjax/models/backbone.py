@@ -20,15 +20,15 @@ from asdjax.types import InputError
 # The configuration of every backbone. Each offers the following, so that no other code asks which
 # one it is:
 #   kinds                     what headers of weight files call it, one or several
-#   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`; pure
+#   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`, or the waves; pure
 #   token_padding(N, lengths) `[B, L]` bool, True = padding, for rows of N samples; pure
 #   for_features(params)      structure and weights without a class head
 #   width, layers_count       D, and how many layers
-#   bands                     patches beside each other in frequency
+#   bands                     patches beside each other in frequency; 1: SpecAugment is refused
 #   extra_tokens              before the patches: 1 with a class token, else 0
 #   shortest_samples          of a wave
 #   has_classes               whether there is a class head
-#   build(**how)              the module, `(mel, padding, layer) -> tokens`; dtype, train, ...; no
+#   build(**how)              the module, `(features, padding, layer) -> tokens`; dtype, ...; no
 #                             clip sees another one
 #   token_count(samples)      L, extra tokens included, of a row of `samples`
 #   clip_bytes(samples, how)  memory of the forward pass of a row, at most, with such attention;
@@ -41,10 +41,11 @@ class Backbone:
     """BEATs, EAT or a speech model, with its front end and weights.
 
     A wave is `[B, N]`, 16 kHz, float in [-1, 1] or int16. `lengths [B]` are the valid samples of
-    each clip, 1..N; the rest of its row should be zeros. A clip of EAT or of a speech model gives
-    the tokens it gives alone, whatever row it is in. For BEATs, as in the reference, lengths only decide which tokens
-    are padding: the front end sees the whole row, so a clip in a longer row gives nearly, not
-    exactly, its own tokens (the filter bank of zeros is not "nothing").
+    each clip, at least `config.shortest_samples`; the rest of its row should be zeros. A clip of
+    EAT or of a speech model gives the tokens it gives alone, whatever row it is in. For BEATs, as
+    in the reference, lengths only decide which tokens are padding: the front end sees the whole
+    row, so a clip in a longer row gives nearly, not exactly, its own tokens (the filter bank of
+    zeros is not "nothing").
 
     Args:
         config: the structure.
@@ -146,6 +147,8 @@ class Backbone:
         check_samples(self.config, shape[1])
         if lengths is not None and np.shape(lengths) != shape[:1]:
             raise InputError(f"expected lengths {shape[:1]}, got {np.shape(lengths)}")
+        if lengths is not None and not isinstance(lengths, jax.Array):  # a device is not waited for
+            check_samples(self.config, int(np.min(lengths)))
 
 
 def check_samples(config: Structure, samples: int) -> None:

@@ -112,6 +112,7 @@ class Pretrained:
             self.embedding or pool_width(self.pooling, structure.width),
             {f"backbone.{name}": value for name, value in params.items()},
             self.adapter,
+            wave=structure.bands == 1,
         )
 
 

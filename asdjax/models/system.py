@@ -49,6 +49,7 @@ class Network(NamedTuple):
     width: int
     params: Params = {}  # noqa: RUF012  pretrained weights by their names in the module
     adapter: Lora | None = None  # what of the pretrained weights trains; None: all of them
+    wave: bool = False  # it is given waves `[B, N, 1 or 2]`, which have no frequencies to mask
 
 
 class Alone(nnx.Module):

@@ -117,7 +117,7 @@ def _total(data: str, table: published.Table) -> str:
     note = ""
     if published.TOTAL not in table:
         note = "  (not printed: computed from the machines)"
-    elif mean is not None and abs(mean - total) > 0.01:  # more than by rounding both
+    elif mean is not None and f"{mean:.2f}" != f"{total:.2f}":
         note = f"  (as printed; the machines give {mean:.2f})"
     return f"  {data:12}{total:.2f}{note}"
 

@@ -156,7 +156,9 @@ def differences_table(rows: Sequence[Comparison], title: str) -> None:
         more = "" if row.system == systems[0] else f"{100 * row.more:+.2f} "
         text = f"{_percent(row.score)}\n{more}[{', '.join(f'{100 * end:.1f}' for end in ends)}]"
         cells.setdefault(row.machine, []).append(text)
-    table(["", *systems], [[machine, *texts] for machine, texts in cells.items()], title)
+    used = {row.system: f"\n({row.used} of test clips used)" if row.used else "" for row in rows}
+    heading = [name + used[name] for name in systems]
+    table(["", *heading], [[machine, *texts] for machine, texts in cells.items()], title)
     print(
         f"official scores in per cent; below them 95 % intervals over clips: of {systems[0]} that "
         "of its score, of the others that of the difference from it"

@@ -37,10 +37,10 @@ class Ensemble:
         scores of its normal training clips. A clip's score then depends on other test clips.
       search: take the weights that give the best official score on the labels of the test clips.
       step: of the search; every weight is a multiple of it.
-      keep: which systems are combined: all; by "accuracy" those whose embeddings tell classes
-        (attributes) of training clips apart at least as well as the mean of all systems does, each
-        clip by its nearest other one; by "score" those whose official score on the labels of the
-        test clips is at least the mean.
+      keep: which systems are combined: "all"; by "accuracy" or "score" those that reach the mean of
+        all systems, weighted as they are. The accuracy is the share of training clips whose nearest
+        other clip, by the system's embeddings, is of their class (machine and attributes). The
+        score is the official one, on the labels of the test clips.
 
     Source: AITHU, DCASE 2024 Task 2, section 3 (test scores, zero mean and unit deviation, a
       weighted sum, weights by grid search on the development set); IOA-CAS, DCASE 2024 Task 2,

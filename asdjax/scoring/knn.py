@@ -62,7 +62,8 @@ class Knn:
     smote: Smote | None = None
 
     def __post_init__(self):
-        check(self, ("k", ">= 1", self.k >= 1))
+        known = self.standardize in (None, "machine", "all")
+        check(self, ("k", ">= 1", self.k >= 1), ("standardize", "machine, all or none", known))
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says.

@@ -29,12 +29,19 @@ def compare(paths: Sequence[Path], out: Path | None = None, times: int = 2000) -
         raise InputError(f"--times: expected 100 or more, got {times}")
     run, members = load_members([Path(path) for path in paths])
     clips = labelled_clips(run)
-    for machine, section in run.groups.keys() - clips.keys():
+    for machine, section in sorted(run.groups.keys() - clips.keys()):
         console.note(f"no official numbers of {machine}/{section}: see `asdjax report`")
     systems = {
         str(one.path): {group: one.of(own) for group, own in clips.items()} for one in members
     }
+    used = {
+        str(one.path): " and ".join(
+            ["statistics"] * one.transductive + ["labels"] * one.labels_used
+        )
+        for one in members
+    }
     found = bootstrap.compare(clips, systems, run.year, times)
+    found = [one._replace(used=used[one.system]) for one in found]
     console.differences_table(found, f"{run.data}, {times} draws of the test clips")
     if out is not None:
         write_csv(out, [Comparison._fields, *found])

@@ -93,6 +93,7 @@ def combine_members(
     if marks["labels_used"]:
         what = "weights" if config.search else "systems"
         labels = f"{what} chosen on the labels of these clips"
+        labels = labels if config.uses_labels else "labels of these clips used by a system"
     title = f"{out}, {statistics} of test clips used, {labels}"
     return stages.report_numbers(out, run, score_files.load(product.path), title, marks)
 
@@ -116,13 +117,11 @@ def _combine(
 ) -> None:
     """Write the score files and `ensemble.json`."""
     every, quality = members, _quality(run, members, config.keep)
-    kept = np.array(quality) >= np.mean(quality) - EQUAL
+    kept = np.array(quality) >= np.average(quality, weights=weights) - EQUAL
     members, weights = [m for m, k in zip(every, kept, strict=True) if k], weights[kept]
     for one, value, stays in zip(every, quality, kept, strict=True):
         if config.keep != "all":
             console.note(f"{config.keep} {value:.2%}{'' if stays else ', left out'}: {one.path}")
-    if not weights.any():
-        raise InputError("the weights of all systems that are not left out are 0; give others")
     weights = weights / weights.sum()
     best, machines = None, _normalized(run, members, config)
     if config.search:

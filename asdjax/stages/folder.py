@@ -47,7 +47,7 @@ from asdjax.files import (
     write_csv,
     write_json,
 )
-from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split
+from asdjax.types import CONTENT, Clip, Embeddings, InputError, Split, preview
 from asdjax.version import __version__
 
 FORMAT = 4  # of the folder
@@ -316,20 +316,24 @@ def save_left_out(folder: Path, clips: Sequence[Clip], values: np.ndarray) -> No
 def load_left_out(folder: Path, group: Group) -> dict[str, float]:
     """Return what `save_left_out` wrote, by name of clip; empty where there is no such file.
 
+    The score of the only clip of a set is inf.
+
     Args:
       folder: of score files, which may lie at any depth.
 
     Raises:
-      InputError: rows that are not a name and a finite number.
+      InputError: several such files, rows that are not a name and a number, a name given twice.
     """
-    path = next(iter(sorted(folder.rglob(left_out_name(group)))), None)
-    rows = read_csv(path) if path else []
+    paths = sorted(folder.rglob(left_out_name(group)))
+    if len(paths) > 1:
+        raise InputError(f"expected scores of the same clips once, got {preview(paths)}")
+    rows = read_csv(paths[0]) if paths else []
     try:
         found = {name: float(score) for name, score in rows}
     except ValueError as error:
-        raise InputError(f"{path}: expected rows <file>.wav,<score> ({error})") from error
-    if not all(map(math.isfinite, found.values())):
-        raise InputError(f"{path}: expected finite scores")
+        raise InputError(f"{paths[0]}: expected rows <file>.wav,<score> ({error})") from error
+    if len(found) < len(rows) or any(map(math.isnan, found.values())):
+        raise InputError(f"{paths[0]}: expected one number for each clip")
     return found
 
 

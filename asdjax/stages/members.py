@@ -119,10 +119,20 @@ def _of_files(path: Path, files: Sequence[Scores], run: Run) -> Member:
                 f"missing or unknown: {preview(sorted(odd))}"
             )
         scores |= {(*group, "train", name): value for name, value in values.items()}
-    record = path / RECORD
-    described = json.loads(record.read_text()) if record.is_file() else {}
+    described = _record(path)
+    if described.get("year", run.year) != run.year:
+        raise InputError(f"year {described['year']}, the run has {run.year}; give both the same")
     used = {name: described.get(name, False) for name in ("transductive", "labels_used")}
     return Member(path, None, scores, **used)
+
+
+def _record(path: Path) -> dict:
+    """Return what `ensemble.json` says, {} where there is none."""
+    record = path / RECORD
+    try:
+        return json.loads(record.read_text()) if record.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{record} is damaged ({error}); combine that ensemble again") from error
 
 
 def labels_of(run: Run) -> dict[Key, tuple[int | None, Domain | None]]:

@@ -31,7 +31,7 @@ from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embedding
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.train import train
-from asdjax.types import Clip, Embeddings, InputError, preview
+from asdjax.types import Clip, Embeddings, InputError, Reported, preview
 from asdjax.version import __version__
 
 HEADER = ["machine", "section", "file", "label"]
@@ -187,7 +187,7 @@ def _first_stage(
             "pseudo labels are made by one process; give this training the labels of another with "
             "--pseudo-labels"
         )
-    train(first, folder, options)
+    train(first, folder, replace(options, reported=Reported()))  # told by the second training
     save(folder, first)
     embed(first, folder, groups, options)
     return [load_embeddings(folder, first, group).select("train") for group in groups]

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -38,7 +39,7 @@ from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job, Train
 from asdjax.train.log import Log
 from asdjax.train.optimizer import learning_rate, make_optimizer
-from asdjax.train.plan import beside, make_plan
+from asdjax.train.plan import beside, make_plan, refuse_for_waves
 from asdjax.train.step import TrainState, make_front_ends, make_step, make_validate
 from asdjax.types import InputError
 
@@ -67,6 +68,7 @@ def train(how: Train, job: Job) -> None:
 
     # The system, and what of it trains.
     networks = job.networks
+    refuse_for_waves(how.augment, networks)
     mesh = data_mesh(jax.devices())
     system = Architecture(networks, plan.tasks, how.perturbation)
     parts = system.parts(train=True)
@@ -76,7 +78,12 @@ def train(how: Train, job: Job) -> None:
         trained = summary(parts.frozen, parts.trainable)
         console.training_table(trained, counts, job.reported.parameters)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
-    rate = learning_rate(how.optimizer.schedule, how.steps, how.unit)
+    peaks = {"learning_rate": how.optimizer.schedule.peak}
+    peaks |= {f"learning_rate_{i}": peak for i, peak in enumerate(how.optimizer.branch_peaks)}
+    rates = {
+        name: learning_rate(replace(how.optimizer.schedule, peak=peak), how.steps, how.unit)
+        for name, peak in peaks.items()
+    }
     if job.anew and lead:  # not before it is known that the system can be built
         job.model.unlink(missing_ok=True)
         shutil.rmtree(job.out / "checkpoints", ignore_errors=True)
@@ -144,7 +151,8 @@ def train(how: Train, job: Job) -> None:
                 if not (logging or planned or stopping):
                     continue
                 values = _collect(pending, done, checkpoints)
-                values["learning_rate"] = float(rate((done - 1) // how.accumulate))
+                updates = (done - 1) // how.accumulate
+                values |= {name: float(rate(updates)) for name, rate in rates.items()}
                 if done > looked_at:  # not at the first one, which compiles
                     elapsed = time.perf_counter() - began
                     values["clips_per_second"] = (done - looked_at) * how.batch / elapsed

@@ -26,7 +26,8 @@ class Schedule:
     """The learning rate over the run. Step s = 1, 2, ... is the one that makes the update.
 
     The warm-up is a straight line that reaches the peak at s = warmup. With a `start` the first
-    update is made at that rate: start + (peak - start) (s - 1) / (warmup - 1); without, the line
+    update is made at that rate: start + (peak - start) (s - 1) / (warmup - 1) (and the second at
+    the peak, if the warm-up is a single update); without, the line
     comes from 0, so that the first update already learns: peak s / warmup. After it (W = warmup,
     or 1 without one):
 

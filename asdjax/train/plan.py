@@ -17,7 +17,8 @@ from asdjax.data.labels import (
     vocabulary,
     without_attributes,
 )
-from asdjax.models.system import Task
+from asdjax.frontend.augment import Augment
+from asdjax.models.system import Network, Task
 from asdjax.train import optimizer
 from asdjax.train.config import HeadConfig, Train
 from asdjax.types import Clip, InputError, Reported, counted, preview
@@ -88,6 +89,22 @@ def beside(reported: Reported, plan: Plan, clips: Sequence[Clip]) -> list[str]:
     if reported.classes and classes != reported.classes:
         lines.append(f"{classes:,} classes; the report has {reported.classes}")
     return lines
+
+
+def refuse_for_waves(how: Augment, networks: Sequence[Network]) -> None:
+    """Refuse what changes inputs that have time and frequency, where an encoder is given waves."""
+    if not any(network.wave for network in networks):
+        return
+    if how.mask:
+        raise InputError(
+            f"train.augment.mask: expected 0, got {how.mask}: a speech model is given the wave, "
+            "which has no frequencies to mask; set --train.augment.mask 0"
+        )
+    if how.mixup and how.mixup_on == "input":
+        raise InputError(
+            "train.augment.mixup_on: expected wave, got input: a speech model is given the wave; "
+            "set --train.augment.mixup-on wave"
+        )
 
 
 def center_counts(head: HeadConfig, clips: Sequence[Clip], names: Sequence[str]) -> tuple[int, ...]:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import special
 
 from asdjax.models.backbone import Backbone, abstract, initialize
 from asdjax.models.checkpoints import load_backbone
 from asdjax.models.layers import Key, keys_for
-from asdjax.models.speech import RATES, SpeechConfig
+from asdjax.models.speech import RATES, FrameConv, SpeechConfig
 from asdjax.models.weights_file import count, load, merge, split
 from asdjax.types import InputError
 from weights_convert import CONVERTERS, speech
@@ -149,6 +150,33 @@ def test_a_clip_gives_in_any_row_the_tokens_that_it_gives_alone(folder, given, n
     np.testing.assert_allclose(tokens[1:, : alone.shape[1]], alone, rtol=0, atol=ATOL)
     padding = np.asarray(backbone.token_padding(wave.shape[1], given["valid_samples"]))
     assert (~padding).sum(1).tolist() == [99, alone.shape[1]]
+
+
+def test_hum_is_normalized_as_in_float64():
+    """Windows of a tone are nearly alike: what of them is told apart must not be rounding."""
+    seconds = np.arange(16_000) / 16_000
+    rng = np.random.default_rng(0)
+    hum = np.sin(2 * np.pi * 50 * seconds) + 1e-3 * rng.standard_normal(16_000)
+    conv = FrameConv(1, 64, 10, 5, bias=False, norm="group", dtype=jnp.float32, rngs=nnx.Rngs(0))
+    high = np.diff(rng.standard_normal((11, 1, 64)), axis=0)
+    conv.kernel[...] = jnp.asarray(high, jnp.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(hum.astype(np.float32).astype(float), 10)[
+        ::5
+    ]
+    y = windows @ np.asarray(conv.kernel[...], float)[:, 0]
+    want = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+    want = want * special.ndtr(want)  # GELU
+    # float32 products of a wave of 1; a variance from rounded windows was off by 0.16
+    found = conv(jnp.asarray(hum[None, :, None], jnp.float32))[0]
+    np.testing.assert_allclose(found, want, rtol=0, atol=1e-3)
+
+
+def test_clips_shorter_than_a_window_are_refused_in_any_row():
+    backbone = Backbone(SMALL_TAPS, initialize(SMALL_TAPS))
+    wave = np.zeros((2, 2000), np.float32)
+    with pytest.raises(InputError, match=r"expected at least 400 samples .*, got 399"):
+        backbone(wave, lengths=np.array([2000, 399]))
+    assert backbone(wave, lengths=[2000, 400]).shape[0] == 2
 
 
 def test_layer_argument_chooses_among_the_hidden_states(folder, given):

@@ -253,6 +253,11 @@ def test_what_runs_of_xju_is_its_table_1(name):
     }
     assert schedule.peak == 1e-4
     assert (margin.kind, train.optimizer.kind) == ("arcface", "adamw")
+    assert margin.subcenters_without_attributes > margin.subcenters
+    # OS-SCL: mixup of waves, a perturbation head, a contrastive term
+    assert (train.augment.mixup, train.augment.mixup_on) == (1.0, "wave")
+    assert train.perturbation > 0
+    assert not contrastive.has_classes
 
 
 def test_the_page_of_the_reports_names_tests_and_files_that_are_there():

@@ -10,8 +10,8 @@ from asdjax.losses.adacos import AdaCos
 from asdjax.losses.margin import Margin
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
-from asdjax.train.plan import make_plan
-from asdjax.types import Clip, InputError
+from asdjax.train.plan import beside, make_plan
+from asdjax.types import Clip, InputError, Reported
 
 MACHINE, ATTRIBUTES = HeadConfig(labels="machine"), HeadConfig(labels="attributes")
 
@@ -66,6 +66,19 @@ def test_a_class_comes_before_its_machine_and_both_before_the_rest(labels, count
     np.testing.assert_array_equal(made.tasks[0].counts, counts)
     unknown = ["drill"] if labels == "attributes" else ["fan section_00 n_A", "drill"]
     assert made.notes == (f"sub-centers of no machine or class here: {', '.join(unknown)}",)
+
+
+def test_numbers_of_a_report_are_told_where_they_differ():
+    found = plan(heads=(ATTRIBUTES, MACHINE))
+    count = len({clip.machine for clip in CLIPS})
+    classes = max(map(len, found.classes))
+    told = beside(Reported(classes=172, machines=16), found, CLIPS)
+    assert len(told) == 2
+    assert told[0].startswith(f"{count} machine types to train on; ")
+    assert "have 16" in told[0]
+    assert told[1] == f"{classes} classes; the report has 172"
+    assert beside(Reported(classes=classes, machines=count), found, CLIPS) == []
+    assert beside(Reported(), found, CLIPS) == []
 
 
 def test_a_machine_with_some_described_clips_has_attributes():

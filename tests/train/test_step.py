@@ -450,7 +450,7 @@ def test_statistics_move_and_fixed_centers_never_do(three_heads):
 def test_the_average_holds_statistics_too(three_heads):
     (begun, updated, again), *_ = three_heads
     assert begun.average.keys() == begun.trainable.keys() | begun.statistics.keys()
-    for before, after, decay in ((begun, updated, 0.1), (updated, again, 0.15)):
+    for before, after, decay in ((begun, updated, 0.15), (updated, again, 0.15)):
         for name, expected in averaged(before, after, decay).items():
             np.testing.assert_allclose(
                 after.average[name], expected, rtol=1e-5, atol=1e-6

@@ -90,12 +90,12 @@ RECIPES = {
         chosen="Steps count micro-batches; the warm-up counts updates, 960 micro-batches: that is "
         "the warm-up of XJU 2025, which accumulates 8 as well (--train.optimizer.schedule.warmup "
         "120: micro-batches). SpecAugment masks of up to 80 frames and 80 bands, each with "
-        "probability 0.5. ArcFace margin 0.2 and scale 30 (the group's report of 2025). The "
-        "embedding has 128 dimensions; the second dense layer is the class centers. The learning "
-        "rate is constant after the warm-up. Weight decay 0.01 of AdamW on matrices (kernels, "
-        "LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop path are the "
-        "checkpoint's (0 of EAT). SMOTE to as many target as source clips, because it is to "
-        "balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 neighbors. "
+        "probability 0.5. ArcFace margin 0.2 and scale 30 (those of the report of SJTU and AITHU "
+        "of 2025). The embedding has 128 dimensions; the second dense layer is the class centers. "
+        "The learning rate is constant after the warm-up. Weight decay 0.01 of AdamW on matrices "
+        "(kernels, LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop "
+        "path are the checkpoint's (0 of EAT). SMOTE to as many target as source clips, because it "
+        "is to balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 neighbors. "
         "Padding is masked.",
         parameters="90M / 90M",
         machines=16,
@@ -133,7 +133,7 @@ RECIPES = {
         source=f"{REPORT}, section 2.2 and table 1, row EAT-full",
         stated="Pooling and dense layers are added. Adam, largest rate 5e-5.",
         chosen="Attentive statistics pooling also of EAT, over its patches. Masked is what lies "
-        "beyond the clip's own multiple of 32 frames.",
+        "beyond the clip's own multiple of 32 frames. Adam has no weight decay.",
         parameters="88M / 88M",
         machines=16,
         like="aithu2024/beats-full",

@@ -92,7 +92,7 @@ RECIPES = {
         source=f"{REPORT}, section 4 and table 3, Ensemble-1",
         stated="Combines the three subnetworks: scores are normalized, then a mean by proportions.",
         chosen="Which scores are combined is not said (section 1 decides on k-means, section 4 "
-        "combines the three subnetworks, and table 3 lies between both scorers of table 2): we "
+        "combines the three subnetworks, and its total lies between both scorers of table 2): we "
         "take both scorers, equally, normalized by the training clips of each machine.",
     ),
     "ioa2024/hubert": tuned(
@@ -132,8 +132,8 @@ RECIPES = {
         stated="Models with low accuracy are filtered out before the networks are combined.",
         chosen="The rule is not given. Ours needs no test labels: a model stays whose embeddings "
         "tell the classes of the training clips apart, each by its nearest other one, at least as "
-        "often as the mean of all models. By the labels of the test clips, as the report's table "
-        "suggests: --ensemble.keep score, which the results then say.",
+        "often as the mean of all models, by their proportions. By the labels of the test clips "
+        "instead: --ensemble.keep score, which the results then say.",
         like="ioa2024/ensemble2",
     ),
 }

@@ -133,8 +133,15 @@ STATED = {  # field of the configuration -> value, as the reports' sections say
         "train.optimizer.schedule.end": 1e-5,
         "train.optimizer.schedule.warmup": 8 * 10,  # updates
     },
-    "aithu2024/eat-full": {  # 2.2
+    "aithu2024/eat-full": {  # 2.2: the rest as BEATs
         "encoders.0.weights": "eat-base",
+        "audio.seconds": 10.0,
+        "audio.fit": "pad",
+        "train.accumulate": 8,
+        "train.augment.mask": 80,
+        "train.heads.0.labels": "attributes",
+        "train.heads.0.loss.kind": "arcface",
+        "scorer.k": 1,
         "train.optimizer.kind": "adam",
         "train.optimizer.schedule.peak": 5e-5,
         "train.optimizer.schedule.warmup": 8 * 120,

@@ -99,7 +99,10 @@ def parse(command: str, args: list[str]) -> Arguments:
         sys.exit(0)
     prog = f"asdjax {command} {name}"
     if _has_one_layer(config):
-        rest = [f"--{LAYER}{w[7:]}" if w.partition("=")[0] == "--layer" else w for w in rest]
+        rest = [
+            f"--{LAYER}{word.removeprefix('--layer')}" if word.split("=")[0] == "--layer" else word
+            for word in rest
+        ]
     values, config, rest = _parse(prog, option_fields(command, config), config, rest)
     members = {}
     if isinstance(config, EnsembleConfig):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asdjax.files import write_csv
-from asdjax.metrics import bootstrap
+from asdjax.metrics import bootstrap, official
 from asdjax.metrics.bootstrap import Comparison
 from asdjax.report import console
 from asdjax.stages.members import labelled_clips, load_members
@@ -29,8 +29,8 @@ def compare(paths: Sequence[Path], out: Path | None = None, times: int = 2000) -
         raise InputError(f"--times: expected 100 or more, got {times}")
     run, members = load_members([Path(path) for path in paths])
     clips = labelled_clips(run)
-    for machine, section in sorted(run.groups.keys() - clips.keys()):
-        console.note(f"no official numbers of {machine}/{section}: see `asdjax report`")
+    for (machine, section), reason in official.lacking(run.clips, run.year).items():
+        console.note(f"no official numbers of {machine}/{section}: {reason}")
     systems = {
         str(one.path): {group: one.of(own) for group, own in clips.items()} for one in members
     }

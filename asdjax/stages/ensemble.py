@@ -90,10 +90,11 @@ def combine_members(
     marks = _marks(found, config)
     statistics = "statistics" if marks["transductive"] else "no statistics"
     labels = "weights as given" if config.weights else "no labels used"
-    if marks["labels_used"]:
+    if config.uses_labels:
         what = "weights" if config.search else "systems"
         labels = f"{what} chosen on the labels of these clips"
-        labels = labels if config.uses_labels else "labels of these clips used by a system"
+    elif marks["labels_used"]:
+        labels = "labels of these clips used by a system"
     title = f"{out}, {statistics} of test clips used, {labels}"
     return stages.report_numbers(out, run, score_files.load(product.path), title, marks)
 

@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -38,7 +37,7 @@ from asdjax.train.batches import (
 from asdjax.train.checkpoint import Checkpoints
 from asdjax.train.config import Job, Train
 from asdjax.train.log import Log
-from asdjax.train.optimizer import learning_rate, make_optimizer
+from asdjax.train.optimizer import learning_rates, make_optimizer
 from asdjax.train.plan import beside, make_plan, refuse_for_waves
 from asdjax.train.step import TrainState, make_front_ends, make_step, make_validate
 from asdjax.types import InputError
@@ -78,12 +77,9 @@ def train(how: Train, job: Job) -> None:
         trained = summary(parts.frozen, parts.trainable)
         console.training_table(trained, counts, job.reported.parameters)
     optimizer = make_optimizer(how.optimizer, parts.trainable, how.steps, how.accumulate, how.unit)
-    peaks = {"learning_rate": how.optimizer.schedule.peak}
-    peaks |= {f"learning_rate_{i}": peak for i, peak in enumerate(how.optimizer.branch_peaks)}
-    rates = {
-        name: learning_rate(replace(how.optimizer.schedule, peak=peak), how.steps, how.unit)
-        for name, peak in peaks.items()
-    }
+    rate, *of_branches = learning_rates(how.optimizer, how.steps, how.unit)
+    rates = {"learning_rate": rate}
+    rates |= {f"learning_rate_{i}": own for i, own in enumerate(of_branches)}
     if job.anew and lead:  # not before it is known that the system can be built
         job.model.unlink(missing_ok=True)
         shutil.rmtree(job.out / "checkpoints", ignore_errors=True)

@@ -25,10 +25,10 @@ BRANCH = re.compile(r"branches\.(\d+)\.")  # of the names of an encoder's weight
 class Schedule:
     """The learning rate over the run. Step s = 1, 2, ... is the one that makes the update.
 
-    The warm-up is a straight line that reaches the peak at s = warmup. With a `start` the first
-    update is made at that rate: start + (peak - start) (s - 1) / (warmup - 1) (and the second at
-    the peak, if the warm-up is a single update); without, the line
-    comes from 0, so that the first update already learns: peak s / warmup. After it (W = warmup,
+    The warm-up is a straight line that reaches the peak at s = warmup. Without a `start` it comes
+    from 0, so that the first update already learns: peak s / warmup. With one, the first update is
+    made at that rate: start + (peak - start) (s - u) / (warmup - u), where the first update is
+    made at step u; a warm-up of a single update is made at the start alone. After it (W = warmup,
     or 1 without one):
 
     - constant: peak.
@@ -196,12 +196,19 @@ def make_optimizer(
     return optax.MultiSteps(optimizer, accumulate).gradient_transformation()
 
 
+def learning_rates(
+    config: Optimizer, steps: int, unit: int = 1
+) -> list[Callable[[int | jax.Array], jax.Array]]:
+    """Return `learning_rate` of the schedule, then of each branch that has a peak of its own."""
+    peaks = config.schedule.peak, *config.branch_peaks
+    return [learning_rate(replace(config.schedule, peak=peak), steps, unit) for peak in peaks]
+
+
 def _scale_by_rates(
     config: Optimizer, factors: Mapping[str, float], steps: int, unit: int
 ) -> optax.GradientTransformation:
     """Return the change times minus the learning rate of each weight."""
-    peaks = [config.schedule.peak, *config.branch_peaks]
-    rates = [learning_rate(replace(config.schedule, peak=p), steps, unit) for p in peaks]
+    rates = learning_rates(config, steps, unit)
 
     def which(name: str) -> int:
         branch = BRANCH.match(name)

@@ -54,7 +54,8 @@ class AttentiveStatistics(nnx.Module):
             normalize by these.
 
     Source: Desplanques et al. 2020, "ECAPA-TDNN" (arXiv 2005.07143), section 3.1; its f is tanh
-        here, after the ReLU and BatchNorm that follow the other convolutions there.
+        here, after the ReLU and BatchNorm that follow the other convolutions there, and the hidden
+        layer has D / 16 channels, not 128 (both as in ASDKit).
     """
 
     def __init__(self, width: int, *, train: bool, rngs: nnx.Rngs):

@@ -82,11 +82,11 @@ RECIPES = {
         summary="BEATs, all weights; classifies attributes",
         config=BEATS_FULL_SYSTEM,
         source=f"{REPORT}, section 2.1 and table 1, row BEATs-full",
-        stated="Data of all machine types. Clips of 10 s, padded or cut; log-mel of 128 bins, 25 "
-        "ms every 10 ms. SpecAugment 80. Attentive statistics pooling (of BEATs), then two dense "
-        "layers. ArcFace on attributes. Cosine distance to the nearest neighbor, with SMOTE on "
-        "target embeddings. 10,000 steps, batch 32, accumulation 8. AdamW, largest rate 1e-4, "
-        "warm-up 120.",
+        stated="Data of all machine types; one without attributes is one class. Clips of 10 s, "
+        "padded or cut; log-mel of 128 bins, 25 ms every 10 ms. SpecAugment 80. Attentive "
+        "statistics pooling (of BEATs), then two dense layers. ArcFace on attributes. Cosine "
+        "distance to the nearest neighbor, with SMOTE on target embeddings. 10,000 steps, batch "
+        "32, accumulation 8. AdamW, largest rate 1e-4, warm-up 120.",
         chosen="Steps count micro-batches; the warm-up counts updates, 960 micro-batches: that is "
         "the warm-up of XJU 2025, which accumulates 8 as well (--train.optimizer.schedule.warmup "
         "120: micro-batches). SpecAugment masks of up to 80 frames and 80 bands, each with "
@@ -94,9 +94,10 @@ RECIPES = {
         "of 2025). The embedding has 128 dimensions; the second dense layer is the class centers. "
         "The learning rate is constant after the warm-up. Weight decay 0.01 of AdamW on matrices "
         "(kernels, LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop "
-        "path are the checkpoint's (0 of EAT). SMOTE to as many target as source clips, because it "
-        "is to balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 neighbors. "
-        "Padding is masked.",
+        "path are the checkpoint's (0 of EAT). The pooling's hidden layer has a sixteenth of the "
+        "model's width, as in ASDKit (128 in ECAPA-TDNN). SMOTE to as many target as source clips, "
+        "because it is to balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 "
+        "neighbors. Padding is masked.",
         parameters="90M / 90M",
         machines=16,
     ),
@@ -109,7 +110,8 @@ RECIPES = {
         "restart steps.",
         chosen="One cosine cycle with a warm-up of 10 updates (80 micro-batches), of which the "
         "first is made at 1e-4 and the last at 5e-3. Batch and accumulation as in the full models. "
-        "LoRA alpha 64 without dropout.",
+        "LoRA alpha 64 without dropout. 3.89M weights train; 3.73M are those of LoRA and the dense "
+        "layer without the pooling's.",
         parameters="90M / 3.73M",
         machines=16,
         like="aithu2024/beats-full",
@@ -131,7 +133,8 @@ RECIPES = {
         summary="EAT, all weights; classifies attributes",
         config=EAT_FULL_SYSTEM,
         source=f"{REPORT}, section 2.2 and table 1, row EAT-full",
-        stated="Pooling and dense layers are added. Adam, largest rate 5e-5.",
+        stated="EAT base, pre-trained on AudioSet-2M. Pooling and dense layers are added. Adam, "
+        "largest rate 5e-5; the rest as BEATs-full.",
         chosen="Attentive statistics pooling also of EAT, over its patches. Masked is what lies "
         "beyond the clip's own multiple of 32 frames. Adam has no weight decay.",
         parameters="88M / 88M",
@@ -144,11 +147,13 @@ RECIPES = {
             replace(ADAPT, optimizer=Optimizer("adam", replace(COSINE, peak=1e-4))), EAT_LORA
         ),
         source=f"{REPORT}, section 2.2 and table 1, row EAT-LoRA",
-        stated="Pooling and dense layers are added. Adam, largest rate 1e-4; the rest as "
-        "BEATs-LoRA.",
-        chosen="11.25M trained weights do not follow from LoRA on q, v and out, nor on all linear "
-        "layers; the public file has 85M weights, not 88M. Attentive statistics pooling also of "
-        "EAT, over its patches. Masked is what lies beyond the clip's own multiple of 32 frames.",
+        stated="EAT base, pre-trained on AudioSet-2M. Pooling and dense layers are added. Adam, "
+        "largest rate 1e-4; the rest as BEATs-LoRA.",
+        chosen="The largest rate is the initial one, so the warm-up changes nothing; Adam has no "
+        "weight decay. 11.25M trained weights do not follow from LoRA on q, v and out, nor on all "
+        "linear layers; the public file has 85M weights, not 88M. Attentive statistics pooling "
+        "also of EAT, over its patches. Masked is what lies beyond the clip's own multiple of 32 "
+        "frames.",
         parameters="88M / 11.25M",
         machines=16,
         like="aithu2024/beats-lora",
@@ -194,8 +199,8 @@ RECIPES = {
         source=f"{REPORT}, section 3 and tables 3 and 4, system1",
         stated="z-scores; weights by grid search on the development set over the LoRA models.",
         chosen="Mean and deviation are of each member's leave-one-out scores of normal training "
-        "clips, per machine. The report's are those of the scores themselves: "
-        "--ensemble.transductive.",
+        "clips, per machine, which are made without SMOTE. The report does not say of which "
+        "scores; of the test scores themselves: --ensemble.transductive.",
     ),
     "aithu2024/system2": Recipe(
         summary="system1 with more weight on beats-lora",
@@ -223,7 +228,8 @@ RECIPES = {
                 "dual": 0.3,
             }
         ),
-        source=f"{REPORT}, section 3 and tables 3 and 4, system4",
+        source=f"{REPORT}, section 3 and tables 3 and 4, system4; evaluation set: results of the "
+        "challenge",
         stated="The weights of BEATs models are slightly raised by hand.",
         like="aithu2024/system3",
     ),

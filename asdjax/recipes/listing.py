@@ -125,12 +125,10 @@ def _total(data: str, table: published.Table) -> str:
 def _rows(machines: published.Table) -> list[str]:
     if not machines:
         return []
-    heading = {"auc_source": "AUC source", "auc_target": "AUC target", "pauc": "pAUC"}
-    shown = [m for m in heading if any(m in values for values in machines.values())]
-    lines = [
-        "".join(["  machine".ljust(22), *(f"{heading[m]:>12}" for m in shown), "  harmonic mean"])
-    ]
+    names = dict(zip(published.AREAS, ("AUC source", "AUC target", "pAUC"), strict=True))
+    names |= {published.MEAN: "harmonic mean"}
+    shown = [m for m in names if any(m in values for values in machines.values())]
+    lines = ["  machine".ljust(22) + "".join(f"{names[m]:>15}" for m in shown)]
     for machine, values in machines.items():
-        cells = [f"{values[m]:12.2f}" for m in shown]
-        lines.append(f"  {machine:20}{''.join(cells)}{published.mean({machine: values}):15.2f}")
+        lines.append(f"  {machine:20}" + "".join(f"{values[m]:15.2f}" for m in shown))
     return lines

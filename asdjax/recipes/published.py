@@ -1,8 +1,8 @@
 """The results that reports print for the recipes, per machine: `published.csv`, in per cent.
 
-A row has AUC source, AUC target and pAUC of a machine, or their harmonic mean alone where the
-report prints no more. The row of the machine "all" is the total that the report prints. The first
-data of a recipe in the file are those that `asdjax recipes` shows.
+A row has what the report prints of a machine: AUC source, AUC target and pAUC, their harmonic mean,
+or both. The row of the machine "all" is the total that the report prints. The first data of a
+recipe in the file are those that `asdjax recipes` shows.
 
 The csv follows the reports, misprints included:
 - xju2025/beats-fft: the row of ToyCar repeats that of slider; the rows give 64.31, not 64.46, and
@@ -13,6 +13,7 @@ The csv follows the reports, misprints included:
   it the total would be 57.35, not 57.04.
 - The baselines, dev 2024, are as table 1 of midea2024 prints them. Table 2 of ioa2024 has 66.98 and
   33.75 for ToyCar by MSE, and 57.58 for the pAUC of bearing by Mahalanobis.
+- aithu2024/system4, eval 2024: from the results of the challenge; the report has none.
 - The baselines, other data: eval from the read-mes of the official evaluators, dev 2025 from a copy
   of the task's page, dev 2026 by the official rules from public scores of an unmodified run.
 """
@@ -26,6 +27,7 @@ from statistics import harmonic_mean
 from asdjax.files import read_csv
 
 AREAS = ("auc_source", "auc_target", "pauc")
+MEAN = "harmonic_mean"
 TOTAL = "all"  # the machine of a report's own total
 Table = dict[str, dict[str, float]]  # machine -> metric -> per cent
 
@@ -52,10 +54,11 @@ def machines(table: Table) -> Table:
 
 def mean(table: Table) -> float | None:
     """Return the harmonic mean of all values of the machines; None if only a total is printed."""
-    values = [value for row in machines(table).values() for value in row.values()]
+    rows = machines(table).values()
+    values = [row[m] for row in rows for m in AREAS if m in row] or [row[MEAN] for row in rows]
     return harmonic_mean(values) if values else None
 
 
 def total(table: Table) -> float:
     """Return the official score: as the report prints it, else the mean of its machines."""
-    return table[TOTAL]["harmonic_mean"] if TOTAL in table else mean(table)
+    return table[TOTAL][MEAN] if TOTAL in table else mean(table)

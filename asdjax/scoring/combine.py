@@ -2,7 +2,7 @@
 
 Scores of different systems have different scales. The scale of a system on a machine
 comes from its leave-one-out scores of the normal training clips, so nothing of a test clip enters
-the score of another one. With `transductive` it comes from the test clips, as in the reports.
+the score of another one. With `transductive` it comes from the test clips.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Ensemble:
         other clip, by the system's embeddings, is of their class (machine and attributes). The
         score is the official one, on the labels of the test clips.
 
-    Source: AITHU, DCASE 2024 Task 2, section 3 (test scores, zero mean and unit deviation, a
+    Source: AITHU, DCASE 2024 Task 2, section 3 (zero mean and unit deviation, a
       weighted sum, weights by grid search on the development set); IOA-CAS, DCASE 2024 Task 2,
       section 4 (models with low accuracy are left out; it does not say what accuracy is).
     """

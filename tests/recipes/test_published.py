@@ -44,7 +44,8 @@ SINGLES = [n for n in RECIPES if n.startswith("aithu") and "system" not in n and
 def test_the_values_of_all_machines_give_the_total(name, totals):
     table = next(iter(published.tables(name).values()))
     rows = published.machines(table).values()
-    assert [set(row) for row in rows] == [set(published.AREAS)] * 7
+    assert len(rows) == 7
+    assert all(set(published.AREAS) <= set(row) for row in rows)
     assert f"{published.mean(table):.2f}" == f"{totals[0]:.2f}"
     assert f"{published.total(table):.2f}" == f"{totals[-1]:.2f}"
 

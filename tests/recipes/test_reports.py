@@ -103,6 +103,19 @@ def test_coefficients_are_those_of_table_3_of_aithu():
         assert used == {name: value for name, value in printed.items() if value}
 
 
+KOREA = {  # 2.1, 2.2
+    "audio.seconds": 10.0,
+    "audio.fit": "pad",
+    "encoders.0.weights": "beats-iter3",
+    "encoders.0.adapter.targets": ("q", "k", "v"),
+    "encoders.0.pooling": "mean",
+    "train.heads.0.labels": "machine",
+    "train.heads.0.loss.kind": "arcface",
+    "train.heads.0.loss.margin": 0.2,
+    "train.heads.0.loss.scale": 30.0,
+    "train.optimizer.kind": "adam",
+    "scorer.k": 1,
+}
 STATED = {  # field of the configuration -> value, as the reports' sections say
     "aithu2024/beats-full": {  # 2.1
         "audio.seconds": 10.0,
@@ -148,7 +161,22 @@ STATED = {  # field of the configuration -> value, as the reports' sections say
         "train.batch": 32,
         "train.steps": 10_000,
     },
-    "aithu2024/eat-lora": {  # 2.2
+    "aithu2024/eat-lora": {  # 2.2: the rest as BEATs-LoRA
+        "encoders.0.weights": "eat-base",
+        "encoders.0.adapter.targets": ("q", "v", "out"),
+        "encoders.0.pooling": "statistics",
+        "audio.seconds": 10.0,
+        "audio.fit": "pad",
+        "train.batch": 32,
+        "train.accumulate": 8,
+        "train.augment.mask": 80,
+        "train.heads.0.labels": "attributes",
+        "train.heads.0.loss.kind": "arcface",
+        "train.optimizer.schedule.shape": "cosine",
+        "train.optimizer.schedule.start": 1e-4,
+        "train.optimizer.schedule.warmup": 8 * 10,
+        "scorer.k": 1,
+        "scorer.smote.ratio": 1.0,
         "train.optimizer.kind": "adam",
         "train.optimizer.schedule.peak": 1e-4,
         "train.optimizer.schedule.end": 1e-5,
@@ -178,19 +206,17 @@ STATED = {  # field of the configuration -> value, as the reports' sections say
         "train.heads.0.labels": "attributes",
         "train.augment.mixup": 1.0,
     },
-    "korea2025/system1": {  # 2.1, 2.2
-        "audio.seconds": 10.0,
-        "audio.fit": "pad",
-        "encoders.0.weights": "beats-iter3",
-        "encoders.0.adapter.targets": ("q", "k", "v"),
-        "encoders.0.pooling": "mean",
-        "train.heads.0.labels": "machine",
-        "train.heads.0.loss.kind": "arcface",
-        "train.heads.0.loss.margin": 0.2,
-        "train.heads.0.loss.scale": 30.0,
-        "train.optimizer.kind": "adam",
-        "scorer.k": 1,
+    **{  # abstract: pre-trained models, all of whose weights are fine-tuned
+        f"ioa2024/{name}": {"encoders.0.weights": weights, "encoders.0.adapter": None}
+        for name, weights in {
+            "hubert": "hubert-base",
+            "beats": "beats-iter3",
+            "wav2vec2": "wav2vec2-base",
+            "wavlm": "wavlm-base",
+            "unispeech-sat": "unispeech-sat-base",
+        }.items()
     },
+    **{f"korea2025/system{n}": KOREA for n in (1, 2, 3, 4)},
     "midea2024/submission1": {  # 2.1
         "audio.fit": "tile",
         "encoders.0.view": "spectrum",

@@ -101,10 +101,11 @@ RECIPES = {
         "Pre-trained models are fine-tuned with the data of the challenge of 2024.",
         chosen="The report gives no settings. Input, classes, loss, mixup and score are those of "
         "three-subnetworks-kmeans: clips of 12 s, shorter ones repeated; attributes of 16 machine "
-        "types; AdaCos with 16 sub-clusters; every wave mixed; 16 centers. The base model, all of "
-        "whose weights train; attentive statistics pooling of its last layer and a dense layer to "
-        "128 dimensions. Adam at 1e-4, constant after a warm-up of 120; 10,000 steps of 32 clips. "
-        "Dropout and layer drop are the checkpoint's.",
+        "types; AdaCos with 16 sub-clusters; every wave mixed; 16 centers. The base model (the "
+        "report says 'large pre-trained models' and no more), all of whose weights train; "
+        "attentive statistics pooling of its last layer and a dense layer to 128 dimensions. Adam "
+        "at 1e-4, constant after a warm-up of 120; 10,000 steps of 32 clips. Dropout and layer "
+        "drop are the checkpoint's.",
     ),
     "ioa2024/beats": tuned("BEATs", "beats-iter3", like="ioa2024/hubert"),
     "ioa2024/wav2vec2": tuned("wav2vec 2.0", "wav2vec2-base", like="ioa2024/hubert"),

@@ -15,8 +15,11 @@ import pytest
 # LLVM's optimizations and XLA's fusion emitters take longer than small tests run: they are left
 # out. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 every test computes as users do.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
-if QUICK and version("jaxlib") < "0.12":  # newer ones have no other emitters
-    os.environ["XLA_FLAGS"] = f"{processes.users_flags()} {processes.OTHER_EMITTERS}".strip()
+if QUICK:
+    quick = [processes.users_flags(), processes.ONE_PART]
+    if version("jaxlib") < "0.12":  # newer ones have no other emitters
+        quick.append(processes.OTHER_EMITTERS)
+    os.environ["XLA_FLAGS"] = " ".join(quick).strip()
 OPTIMIZED = "test_beats", "test_fbank", "test_knn"  # by LLVM
 jax.config.update("jax_num_cpu_devices", 2)  # every test runs on two devices
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -58,12 +58,12 @@ def load(path):
     model = merge(graph, params)
 
     @partial(jax.jit, static_argnames="layers")
-    def features(mel, padding=None, layers=(None,)):
+    def features(params, mel, padding=None, layers=(None,)):
         model = merge(graph, params)
         return [model(mel, padding, layer) for layer in layers]
 
-    run = jax.jit(lambda mel, padding=None: stages(merge(graph, params), mel, padding))
-    return Loaded(config, params, model, features, run)
+    run = jax.jit(lambda params, mel, padding=None: stages(merge(graph, params), mel, padding))
+    return Loaded(config, params, model, partial(features, params), partial(run, params))
 
 
 def stages(model, mel, padding):

@@ -50,8 +50,8 @@ def tiny(golden):
     whole = torch_file.read(golden / "eat_tiny.pt")["model"]
     state = {n: x for n, x in whole.items() if n != "_ema" and ".decoder." not in n}
     params, graph = convert(state, TINY), abstract(TINY)[0]
-    run = jax.jit(lambda mel, padding=None: stages(merge(graph, params), mel, padding))
-    return Loaded(state, params, run)
+    run = jax.jit(lambda params, mel, padding=None: stages(merge(graph, params), mel, padding))
+    return Loaded(state, params, partial(run, params))
 
 
 def stages(model, mel, padding):

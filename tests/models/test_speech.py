@@ -88,10 +88,10 @@ def stages(model, wave, padding):
 def test_every_stage_equals_the_reference(folder, given, name):
     structure, params, arrays = read(folder, name)
     graph = abstract(structure)[0]
-    run = jax.jit(lambda wave, padding: stages(merge(graph, params), wave, padding))
+    run = jax.jit(lambda params, wave, padding: stages(merge(graph, params), wave, padding))
     wave = given["input_values"][..., None]
     for case, padding in (("nomask_", None), ("mask_", ~arrays["mask_frame_mask"])):
-        found = run(wave, padding)
+        found = run(params, wave, padding)
         compared = {name: case + name for name in found if case + name in arrays}
         assert len(compared) == (8 if padding is None else 5)
         for ours, theirs in compared.items():

@@ -83,3 +83,10 @@ def tiny_backbone(path: Path) -> Path:
     config = tiny_beats()
     weights_file.save(path, initialize(config), Header("beats", asdict(config)))
     return path
+
+
+def golden_wave():
+    """Return the wave of `efficientat_mn04.npz`, 32 kHz: noise, a tone in half of each second."""
+    seconds = np.arange(320_000) / 32_000
+    tone = 0.2 * np.sin(2 * np.pi * 440 * seconds) * (seconds % 1 < 0.5)
+    return (0.1 * np.random.default_rng(5).standard_normal(320_000) + tone).astype(np.float32)

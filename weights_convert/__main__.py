@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source",
         help="the original: Microsoft's .pt of BEATs; fairseq's .pt or Hugging Face's "
-        "model.safetensors of EAT; Hugging Face's folder of a speech model",
+        "model.safetensors of EAT; the .pt of EfficientAT; Hugging Face's folder of a speech model",
     )
     parser.add_argument("out", help="the .safetensors file to write")
     parser.add_argument(
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     options = {"without_head": True, "note": print} if given.without_head else {}
     if options and given.kind not in KINDS:
-        parser.error("--without-head is of the speech models; BEATs and EAT keep their head")
+        parser.error("--without-head is of the speech models; others keep their head")
     try:
         header = CONVERTERS[given.kind](given.source, given.out, given.config, **options)
     except (InputError, OSError) as error:

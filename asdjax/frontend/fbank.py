@@ -191,15 +191,22 @@ def mel(hz) -> np.ndarray:
     return 1127.0 * np.log1p(np.asarray(hz) / 700.0)
 
 
-@lru_cache
 def mel_bank(config: FbankConfig) -> np.ndarray:
-    """Return triangles `[256, F]` float32, linear in Kaldi's mel scale, not normalized in area.
+    """Return the `triangles` of a filter bank, `[256, F]`."""
+    return triangles(config.bands, config.low_hz, config.high_hz, FFT_SAMPLES, RATE_HZ)
 
-    The Nyquist bin is left out: its weight is 0. Narrow filters may hold no bin at all.
+
+@lru_cache
+def triangles(
+    bands: int, low_hz: float, high_hz: float, fft_samples: int, rate_hz: int
+) -> np.ndarray:
+    """Return triangles `[fft_samples / 2, bands]` float32 over the bins of a spectrum.
+
+    They are linear in Kaldi's mel scale and not normalized in area. The Nyquist bin is left out:
+    its weight is 0. Narrow filters may hold no bin at all.
     """
-
-    corner = np.linspace(mel(config.low_hz), mel(config.high_hz), config.bands + 2)
+    corner = np.linspace(mel(low_hz), mel(high_hz), bands + 2)
     left, center, right = corner[:-2], corner[1:-1], corner[2:]
-    bin_mel = mel(np.arange(FFT_SAMPLES // 2) * RATE_HZ / FFT_SAMPLES)[:, None]
+    bin_mel = mel(np.arange(fft_samples // 2) * rate_hz / fft_samples)[:, None]
     rise, fall = (bin_mel - left) / (center - left), (right - bin_mel) / (right - center)
     return np.maximum(0.0, np.minimum(rise, fall)).astype(np.float32)

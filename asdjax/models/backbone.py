@@ -12,6 +12,7 @@ from flax import nnx
 
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.efficientat import EfficientATConfig
 from asdjax.models.layers import InitialKeys, Which, check_layer, patch_grid
 from asdjax.models.speech import SpeechConfig
 from asdjax.models.weights_file import Params, merge, misfits, split
@@ -23,7 +24,7 @@ from asdjax.types import InputError
 #   frontend(wave, lengths)   features `[B, T, F]` of waves `[B, N]`, or the waves; pure
 #   token_padding(N, lengths) `[B, L]` bool, True = padding, for rows of N samples; pure
 #   for_features(params)      structure and weights without a class head
-#   width, layers_count       D, and how many layers
+#   width, layers_count       D, and how many layers; 0: the last one alone is given
 #   bands                     patches beside each other in frequency; 1: SpecAugment is refused
 #   extra_tokens              before the patches: 1 with a class token, else 0
 #   shortest_samples          of a wave
@@ -34,15 +35,15 @@ from asdjax.types import InputError
 #   clip_bytes(samples, how)  memory of the forward pass of a row, at most, with such attention;
 #                             inf: it is too long
 #   without_dropout()         the structure with every rate of dropping values and layers at 0
-Structure = BeatsConfig | EatConfig | SpeechConfig
+Structure = BeatsConfig | EatConfig | EfficientATConfig | SpeechConfig
 
 
 class Backbone:
-    """BEATs, EAT or a speech model, with its front end and weights.
+    """BEATs, EAT, EfficientAT or a speech model, with its front end and weights.
 
     A wave is `[B, N]`, 16 kHz, float in [-1, 1] or int16. `lengths [B]` are the valid samples of
     each clip, at least `config.shortest_samples`; the rest of its row should be zeros. A clip of
-    EAT or of a speech model gives the tokens it gives alone, whatever row it is in. For BEATs, as
+    any model but BEATs gives the tokens it gives alone, whatever row it is in. For BEATs, as
     in the reference, lengths only decide which tokens are padding: the front end sees the whole
     row, so a clip in a longer row gives nearly, not exactly, its own tokens (the filter bank of
     zeros is not "nothing").

@@ -23,11 +23,11 @@ README = "https://github.com/microsoft/unilm/tree/master/beats"
 class Checkpoint:
     """A public checkpoint.
 
-    BEATs and EAT have the MIT licence, HuBERT and wav2vec 2.0 Apache-2.0; for WavLM and
-    UniSpeech-SAT see their pages. Microsoft links BEATs on OneDrive, which needs a browser. `url`
-    is then a copy that plain HTTP can fetch; others made it, so it is trusted only if its SHA-256
-    is that of Microsoft's file. The others come from their authors' own pages; that of eat-base has
-    its SHA-256 from a user's record.
+    BEATs, EAT and EfficientAT ("mn") have the MIT licence, HuBERT and wav2vec 2.0 Apache-2.0; for
+    WavLM and UniSpeech-SAT see their pages. Microsoft links BEATs on OneDrive, which needs a
+    browser. `url` is then a copy that plain HTTP can fetch; others made it, so it is trusted only
+    if its SHA-256 is that of Microsoft's file. The others come from their authors' own pages; that
+    of eat-base has its SHA-256 from a user's record.
     """
 
     file: str

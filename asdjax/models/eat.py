@@ -175,10 +175,6 @@ class EatConfig:
 RATES = tuple(field.name for field in fields(EatConfig) if "drop" in field.name)
 
 
-class FixedTable(nnx.Variable):
-    """Constants that belong to the model but are no parameters: they never train."""
-
-
 class Eat(nnx.Module):
     """Normalized log-mel `[B, T, 128]` in, tokens `[B, 1 + n, D]` out, n = 8 floor(T / 16).
 
@@ -205,7 +201,7 @@ class Eat(nnx.Module):
         patch, width = config.patch_size, config.embed_dim
         self.config, self.remat = config, remat
         self.patch_embed = layers.linear(patch * patch, width, dtype=dtype, rngs=rngs)
-        self.positions = FixedTable(position_table(width, config.bands, config.max_length))
+        self.positions = layers.Fixed(position_table(width, config.bands, config.max_length))
         self.class_token = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
         self.norm = layers.LayerNorm(width, config.norm_eps, dtype=dtype)
         self.input_dropout = layers.Dropout(config.dropout_input)

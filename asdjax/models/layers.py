@@ -52,6 +52,10 @@ class InitialKeys(nnx.Rngs):
         return jax.random.fold_in(self.seed, self.drawn - 1)
 
 
+class Fixed(nnx.Variable):
+    """Constants that belong to a model but are no parameters: they never train."""
+
+
 # Dropout
 
 RESOLUTION = 2**16  # rates are rounded to this part: 16 random bits a value, not 32
@@ -383,7 +387,9 @@ def through(
 
 
 def check_layer(which: Which, count: int) -> None:
-    """Refuse a layer that an encoder of `count` layers does not have."""
+    """Refuse a layer that an encoder of `count` layers does not have (0: none but its last)."""
+    if which is not None and not count:
+        raise InputError(f"this model gives its last layer alone, got layer {which}")
     if which not in (None, "mean", *range(count + 1)):
         raise InputError(f'expected layer 0..{count} or "mean", got {which}')
 

@@ -57,18 +57,23 @@ def test_backbones_of_one_file_read_it_once(golden, tmp_path, monkeypatch):
 def test_public_table_is_complete():
     kinds = [checkpoint.kind for checkpoint in checkpoints.CHECKPOINTS.values()]
     counts = {"beats": 7, "eat": 4, "hubert": 2, "wav2vec2": 2, "wavlm": 3, "unispeech-sat": 2}
+    counts |= {"efficientat": 8}
     assert Counter(kinds) == counts
     assert set(kinds) == set(checkpoints.structures()) == set(CONVERTERS)
     known = [each.sha256 for each in checkpoints.CHECKPOINTS.values() if each.sha256]
-    assert len(set(known)) == 8
+    assert len(set(known)) == 9
     assert {len(sha256) for sha256 in known} == {64}
     for name, checkpoint in checkpoints.CHECKPOINTS.items():
-        assert name.startswith(checkpoint.kind)
+        assert name.startswith("mn" if checkpoint.kind == "efficientat" else checkpoint.kind)
         if checkpoint.kind == "beats":
             assert checkpoint.sha256
             assert checkpoint.page.startswith("https://1drv.ms/")
             assert ("finetuned" in name) == (checkpoint.size == 363_145_291)
             assert checkpoint.url is None or checkpoint.url.endswith("/" + checkpoint.file)
+        elif checkpoint.kind == "efficientat":
+            release = "/releases/download/v0.0.1/"
+            assert checkpoint.url == f"{checkpoint.page}{release}{checkpoint.file}"
+            assert checkpoint.file.startswith(f"{name}_as_mAP_")
         elif checkpoint.kind != "eat":
             assert checkpoint.url == f"{checkpoint.page}/resolve/main/pytorch_model.bin"
             assert name.rpartition("-")[2] in ("base", "large", "plus")

@@ -21,8 +21,8 @@ from safetensors.numpy import load_file
 from asdjax.frontend.fbank import eat_frontend
 from asdjax.models import weights_file
 from asdjax.models.backbone import Backbone, abstract, initialize
-from asdjax.models.eat import RATES, Block, Eat, EatConfig, FixedTable, position_table
-from asdjax.models.layers import Dropout, Key, keys_for, patch_grid
+from asdjax.models.eat import RATES, Block, Eat, EatConfig, position_table
+from asdjax.models.layers import Dropout, Fixed, Key, keys_for, patch_grid
 from asdjax.models.weights_file import merge, split
 from asdjax.types import InputError
 from weights_convert import torch_file
@@ -93,7 +93,7 @@ def test_input_equals_the_reference(arrays):
 
 
 def test_gradient_of_every_parameter_equals_the_reference(tiny, arrays):
-    graph, table, params = split(Eat(TINY, rngs=nnx.Rngs(0)), FixedTable)
+    graph, table, params = split(Eat(TINY, rngs=nnx.Rngs(0)), Fixed)
     names = [key.removeprefix("grad/") for key in arrays if key.startswith("grad/")]
     missing = {n: x for n, x in tiny.state.items() if n.endswith(".positions")}
     theirs = convert({name: arrays[f"grad/{name}"] for name in names} | missing, TINY)

@@ -50,7 +50,7 @@ def formats(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Cha
 def lengths(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], audio: Audio) -> list[str]:
     """Return one line per machine of which clips are made longer or shorter to `audio.seconds`.
 
-    Example: "fan: of 120 clips, 3 repeated and 5 cut to 10 s".
+    Example: "fan: of 120 clips, 3 repeated and 5 cut to 10 s (--audio.seconds)".
     """
     if audio.seconds is None:
         return []
@@ -66,7 +66,8 @@ def lengths(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], audio: Audio
     for machine, counts in sorted(changed.items()):
         found = " and ".join(f"{counts[how]} {how}" for how in (longer, "cut") if counts[how])
         lines.append(
-            f"{machine}: of {counted(totals[machine], 'clip')}, {found} to {audio.seconds:g} s"
+            f"{machine}: of {counted(totals[machine], 'clip')}, {found} to {audio.seconds:g} s "
+            "(--audio.seconds)"
         )
     return lines
 

@@ -241,15 +241,19 @@ def open_references(path: Path | str) -> np.ndarray:
     Raises:
       InputError: no such file, another kind of file, or one that is shorter than its header says.
     """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; expected a .npy file of float32 rows [R, E]")
+    with Path(path).open("rb") as file:
+        numpys = file.read(6) == b"\x93NUMPY"
+    got = "another file"
     try:
-        found = np.load(path, mmap_mode="r")
-        if isinstance(found, np.ndarray) and found.ndim == 2 and found.dtype == np.float32:
-            return found
-        got = (
-            f"{found.dtype} {list(found.shape)}" if isinstance(found, np.ndarray) else "an archive"
-        )
+        if numpys:
+            found = np.load(path, mmap_mode="r")
+            got = f"{found.dtype} {list(found.shape)}"
+            if found.dtype == np.float32 and found.ndim == 2 and found.size:
+                return found
     except (OSError, ValueError, EOFError) as error:
-        got = str(error)
+        got = f"one that is shorter than its header says ({error})"
     raise InputError(
         f"{path}: expected a .npy file of float32 rows [R, E], got {got}; write it again with "
         "numpy.save"

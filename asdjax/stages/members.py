@@ -79,7 +79,7 @@ def load_members(paths: Sequence[Path]) -> tuple[Run, list[Member]]:
         except InputError as error:
             problems.append(f"{path}: {error}")
     if problems:
-        raise InputError("cannot combine these runs:\n  " + "\n  ".join(problems))
+        raise InputError("these folders do not go together:\n  " + "\n  ".join(problems))
     return runs[0].run, list(members.values())
 
 
@@ -193,4 +193,4 @@ def _key(clip: Clip) -> Key:
 
 
 def _show(keys: Iterable[Key]) -> str:
-    return preview("/".join(key) for key in sorted(keys))
+    return preview(("/".join(key) for key in sorted(keys)), 5)

@@ -84,8 +84,8 @@ def with_dtypes(encoders: Sequence[Encoder]) -> tuple[Encoder, ...]:
         console.note(f"dtype auto: products in {product_dtype('auto')} here")
     if "bfloat16" in given and slow_in_bfloat16():
         console.note(
-            "no units for bfloat16 are known of this processor, where it is slower than float32; "
-            "dtype auto takes the faster one"
+            "dtype bfloat16: slower than float32 on this processor, of which no units for it are "
+            "known"
         )
     return tuple(
         replace(encoder, dtype=product_dtype("auto")) if dtype == "auto" else encoder

@@ -122,8 +122,10 @@ def score(out: Path, scorer: Any = None) -> None:
         made = folder.load(out)
         if scorer is not None:
             made = replace(made, system=replace(made.system, scorer=scorer))
+        old = [name for name in ("results.csv", "figures") if (out / name).exists()]
         _score(made, out, force=True)
-        console.note(f"numbers and figures of these scores: asdjax report {out}")
+        gone = f"; removed: {' and '.join(old)} of those before" if old else ""
+        console.note(f"numbers and figures of these scores: asdjax report {out}{gone}")
 
 
 def report(out: Path) -> list[Metric]:

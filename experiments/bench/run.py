@@ -15,7 +15,7 @@ sides that need all cores to those that do not mean little.
 
 Writes `DIR/SUITE.jsonl` (a line for each row, as soon as it is there), `DIR/SUITE.md` (a table) and
 `DIR/SUITE.png` (a bar chart). `--against` compares the ratios with those of an earlier file and
-exits with 1 if one has fallen by more than `--tolerance`.
+exits with 1 if one has fallen by more than `--tolerance`, or if no row is in both.
 """
 
 from __future__ import annotations
@@ -205,9 +205,10 @@ def table(rows: Sequence[dict]) -> str:
             k: v for k, v in (r.get("ours", {}) | r.get("theirs", {})).items() if "_" not in k
         }
     versions = ", ".join(f"{name} {value}" for name, value in sorted(found.items()))
-    about = f"{where['processor']}, {where['cores']} cores, {where['date']}, {where['commit']}"
-    rounds = max((r["rounds"] for r in rows if "rounds" in r), default=0)
-    return "\n".join([*lines, "", f"{about}; medians of {rounds} rounds; {versions}"]) + "\n"
+    about = [f"{where['processor']}, {where['cores']} cores, {where['date']}, {where['commit']}"]
+    if rounds := max((r["rounds"] for r in rows if "rounds" in r), default=0):
+        about += [f"medians of {rounds} rounds", versions]
+    return "\n".join([*lines, "", "; ".join(about)]) + "\n"
 
 
 def chart(rows: Sequence[dict], path: Path) -> None:
@@ -232,15 +233,34 @@ def chart(rows: Sequence[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def fallen(rows: Sequence[dict], before: Sequence[dict], tolerance: float) -> list[str]:
-    """Return a line for each ratio that is lower than before by more than a share `tolerance`."""
+def read(path: Path) -> list[dict]:
+    """Return the rows of an earlier file; exit with a message if it is none."""
+    try:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if rows and all("case" in row and "peer" in row for row in rows):
+            return rows
+        why = "its lines are no rows"
+    except (OSError, ValueError, TypeError) as error:
+        why = error
+    raise SystemExit(f"--against: {path} is no .jsonl of this program ({why})")
+
+
+def check(rows: Sequence[dict], before: Sequence[dict], tolerance: float) -> None:
+    """Print ratios beside those before; exit with 1 if one fell by more than `tolerance`, or none.
+
+    None: no row is in both, so that nothing can be said.
+    """
     old = {(r["case"], r["peer"]): r["ratio"] for r in before if "ratio" in r}
-    lines = []
-    for r in rows:
-        then = old.get((r["case"], r["peer"]))
-        if then and "ratio" in r and r["ratio"] < (1 - tolerance) * then:
-            lines.append(f"{r['case']}, {r['peer']}: {r['ratio']:.2f} now, {then:.2f} before")
-    return lines
+    both = [r for r in rows if "ratio" in r and (r["case"], r["peer"]) in old]
+    slower = 0
+    for r in both:
+        then = old[r["case"], r["peer"]]
+        fell = r["ratio"] < (1 - tolerance) * then
+        slower += fell
+        told = "slower" if fell else "not slower"
+        print(f"{r['case']}, {r['peer']}: {r['ratio']:.2f} now, {then:.2f} before: {told}")
+    if slower or not both:
+        raise SystemExit(f"--against: {slower} of {len(both)} rows that both have are slower")
 
 
 def arguments() -> argparse.Namespace:
@@ -261,10 +281,12 @@ def main() -> None:
     cases = CASES[given.suite]
     chosen = [c for c in cases if not given.only or any(o.lower() in c.lower() for o in given.only)]
     if not chosen:
-        raise SystemExit(f"--only: none of {'; '.join(cases)} has {' or '.join(given.only)}")
+        raise SystemExit(
+            f"--only: no row has {' or '.join(given.only)}; there are\n  " + "\n  ".join(cases)
+        )
     before = []
     if given.against:
-        before = [json.loads(line) for line in given.against.read_text().splitlines()]
+        before = read(given.against)
     given.out.mkdir(parents=True, exist_ok=True)
     where, rows = machine(), []
     path = given.out / f"{given.suite}.jsonl"
@@ -279,8 +301,8 @@ def main() -> None:
         path.with_suffix(".md").write_text(table(rows))
         chart(rows, path.with_suffix(".png"))
     print(table(rows))
-    if lines := fallen(rows, before, given.tolerance):
-        raise SystemExit("slower than before:\n  " + "\n  ".join(lines))
+    if given.against:
+        check(rows, before, given.tolerance)
 
 
 if __name__ == "__main__":

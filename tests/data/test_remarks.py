@@ -44,18 +44,18 @@ def test_notes_tell_what_reading_changes_per_machine():
         (
             Audio(2.0, "tile"),
             [
-                "fan: of 5 clips, 2 repeated and 1 cut to 2 s",
-                "valve: of 1 clip, 1 repeated to 2 s",
+                "fan: of 5 clips, 2 repeated and 1 cut to 2 s (--audio.seconds)",
+                "valve: of 1 clip, 1 repeated to 2 s (--audio.seconds)",
             ],
         ),
         (
             Audio(2.0, "pad"),
             [
-                "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s",
-                "valve: of 1 clip, 1 padded with zeros to 2 s",
+                "fan: of 5 clips, 2 padded with zeros and 1 cut to 2 s (--audio.seconds)",
+                "valve: of 1 clip, 1 padded with zeros to 2 s (--audio.seconds)",
             ],
         ),
-        (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s"]),
+        (Audio(1.0, "crop"), ["fan: of 5 clips, 3 cut to 1 s (--audio.seconds)"]),
     ],
 )
 def test_the_user_is_told_which_clips_are_made_longer_or_shorter(audio, lines):

@@ -162,7 +162,8 @@ RECIPES = {
         summary="eat-full, then again with pseudo labels",
         config=replace(EAT_FULL_SYSTEM, pseudo=Pseudo("agglomerative", EAT_CLUSTERS)),
         source=f"{REPORT}, section 2.4 and tables 1 and 2, EAT-pse",
-        stated="First stage as eat-full; clusters and second training as beats-pse.",
+        stated="First stage as eat-full. Agglomerative clustering as in beats-pse, into the "
+        "classes of table 2 for EAT-pse. Trained again from the checkpoint, as eat-full.",
         chosen="Ward linkage, and the number of clusters of other machines, as in beats-pse.",
         parameters="88M / 88M",
         machines=16,

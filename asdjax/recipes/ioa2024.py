@@ -70,10 +70,11 @@ RECIPES = {
         "Adam at 1e-3, 64 clips. Anomaly score by k-means. Redesigned after Wilkinghoff 2024.",
         chosen="The networks are those of Wilkinghoff 2023, which his work of 2024 uses, with one "
         "block in each of four stages; the last dense layer, without norm, makes the embedding. "
-        "Shorter clips are repeated. Spectrogram of 200 to 8000 Hz minus its mean over time, as "
-        "there. No penalty on weights. 16 trained sub-clusters of each class. Every wave is mixed, "
-        "by a uniform share. 2,500 steps (10 passes over the 16 machines of 2024). Cosine distance "
-        "to 16 centers of the source clips and to every target clip (Wilkinghoff 2023).",
+        "Shorter clips are repeated, and all are without their mean. Spectrogram of 200 to 8000 Hz "
+        "minus its mean over time, as there. No penalty on weights. 16 trained sub-clusters of "
+        "each class. Every wave is mixed, by a uniform share. 2,500 steps (10 passes over the 16 "
+        "machines of 2024). Cosine distance to 16 centers of the source clips and to every target "
+        "clip (Wilkinghoff 2023).",
         machines=16,
     ),
     "ioa2024/three-subnetworks-gmm": Recipe(

@@ -46,15 +46,15 @@ RECIPES = {
         source=f"{REPORT}, sections 2 and 3 and table 1, submission1",
         stated="Clips repeated and cut to one length. Magnitude spectrum, and STFT magnitudes "
         "(1024, hop 512, 200-8000 Hz) minus their mean over time. Convolutions on the spectrum, a "
-        "ResNet on the spectrogram, both with CBAM; embedding of 256 dimensions. The loss is "
-        "sub-cluster AdaCos on machine and attributes plus that on machines. Adam. Cosine "
-        "similarity. The backbone is that of Wilkinghoff 2023.",
+        "ResNet on the spectrogram, both with CBAM; embedding of 256 dimensions. Sub-cluster "
+        "AdaCos; the loss is the cross-entropy of machine and attributes plus that of machines. "
+        "Adam. Cosine similarity. The backbone is that of Wilkinghoff 2023.",
         chosen="Clips of 10 s, without their mean before the spectrum is taken. Both branches are "
         "without that paper's penalty on weights (L2 of 1e-5); 128 dimensions of each. CBAM behind "
         "each convolution of the spectrum, and on what each residual block adds. 16 trained "
-        "sub-clusters per class, with a dynamic scale, in both losses (the report calls both "
-        "cross-entropy). Adam at 1e-3, 64 clips, 2,500 steps (10 passes over the 16 machines of "
-        "2024). Cosine distance to the nearest training clip.",
+        "sub-clusters per class, with a dynamic scale, in both losses. Adam at 1e-3, 64 clips, "
+        "2,500 steps (10 passes over the 16 machines of 2024). Cosine distance to the nearest "
+        "training clip.",
         machines=16,
     ),
     "midea2024/submission2": Recipe(
@@ -72,10 +72,10 @@ RECIPES = {
         config=SUBMISSION3,
         source=f"{REPORT}, sections 2 and 3 and table 1, submission3",
         stated="Mixup.",
-        chosen="Pseudo labels as in submission2, which the report does not say. Every wave is "
-        "mixed, by a uniform share (Wilkinghoff 2023).",
+        chosen="Pseudo labels by k-means as in submission2, which the report does not say of it. "
+        "Every wave is mixed, by a uniform share (Wilkinghoff 2023).",
         machines=16,
-        like="midea2024/submission2",
+        like="midea2024/submission1",
     ),
     "midea2024/submission4": Recipe(
         summary="submission3 with SMOTE and time warping",
@@ -85,10 +85,12 @@ RECIPES = {
         "time warping.",
         chosen="Every class of machine and attributes is brought to the size of the largest by "
         "clips between two of its waves, drawn at random, or by warped copies of a single one, "
-        "newly warped in each pass. About twice as many clips train (1,050 of ToyCar in 2023 "
-        "become 2,160), so 2,500 steps are about 5 passes where the others make 10. SMOTE is "
-        "between classes: source and target clips of a machine without attributes stay as unequal "
-        "as they are. Warped copies are not interpolated.",
+        "newly warped in each pass. So more clips train: 1,050 of ToyCar in 2023 become 2,160. A "
+        "machine without attributes is a class of 1,000 until it is clustered: beside one, every "
+        "class of the first training grows to 1,000, and 2,500 steps are few passes where the "
+        "others make 10 (--train.steps). SMOTE is between classes: source and target clips of a "
+        "machine without attributes stay as unequal as they are. Warped copies are not "
+        "interpolated.",
         machines=16,
         like="midea2024/submission3",
     ),

@@ -6,7 +6,7 @@ recipe in the file are those that `asdjax recipes` shows.
 
 The csv follows the reports, misprints included:
 - xju2025/beats-fft: the row of ToyCar repeats that of slider; the rows give 64.31, not 64.46, and
-  the means 75.94, 61.42 and 58.14, not 73.79, 63.44 and 58.04.
+  the means 75.93, 61.42 and 58.14, not 73.79, 63.44 and 58.04.
 - ioa2024, table 2: the means of AUC target are printed as 67.91 (k-means) and 62.94 (mixture), the
   rows give 68.17 and 62.96; the printed totals, 64.57 and 63.10, follow from the printed means.
 - ioa2024, table 1: the mean of pAUC by wav2vec 2.0 is printed as 54.48, the rows give 55.32; with

@@ -138,8 +138,8 @@ class EfficientATConfig:
         return jnp.arange(self.token_count(samples))[None] >= valid[:, None]
 
     def clip_bytes(self, samples: int, attention: Implementation = "auto") -> float:
-        places, wave = log_mel_32k.frame_count(samples) * layers.MEL_BANDS, 60 * samples
-        return wave + 4 * 4 * places / 4 * max(block.hidden for block in self.blocks[:3])
+        places = log_mel_32k.frame_count(samples) * layers.MEL_BANDS / 4  # behind the stem
+        return 4 * 4 * places * max(block.hidden for block in self.blocks[:3])
 
     def for_features(self, params: Params) -> tuple[EfficientATConfig, Params]:
         head = "hidden.", "head."

@@ -11,6 +11,7 @@ from machines import tiny_beats
 from asdjax.models.backbone import Backbone, abstract, initialize
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
+from asdjax.models.efficientat import EfficientATConfig
 from asdjax.types import InputError
 from weights_convert import torch_file
 from weights_convert.beats import convert
@@ -129,10 +130,12 @@ def test_misfitting_weights_are_refused_with_the_names(backbone):
 
 
 @pytest.mark.parametrize(
-    "structure", [tiny_beats(), EatConfig(embed_dim=16, depth=1, num_heads=2)], ids=["beats", "eat"]
+    "structure",
+    [tiny_beats(), EatConfig(embed_dim=16, depth=1, num_heads=2), EfficientATConfig(0.4, 0)],
+    ids=["beats", "eat", "efficientat"],
 )
 def test_the_memory_of_a_clip_is_at_most_what_is_said(structure):
-    """Of one that is so long that the scores of attention need most of it."""
+    """Of one that is so long that the scores of attention, if there are any, need most of it."""
     samples, shapes = 60 * 16_000, abstract(structure)[1]
     params = {name: np.zeros(value.shape, np.float32) for name, value in shapes.items()}
     wave = jax.ShapeDtypeStruct((1, samples), jnp.int16)

@@ -19,7 +19,7 @@ BANK = 128, 0.0, 15_000.0, FFT_SAMPLES, 32_000  # bands, of and to Hz, FFT, rate
 FRAME_SAMPLES, HOP_SAMPLES = 800, 320  # at 32 kHz
 HALF = FRAME_SAMPLES // 2
 FLOOR = 1e-5
-TAPS = 128  # of the filter between two samples; flat to 7.5 kHz, within 1e-4 of 1
+TAPS = 128  # of the filter between two samples, which is within 2e-4 of 1 to 7.6 kHz
 BLOCK = 256  # samples that one product filters
 
 

@@ -6,8 +6,8 @@
 #   `lax.conv_general_dilated` with as many groups as channels, once the sum of 25 shifted slices of
 #   x, each times its tap, under `jax.jit` both.
 # Expected: the convolution is at least as fast.
-# Seen: the same numbers to 1e-5; the convolution takes 12 times as long (two cores with AVX-512; with
-#   other sizes of a MobileNet 3 to 90 times).
+# Seen: the same numbers to 1e-5; the convolution takes 12 times as long (two cores with AVX-512;
+#   with other sizes of a MobileNet 3 to 90 times).
 # Exits with 1 when it takes less than 4 times as long, or the numbers differ.
 set -euo pipefail
 folder=$(mktemp -d)

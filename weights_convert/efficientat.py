@@ -33,13 +33,12 @@ def convert_file(source: Path | str, out: Path | str, config: Path | str | None 
     """
     if config is not None:
         raise InputError(f"{source}: such files have no configuration; leave --config out")
+    tensors = torch_file.read(source)
     try:
-        tensors = torch_file.read(source)
         structure = structure_of(tensors)
         arrays = convert(tensors, structure)
     except InputError as error:
-        text = str(error)
-        raise InputError(text if text.startswith(str(source)) else f"{source}: {text}") from error
+        raise InputError(f"{source}: {error}") from error
     header = Header(structure.kind, asdict(structure), sha256_file(Path(source)))
     save(out, arrays, header)
     return header
@@ -89,12 +88,8 @@ def _filters(x):  # (channels, 1, mel, time) -> [time, mel, channels]
 
 
 def _convolution(theirs: str, ours: str, layout: table.Layout = _products) -> table.Table:
-    running = [(rf"{theirs}\.1\.running_{name}", f"{ours}.{name}", table.same) for name in STATS]
     return [
         (theirs + r"\.0\.weight", ours + ".kernel", layout),
         *table.norm(theirs + r"\.1", ours),
-        *running,
+        (theirs + r"\.1\.running_(mean|var)", ours + r".\1", table.same),
     ]
-
-
-STATS = "mean", "var"

@@ -28,12 +28,12 @@ from jax import lax
 from asdjax.frontend import log_mel_32k
 from asdjax.models import layers
 from asdjax.models.attention import Implementation
+from asdjax.models.pooling import masked_mean, mean_token
 from asdjax.models.weights_file import Params
 from asdjax.types import check
 
 EPSILON = 1e-3  # of all norms
 STEM, FACTOR, HIDDEN = 16, 6, 1280  # channels of width 1: first, widening of the last, classifier
-WIDTHS = 0.1, 0.2, 0.4, 0.5, 1.0, 2.0, 3.0, 4.0
 SETTINGS = (  # taps, hidden and output channels of width 1, squeeze, hard swish, stride
     (3, 16, 16, False, False, 1),
     (3, 64, 24, False, False, 2),
@@ -93,11 +93,6 @@ class EfficientATConfig:
             ("width_mult", "a number in (0, 100]", 0 < self.width_mult <= 100),
             ("num_classes", f"0 to {layers.LARGEST}", 0 <= self.num_classes <= layers.LARGEST),
         )
-
-    @classmethod
-    def base(cls, **changes: Any) -> EfficientATConfig:
-        """Return the structure of mn10."""
-        return cls(**changes)
 
     def channels(self, of_width_1: int) -> int:
         return multiple_of_8(of_width_1 * self.width_mult)
@@ -217,9 +212,8 @@ class EfficientAT(nnx.Module):
 
     def classify(self, tokens: jax.Array, padding: jax.Array | None = None) -> jax.Array:
         """Return class probabilities `[B, C]`, from the mean of the clip's tokens."""
-        inside = jnp.ones(tokens.shape[:2]) if padding is None else (~padding).astype(jnp.float32)
-        inside = inside / jnp.maximum(inside.sum(1, keepdims=True), 1)
-        hidden = jax.nn.hard_swish(self.hidden((tokens * inside[..., None]).sum(1)))
+        mean = mean_token(tokens, None if padding is None else ~padding)
+        hidden = jax.nn.hard_swish(self.hidden(mean))
         return jax.nn.sigmoid(self.head(hidden).astype(jnp.float32))
 
 
@@ -254,10 +248,7 @@ class Block(nnx.Module):
         Source: Hu et al. 2018, "Squeeze-and-excitation networks" (arXiv 1709.01507), section 3.
         """
         mean = y.astype(jnp.float32).mean(2)
-        if frames is None:
-            mean = mean.mean(1)
-        else:
-            mean = jnp.where(_inside(mean, frames), mean, 0).sum(1) / frames[:, None]
+        mean = mean.mean(1) if frames is None else masked_mean(mean, _inside(mean, frames))
         gate = jax.nn.sigmoid(self.fc2(jax.nn.relu(self.fc1(mean))))
         return y * gate[:, None, None].astype(y.dtype)
 

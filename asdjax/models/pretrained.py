@@ -42,7 +42,7 @@ class Pretrained:
       dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
         margins stay float32. "auto" is bfloat16 on accelerators (of NVIDIA's, those before Ampere
         have no units for it) and on processors with units for it, else float32; a run records
-        what it was. bfloat16 moves the scores of frozen systems: official numbers by up to 5 points
+        what it was. bfloat16 moves official numbers of frozen systems by up to 5.5 points
         (experiments/bench/precision.py).
       remat: what is computed again for the gradient instead of being kept. BEATs with LoRA in
         bfloat16 keeps 119 MB of a clip of 10 s; without the hidden values of feed-forward layers

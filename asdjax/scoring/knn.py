@@ -253,7 +253,7 @@ def open_references(path: Path | str) -> np.ndarray:
             if found.dtype == np.float32 and found.ndim == 2 and found.size:
                 return found
     except (OSError, ValueError, EOFError) as error:
-        got = f"one that is shorter than its header says ({error})"
+        got = f"one that is cut short or holds other values ({error})"
     raise InputError(
         f"{path}: expected a .npy file of float32 rows [R, E], got {got}; write it again with "
         "numpy.save"

@@ -3,8 +3,8 @@
     python experiments/bench/precision.py --data REAL SYNTHETIC --out OUT
 
 Backbones have the structure of the public base models and random weights, or those of --weights.
-On a processor without units for bfloat16 the numbers are the same, and slow to come by. Prints a
-markdown table: AUC of both domains and pAUC in per cent, and by how much bfloat16 moves them.
+A processor without units for bfloat16 computes the same, slowly. Prints a markdown table: AUC of
+both domains and pAUC in per cent, and by how much bfloat16 moves them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
                 both = [(exact[machine][area], short[machine][area]) for area in AREAS]
                 most = max(most, *(abs(b - a) for a, b in both))
                 cells = " | ".join(f"{a:.2f} {b - a:+.2f}" for a, b in both)
-                lines.append(f"| {name} | {machine} | {cells} |")
+                lines.append(f"| {name} | {data.name}/{machine} | {cells} |")
     print(*lines, f"\nLargest difference: {most:.2f} points.", sep="\n")
 
 

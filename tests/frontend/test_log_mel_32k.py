@@ -1,6 +1,5 @@
 """The log-mel of EfficientAT against its reference, and waves at twice the rate against sines."""
 
-import jax
 import numpy as np
 import pytest
 from machines import golden_wave
@@ -17,8 +16,8 @@ def test_it_equals_the_reference(golden):
     with np.load(golden / "efficientat_mn04.npz") as arrays:
         found = np.asarray(log_mel_32k.log_mel_32k(golden_wave()[None])[0])
         assert found.shape == (1000, 128)
-        # A bin whose energy is 1e-5 of a frame's strongest one rounds at 1e-2 of its value, a fifth
-        # of which is the logarithm's step; noise keeps bins within 1e-3.
+        # A bin rounds by 1e-6 of the strongest, the tone, whose power is some 500 times that of the
+        # noise in a band: by 5e-4 of its value, a fifth of which counts. Means round less.
         np.testing.assert_allclose(found[:20].T, arrays["mel_first"], rtol=0, atol=2e-4)
         np.testing.assert_allclose(found.mean(0), arrays["mel_mean"], rtol=0, atol=2e-5)
 
@@ -65,9 +64,3 @@ def test_silence_is_no_zero_and_pcm_is_its_wave():
     np.testing.assert_allclose(silence, (np.log(1e-5) + 4.5) / 5, rtol=1e-6)
     pcm = (3000 * noise(1, 1600)).astype(np.int16)
     np.testing.assert_array_equal(log_mel(pcm), log_mel((pcm / 32768.0).astype(np.float32)))
-
-
-def test_there_is_a_gradient_for_what_is_trained_before_it():
-    slope = jax.grad(lambda wave: log_mel(wave)[0, 1].sum())(noise(1, 1600))
-    assert np.isfinite(slope).all()
-    assert np.abs(slope[0, :400]).max() > 0

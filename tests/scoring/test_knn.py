@@ -140,6 +140,7 @@ def test_fewer_references_than_neighbors_in_blocks_are_all_averaged(in_blocks):
     [
         (lambda path: path.write_text("x"), "another file"),
         (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(60)), "another file"),
+        (lambda path: np.save(path, np.array([[{}]]), allow_pickle=True), "holds other values"),
         (lambda path: np.save(path, np.zeros((0, 4), np.float32)), r"float32 \[0, 4\]"),
         (lambda path: np.save(path, np.zeros((3, 4))), r"float64 \[3, 4\]"),
         (lambda path: np.save(path, np.zeros(3, np.float32)), r"float32 \[3\]"),
@@ -155,7 +156,7 @@ def test_references_that_are_cut_off_are_refused(tmp_path):
     path = tmp_path / "bank.npy"
     np.save(path, np.zeros((30, 4), np.float32))
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"bank\.npy: expected .* shorter than its header says"):
+    with pytest.raises(InputError, match=r"bank\.npy: expected .* got one that is cut short"):
         knn.open_references(path)
     path.unlink()
     with pytest.raises(InputError, match=r"bank\.npy: no such file"):

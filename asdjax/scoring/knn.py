@@ -18,8 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from asdjax.scoring import domain_scale, matching
 from asdjax.scoring.blocks import PADDING, largest
 from asdjax.scoring.chords import SMALLEST, chord_distances, mean_of_found, normalized
+from asdjax.scoring.density import TARGET, Density
+from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.folds import (
     FOLDS,
     Machines,
@@ -32,6 +35,7 @@ from asdjax.scoring.folds import (
     stack,
     unit,
 )
+from asdjax.scoring.matching import Bank, unit_rows
 from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Embeddings, InputError, check, counted, take_rows
 
@@ -54,16 +58,33 @@ class Knn:
         and how far a clip lies from it is lost: an extreme clip may score lower than one near the
         mean.
       smote: synthetic clips added to the target clips that are searched; None adds none.
+      parts: equal parts of an embedding, such as the bands of a pooling that keeps them, each with
+        neighbors of its own (BEAM); 1: it is searched as a whole.
+      mix: of the scores of the parts, their "mean" or "max".
+      normalize: of distances by how densely the references lie (`Density`), or by what is usual in
+        their domain (`DomainScale`), where only the nearest counts (k = 1); None: as they are.
+
+    Source of parts: Saengthong and Shinozaki 2026, "Sub-band spectral matching with localized score
+        aggregation for robust anomalous sound detection" (arXiv 2603.13749).
     """
 
     k: int = 1
     references: Literal["pooled", "domain"] = "pooled"
     standardize: Literal["machine", "all"] | None = None
     smote: Smote | None = None
+    parts: int = 1
+    mix: Literal["mean", "max"] = "mean"
+    normalize: Density | DomainScale | None = None
 
     def __post_init__(self):
         known = self.standardize in (None, "machine", "all")
-        check(self, ("k", ">= 1", self.k >= 1), ("standardize", "machine, all or none", known))
+        check(
+            self,
+            ("k", ">= 1", self.k >= 1),
+            ("k", "1 with normalize", self.k == 1 or self.normalize is None),
+            ("standardize", "machine, all or none", known),
+            ("parts", ">= 1", self.parts >= 1),
+        )
 
     def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
         """Score as `asdjax.scoring.score.score` says.
@@ -71,26 +92,58 @@ class Knn:
         Scores of training clips never use synthetic clips, which lie near the clips that they are
         made from. So with SMOTE they tend to be larger than the scores of normal test clips, and a
         threshold from them is high. `note` says which machines get no synthetic clips, and why.
-        """
-        sets = reference_sets(train, self.references)
-        if self.standardize:
-            left_out = _left_out_standardized(train, sets, self.k, self.standardize)
-            test = _standardized(test, train, self.standardize)
-            train = _standardized(train, train, self.standardize)
-        grown = self._with_synthetic(train, sets, note) if self.smote else None
-        for (g, rows), all_rows in zip(sets, grown or [rows for _, rows in sets], strict=True):
-            if len(all_rows) < self.k:
-                domains = {train[g].clips[i].domain for i in rows} if len(sets) > len(train) else ()
-                what = " ".join([*filter(None, domains), "clip"])
-                there = counted(len(all_rows), what)
-                note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
-        found, of_train = search(train, test, sets, self.k, grown)
-        if not self.standardize:
-            left_out = smallest(of_train, sets)
-        return smallest(found, sets), left_out
 
-    def _with_synthetic(self, train, sets, note) -> list[np.ndarray]:
-        """Return the rows of each set, with the synthetic rows where it has target clips."""
+        Raises:
+          InputError: embeddings that cannot be cut into `parts`.
+        """
+        width = train[0].values.shape[1]
+        if width % self.parts:
+            raise InputError(
+                f"Knn.parts: expected a number that divides the {width} values of an embedding, "
+                f"got {self.parts}"
+            )
+        if not self.standardize:
+            return self._compare(train, test, note)
+        left_out = self._left_out_standardized(train)
+        test = _standardized(test, train, self.standardize)
+        train = _standardized(train, train, self.standardize)
+        return self._compare(train, test, note)[0], left_out
+
+    def _compare(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Return the scores of machines as they are."""
+        synthetic = self._synthetic(train, note)
+        self._note_few(train, synthetic, note)
+        parts = (
+            *(split(machines, self.parts) for machines in (train, test)),
+            [part for rows in synthetic for part in np.split(rows, self.parts, 1)],
+        )
+        of_parts = self._nearest if self.normalize is None else self._normalized
+        return tuple(mixed(scores, self.parts, self.mix) for scores in of_parts(*parts))
+
+    def _nearest(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
+        sets = reference_sets(train, self.references)
+        grown = None
+        if self.smote:
+            grown = []
+            for g, rows in sets:
+                target = any(train[g].clips[i].domain == "target" for i in rows)
+                added = [synthetic[g]] if target else []
+                grown.append(np.concatenate([train[g].values[rows], *added]))
+        found = search(train, test, sets, self.k, grown)
+        return tuple(smallest(scores, sets) for scores in found)
+
+    def _normalized(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
+        banks = list(map(bank, train, test, synthetic))
+        if isinstance(self.normalize, DomainScale):
+            tests, left_out = zip(*map(domain_scale.scores, banks), strict=True)
+            return list(tests), list(left_out)
+        found = matching.scores(banks, [(self.normalize, self.references == "domain")])
+        return tuple([one for (one,) in scores] for scores in found)
+
+    def _synthetic(self, train: Machines, note: Note) -> list[np.ndarray]:
+        """Return the synthetic rows of each machine."""
+        if not self.smote:
+            return [machine.values[:0] for machine in train]
         synthetic = []
         for machine in train:
             domains = [clip.domain for clip in machine.clips]
@@ -98,29 +151,64 @@ class Knn:
             synthetic.append(made)
             if why:
                 note(f"SMOTE skipped for {name(machine)}: {why}")
-        grown = []
+        return synthetic
+
+    def _note_few(self, train: Machines, synthetic: Sequence[np.ndarray], note: Note) -> None:
+        """Tell where there are fewer clips than neighbors that are asked for."""
+        sets = reference_sets(train, self.references)
         for g, rows in sets:
-            target = any(train[g].clips[i].domain == "target" for i in rows)
-            parts = [train[g].values[rows], synthetic[g]]
-            grown.append(np.concatenate(parts) if target else parts[0])
-        return grown
+            domains = {train[g].clips[i].domain for i in rows} - {None}
+            of = next(iter(domains)) if len(sets) > len(train) and domains else ""
+            added = len(synthetic[g]) if "target" in domains else 0
+            if len(rows) + added < self.k:
+                there = counted(len(rows) + added, " ".join([of, "clip"]).strip())
+                note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
+            if isinstance(self.normalize, Density):
+                most = max(self.normalize.counts) if not of else self.normalize.count(of)
+                others = "clips of its machine" if of and len(rows) == 1 else f"{len(rows) - 1}"
+                if len(rows) <= most:
+                    note(
+                        f"{name(train[g])}: local scales of {of or 'all'} clips are from {others} "
+                        f"in place of {most} neighbors"
+                    )
+
+    def _left_out_standardized(self, train: Machines) -> list[np.ndarray]:
+        """Return the scores of training clips, each standardized by statistics without its fold."""
+        found = [np.zeros(len(machine.clips), np.float32) for machine in train]
+        folds = [np.arange(len(machine.clips)) % FOLDS for machine in train]
+        none = [machine.take([]) for machine in train]
+        for fold in range(FOLDS):
+            pairs = zip(train, folds, strict=True)
+            others = [machine.take(np.flatnonzero(own != fold)) for machine, own in pairs]
+            scaled = _standardized(train, others, self.standardize)
+            scores = replace(self, smote=None)._compare(scaled, none, lambda _: None)[1]
+            for values, score, own in zip(found, scores, folds, strict=True):
+                values[own == fold] = score[own == fold]
+        return found
 
 
-def _left_out_standardized(
-    train: Machines, sets: Sequence[ReferenceSet], k: int, of: str
-) -> list[np.ndarray]:
-    """Return the scores of training clips, each standardized by statistics without its fold."""
-    found = [np.zeros(len(machine.clips), np.float32) for machine in train]
-    folds = [np.arange(len(machine.clips)) % FOLDS for machine in train]
-    none = [machine.take([]) for machine in train]
-    for fold in range(FOLDS):
-        pairs = zip(train, folds, strict=True)
-        others = [machine.take(np.flatnonzero(own != fold)) for machine, own in pairs]
-        scaled = _standardized(train, others, of)
-        scores = smallest(search(scaled, none, sets, k)[1], sets)
-        for values, score, own in zip(found, scores, folds, strict=True):
-            values[own == fold] = score[own == fold]
-    return found
+def split(machines: Machines, parts: int) -> list[Embeddings]:
+    """Return equal parts of the embeddings of each machine, one behind the other."""
+    return [
+        replace(machine, values=values)
+        for machine in machines
+        for values in np.split(machine.values, parts, 1)
+    ]
+
+
+def mixed(scores: Sequence[np.ndarray], parts: int, how: str) -> list[np.ndarray]:
+    """Return the scores of each machine's clips from those of its parts, `[..., n]`."""
+    mix = {"mean": np.mean, "max": np.max}[how]
+    return [mix(scores[start : start + parts], 0) for start in range(0, len(scores), parts)]
+
+
+def bank(train: Embeddings, test: Embeddings, synthetic: np.ndarray) -> Bank:
+    """Return what the test clips of a machine are compared with."""
+    rows = map(unit_rows, (train.values, synthetic, test.values))
+    number = {"source": 0, "target": TARGET, None: 2}
+    domain = np.array([number[clip.domain] for clip in train.clips], np.int32)
+    references, added, queries = rows
+    return Bank(references, domain, added, queries)
 
 
 def _standardized(machines: Machines, by: Machines, of: str) -> list[Embeddings]:

@@ -1,0 +1,73 @@
+"""Distances relative to what is usual among the clips of each domain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from asdjax.scoring.density import COPY, TARGET
+from asdjax.scoring.matching import HELD, Bank, distances
+
+
+@dataclass(frozen=True)
+class DomainScale:
+    """The distance to the nearest clip of each domain, over the median within that domain.
+
+    The score is min_D d_D / u_D with d_D the distance to the nearest training clip of domain D, and
+    u_D the median over these clips of the distance to the nearest other one. Copies do not count;
+    a clip that is alone in its domain takes the nearest of all.
+
+    Source: SCOPE (DCASE 2026 Challenge Task 2).
+    """
+
+
+def scores(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores of test clips `[Q]`, and of references in banks without them `[R]`.
+
+    Both float32; inf where no other clip is left.
+    """
+    count = len(bank.domain)
+    domains = np.unique(bank.domain)
+    blocks = np.array_split(np.arange(count), -(-(count**2) // HELD))
+    parts = [_nearest(bank, clips, domains) for clips in blocks]
+    to_domain, first, instead, identity = map(np.concatenate, zip(*parts, strict=True))
+    of = [np.flatnonzero(bank.domain == one) for one in domains]
+    left_out = []
+    for clips in blocks:
+        apart = np.where(identity == clips[:, None], instead, first)  # without each clip
+        apart[np.arange(len(clips)), clips] = np.inf
+        usual = np.stack([_median(apart[:, rows]) for rows in of], 1)
+        left_out.append((to_domain[clips] / usual).min(1))
+    usual = np.stack([_median(first[None, rows]) for rows in of], 1)
+    rows = [bank.references[rows] for rows in of]
+    if TARGET in domains:
+        rows[-1] = np.concatenate([rows[-1], bank.synthetic])
+    nearest = np.stack([distances(bank.queries, one).min(1) for one in rows], 1)
+    return (nearest / usual).min(1), np.concatenate(left_out)
+
+
+def _nearest(bank: Bank, clips: np.ndarray, domains: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return of references: `[b, D]` distances to the nearest other one of each domain; `[b]`, that
+    to the nearest in the own domain, and without this one; and which it is."""
+    distance = distances(bank.references[clips], bank.references)
+    distance[np.arange(len(clips)), clips] = np.inf
+    to_domain = [distance[:, bank.domain == one].min(1) for one in domains]
+    every = np.where(distance <= COPY, np.inf, distance)
+    own = np.where(bank.domain[clips, None] == bank.domain, every, np.inf)
+    own = np.where(np.isinf(own.min(1, keepdims=True)), every, own)
+    row, identity = np.arange(len(clips)), own.argmin(1)
+    first = own[row, identity]
+    for one in (own, every):
+        one[row, identity] = np.inf
+    instead = own.min(1)
+    instead = np.where(np.isinf(instead), every.min(1), instead)
+    return np.stack(to_domain, 1), first, instead, identity
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Return the medians of the finite values of rows; 1 where there is none."""
+    values, count = np.sort(values, 1), np.isfinite(values).sum(1)
+    row, last = np.arange(len(values)), values.shape[1] - 1
+    middle = [values[row, np.clip(at, 0, last)] for at in ((count - 1) // 2, count // 2)]
+    return np.where(count > 0, np.where(count > 0, sum(middle), 2) / 2, 1)

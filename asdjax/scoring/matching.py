@@ -1,0 +1,227 @@
+"""Scores by the nearest reference at normalized distances, of all machines and parts at once.
+
+Distances are computed in float64 on the host: scores divide by and subtract distances of 1e-5,
+which are differences of numbers near 1. What is made of them is computed on the device, for many
+settings in one go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.scoring import density
+from asdjax.scoring.blocks import PADDING
+from asdjax.scoring.density import TARGET, Density, Kind, Lists, Setting, neighbors
+
+HELD = 2**25  # float32 values at once: 128 MiB
+ROWS = 64  # numbers of clips are rounded up to a multiple: fewer programs
+SMALLEST = 1e-12  # length below which a row counts as zero
+
+
+class Bank(NamedTuple):
+    """What the test clips of one machine, or a part of their embeddings, are compared with."""
+
+    references: np.ndarray  # [R, E] rows of length 1, float64: normal training clips
+    domain: np.ndarray  # [R] int32, `TARGET` for the target domain
+    synthetic: np.ndarray  # [N, E], further rows of the target domain, which are nobody's neighbors
+    queries: np.ndarray  # [Q, E], test clips
+
+
+def unit_rows(values: np.ndarray) -> np.ndarray:
+    """Return rows `[n, E]` of length 1, float64; zeros stay zeros."""
+    values = np.asarray(values, np.float64)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), SMALLEST)
+
+
+def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return 1 - cos `[n, m]` float32 of rows of length 1, to 1e-6 of their value above 1e-9."""
+    return np.maximum(1 - rows @ others.T, 0).astype(np.float32)
+
+
+def scores(
+    banks: Sequence[Bank], asked: Sequence[tuple[Density | None, bool]]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the scores of clips by several settings.
+
+    Args:
+      banks: with one reference or more.
+      asked: as of `density.settings`.
+
+    Returns:
+      For each bank `[S, Q]` float32, scores of its test clips, and `[S, R]`, those of its
+      references in banks without them; inf where no other clip is left.
+    """
+    tests = [np.zeros((len(asked), len(bank.queries)), np.float32) for bank in banks]
+    left_out = [np.zeros((len(asked), len(bank.references)), np.float32) for bank in banks]
+    kinds = [density.kind(one) for one, _ in asked]
+    rows = {kind: [i for i, one in enumerate(kinds) if one == kind] for kind in set(kinds)}
+    settings = {kind: density.settings([asked[i] for i in rows[kind]]) for kind in rows}
+    for some in _chunks(banks, max(density.length(one) for one in settings.values())):
+        found = _scores([banks[g] for g in some], settings)
+        for kind, of_tests, of_references in found:
+            for g, of_test, of_bank in zip(some, of_tests, of_references, strict=True):
+                tests[g][rows[kind]] = of_test[:, : tests[g].shape[1]]
+                left_out[g][rows[kind]] = of_bank[:, : left_out[g].shape[1]]
+    return tests, left_out
+
+
+def _chunks(banks: Sequence[Bank], length: int) -> list[list[int]]:
+    """Return which banks of equal rounded size are computed together: as many as may be held."""
+    sizes: dict[tuple[int, ...], list[int]] = {}
+    for g, bank in enumerate(banks):
+        clips = bank.references, bank.synthetic, bank.queries
+        sizes.setdefault(tuple(_rounded(len(rows)) for rows in clips), []).append(g)
+    chunks = []
+    for (references, synthetic, queries), groups in sizes.items():
+        held = references * max(references, synthetic, queries, length**2)
+        count = max(HELD // held, 1)
+        chunks += [groups[start : start + count] for start in range(0, len(groups), count)]
+    return chunks
+
+
+def _rounded(count: int) -> int:
+    return -(-count // ROWS) * ROWS
+
+
+def _scores(
+    banks: Sequence[Bank], settings: Mapping[Kind, Setting]
+) -> Iterator[tuple[Kind, np.ndarray, np.ndarray]]:
+    """Yield kinds with `[G, S, Q]` and `[G, S, R]` of banks of equal rounded size, padded."""
+    references, domains, synthetic, queries = zip(*banks, strict=True)
+    count, added, asked = (_rounded(len(rows[0])) for rows in (references, synthetic, queries))
+    length = max(map(density.length, settings.values()))
+    domain = _padded(domains, (count,), PADDING)
+    size = min(max(HELD // (len(banks) * count) // ROWS, 1) * ROWS, count)
+
+    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids `[size]` of references, and the distances `[G, R, size]` of all to them."""
+        for start in range(0, count, size):
+            some = [rows[start : start + size] for rows in references]
+            block, own = _between(references, some, (count, size)), np.arange(count)[start:][:size]
+            block[:, own, own - start] = np.inf
+            yield np.minimum(start + np.arange(size), count - 1), block
+
+    held = list(blocks()) if size == count else None  # else they are computed twice
+    found = [_lists(block, domain[:, rows], domain, length) for rows, block in held or blocks()]
+    near = jax.tree.map(lambda *rows: jnp.concatenate(rows, 1)[:, :count], *found)
+    away = [_between(references, queries, (count, asked))]
+    if added:
+        target = np.full((len(banks), added), TARGET, np.int32)
+        block = _between(references, synthetic, (count, added))
+        near_synthetic = _lists(block, target, domain, length)
+        away.append(_between(synthetic, queries, (added, asked)))
+    to_queries = jax.device_put(np.concatenate(away, 1))
+    for kind, setting in settings.items():
+        known = *_first(near, density.length(setting)), domain, setting
+        m, (strength, strengths) = _scales(*known, kind), _strengths(*known, kind)
+        left_out = [
+            np.asarray(_left_out(*known, m, strengths, block, rows, kind))
+            for rows, block in held or blocks()
+        ]
+        if added:
+            few = _first(near_synthetic, density.length(setting))
+            m = jnp.concatenate([m, _scales(*few, target, setting, kind)], -1)
+        tests = np.asarray(_tests(to_queries, m, strength, kind))
+        yield kind, tests.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
+
+
+def _first(near: tuple[Lists, Lists], length: int) -> tuple[Lists, Lists]:
+    """Return the first neighbors of lists."""
+    return jax.tree.map(lambda x: x[..., :length], near)
+
+
+def _padded(arrays: Sequence[np.ndarray], shape: tuple[int, ...], fill: float) -> np.ndarray:
+    """Return arrays of several sizes as one `[G, *shape]`."""
+    padded = np.full((len(arrays), *shape), fill, arrays[0].dtype)
+    for row, array in zip(padded, arrays, strict=True):
+        row[tuple(map(slice, array.shape))] = array
+    return padded
+
+
+def _between(rows, others, shape: tuple[int, int]) -> np.ndarray:
+    """Return the distances `[G, *shape]` of rows of each bank to others, inf where none is."""
+    return _padded([distances(*pair) for pair in zip(rows, others, strict=True)], shape, np.inf)
+
+
+@partial(jax.jit, static_argnames="length")
+def _lists(distance, domain, domains, length: int) -> tuple[Lists, Lists]:
+    """Return `density.lists` of the columns of `[G, R, B]`."""
+    rows = jnp.swapaxes(distance, 1, 2)
+    return jax.vmap(partial(density.lists, length=length))(rows, domain, domains)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _scales(every, own, domain, settings, kind: Kind):
+    """Return m `[S, G, R]`."""
+
+    def of_bank(setting, every, own, domain):
+        near = neighbors(every, own, domain, setting, kind)
+        return density.scale(near, jnp.arange(len(domain)))
+
+    return _of_each(of_bank, (settings,), every, own, domain)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _strengths(every, own, domain, settings, kind: Kind):
+    """Return a `[S, G]`, and `[S, G, R]` in banks without each reference."""
+
+    def of_bank(setting, every, own, domain):
+        return density.strengths(neighbors(every, own, domain, setting, kind))
+
+    return _of_each(of_bank, (settings,), every, own, domain)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _left_out(every, own, domain, settings, m, strengths, distance, clip, kind: Kind):
+    """Return the scores `[S, G, B]` of the references `clip [B]`, at distances `[G, R, B]`."""
+
+    def of_neighbors(setting, strengths, every, own, domain):
+        near = neighbors(every, own, domain, setting, kind)
+        return density.least_of_neighbors(near, strengths)
+
+    found = _of_each(of_neighbors, (settings, strengths), every, own, domain)[:, :, clip]
+
+    # The distances of one bank stay in the cache while all settings pass over them.
+    def of_bank(bank):
+        every, own, domain, distance, *rows = bank
+        x = density.coordinate(distance, kind)
+
+        def of_setting(row):
+            setting, *of = row
+            near = neighbors(every, own, domain, setting, kind)
+            return density.least_of_others(near, x, clip, *of)
+
+        return jax.lax.map(of_setting, (settings, *rows))
+
+    known = every, own, domain, distance, m.swapaxes(0, 1), strengths.swapaxes(0, 1)
+    others = jax.lax.map(of_bank, known).swapaxes(0, 1)
+    return density.score(jnp.minimum(others, found), kind)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _tests(distance, m, strength, kind: Kind):
+    """Return the scores `[S, G, Q]` of test clips at distances `[G, R + N, Q]`."""
+    x = density.coordinate(distance, kind)
+    found = jax.lax.map(lambda row: jax.vmap(density.least)(x, *row), (m, strength))
+    return density.score(found, kind)
+
+
+def _of_each(function: Callable, settings: tuple, *banks):
+    """Return what a function gives for each setting and bank.
+
+    Args:
+      settings: a `Setting` of several, and arrays `[S, G, ...]`.
+      banks: `[G, ...]`.
+    """
+
+    def of_setting(row):
+        setting, *others = row
+        return jax.vmap(partial(function, setting))(*others, *banks)
+
+    return jax.lax.map(of_setting, settings)

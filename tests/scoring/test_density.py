@@ -1,0 +1,172 @@
+"""Density normalization against the formulas, in loops and float64.
+
+The oracle knows nothing of lists: the score of a training clip is that of a test clip of a bank
+from which the clip was taken out.
+"""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from asdjax.scoring import matching
+from asdjax.scoring.density import COPY, LEAST_VARIANCE, SPARSE, TARGET, Density
+from asdjax.scoring.matching import Bank, unit_rows
+
+PLAIN = None
+SETTINGS = [
+    PLAIN,
+    Density(),
+    Density(3),
+    Density(2, form="difference"),
+    Density(4, form="difference", strength="variance"),
+    Density(1, strength="variance"),
+    Density(3, target_neighbors=2, scale="sum"),
+    Density(5, decay=0.7),
+    Density(4, decay=0.5, form="difference", strength="variance", scale="sum"),
+    Density(50),
+    Density(6, exits=True),
+    Density(30, exits=True, strength="variance"),
+]
+ASKED = list(itertools.product(SETTINGS, (False, True)))
+
+
+def before_exit(d):
+    """How many of the rising distances lie before the exit."""
+    if len(d) < 3:
+        return min(len(d), 2)
+    r = [a / max(b, COPY) for a, b in itertools.pairwise(d)]
+    s = [(a + b) / 2 for a, b in itertools.pairwise(r)]
+    if min(s) < SPARSE:
+        return 2
+    below = [n for n, one in enumerate(s, 1) if one < np.percentile(s, 4)]
+    return below[0] if below else len(d) - 2
+
+
+def local_scale(distances, domains, j, setting, by_domain):
+    """c_j of the bank whose distances are given; None where there is no neighbor."""
+    others = [i for i in range(len(domains)) if i != j and distances[j, i] > COPY]
+    own = [i for i in others if domains[i] == domains[j]]
+    chosen = own if by_domain and own else others
+    count = setting.neighbors
+    if domains[j] == TARGET and setting.target_neighbors is not None:
+        count = setting.target_neighbors
+    d = sorted(distances[j, i] for i in chosen)[:count]
+    if setting.exits:
+        d = d[: before_exit(d)]
+    if not d:
+        return None
+    weights = [setting.decay**n for n in range(len(d))]
+    total = sum(w * one for w, one in zip(weights, d, strict=True))
+    return total if setting.scale == "sum" else total / sum(weights)
+
+
+def coordinate(value, setting):
+    return np.log(max(value, COPY)) if setting.form == "ratio" else value
+
+
+def m_of(distances, domains, j, setting, by_domain):
+    c = local_scale(distances, domains, j, setting, by_domain)
+    return 0.0 if c is None else coordinate(c, setting)
+
+
+def strength(distances, domains, setting, by_domain):
+    if setting.strength == "full":
+        return 1.0
+    x, m = [], []
+    for z in range(len(domains)):
+        others = [j for j in range(len(domains)) if j != z and distances[z, j] > COPY]
+        if not others:
+            continue
+        j = min(others, key=lambda j: distances[z, j])
+        rest = [i for i in range(len(domains)) if i != z]
+        x.append(coordinate(distances[z, j], setting))
+        place = rest.index(j)
+        m.append(m_of(distances[np.ix_(rest, rest)], domains[rest], place, setting, by_domain))
+    x, m = np.array(x), np.array(m)
+    if not len(m) or m.var() <= LEAST_VARIANCE * m.mean() ** 2 or m.var() < 1e-37:
+        return 0.0
+    return np.mean((x - x.mean()) * (m - m.mean())) / m.var()
+
+
+def oracle(references, domains, synthetic, query, setting, by_domain):
+    if not len(references):
+        return np.inf
+    gaps = [1 - a @ b for a in references for b in references]
+    distances = np.maximum(gaps, 0).reshape(len(references), -1)
+    if setting is None:
+        return max(min(1 - query @ r for r in [*references, *synthetic]), 0)
+    a = strength(distances, domains, setting, by_domain)
+    found = []
+    for j, row in enumerate(references):
+        m = m_of(distances, domains, j, setting, by_domain)
+        found.append(coordinate(1 - query @ row, setting) - a * m)
+    for row in synthetic:
+        near = np.maximum([[0, *(1 - r @ row for r in references)]], 0)
+        m = m_of(near, np.array([TARGET, *domains]), 0, setting, by_domain)
+        found.append(coordinate(1 - query @ row, setting) - a * m)
+    return np.exp(min(found)) if setting.form == "ratio" else min(found)
+
+
+def bank(rng, clips=14, target=4, dims=6, synthetic=0, test=3, spread=1.0):
+    """Clips of two domains and densities around two directions."""
+    domain = np.zeros(clips, np.int32)
+    domain[rng.permutation(clips)[:target]] = TARGET
+    middle = rng.normal(size=(2, dims))
+    wide = np.where(domain == TARGET, 3 * spread, spread)[:, None]
+    rows = middle[domain] + 0.1 * wide * rng.normal(size=(clips, dims))
+    more = middle[1] + 0.2 * rng.normal(size=(synthetic, dims))
+    queries = middle[rng.integers(0, 2, test)] + 0.3 * rng.normal(size=(test, dims))
+    return Bank(unit_rows(rows), domain, unit_rows(more), unit_rows(queries))
+
+
+def agrees(one: Bank):
+    (tests,), (left_out,) = matching.scores([one], ASKED)
+    for row, (setting, by_domain) in enumerate(ASKED):
+        expected = [
+            oracle(one.references, one.domain, one.synthetic, query, setting, by_domain)
+            for query in one.queries
+        ]
+        rest = [np.delete(np.arange(len(one.domain)), i) for i in range(len(one.domain))]
+        without = [
+            oracle(one.references[r], one.domain[r], one.synthetic[:0], clip, setting, by_domain)
+            for r, clip in zip(rest, one.references, strict=True)
+        ]
+        # float32 of x, m and a: ten roundings of numbers up to 28 (ln 1e-12) in the exponent.
+        close = {"rtol": 1e-4, "atol": 1e-6, "err_msg": f"{setting} by_domain={by_domain}"}
+        np.testing.assert_allclose(tests[row], expected, **close)
+        np.testing.assert_allclose(left_out[row], without, **close)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scores_are_those_of_the_formulas(seed):
+    agrees(bank(np.random.default_rng(seed)))
+
+
+def test_scores_with_synthetic_references_are_those_of_the_formulas():
+    agrees(bank(np.random.default_rng(3), synthetic=3))
+
+
+@pytest.mark.parametrize(("clips", "target"), [(1, 0), (1, 1), (2, 1), (3, 1), (3, 2), (5, 1)])
+def test_few_clips(clips, target):
+    agrees(bank(np.random.default_rng(clips), clips, target))
+
+
+def test_copies_are_no_neighbors():
+    one = bank(np.random.default_rng(5), clips=10)
+    rows = np.concatenate([one.references, one.references[:2], one.references[:1]])
+    domain = np.concatenate([one.domain, one.domain[:2], [TARGET]]).astype(np.int32)
+    agrees(one._replace(references=rows, domain=domain))
+
+
+def test_equal_densities_change_no_order():
+    """Where all references are equally far apart, LDN is the nearest neighbor, scaled or moved."""
+    corners = unit_rows(np.eye(8) + 0.3)
+    queries = unit_rows(np.random.default_rng(0).normal(size=(20, 8)) + 0.5)
+    one = Bank(corners, np.arange(8, dtype=np.int32) % 2, corners[:0], queries)
+    agrees(one)
+    asked = [(PLAIN, False), (Density(3), False), (Density(3, form="difference"), False)]
+    (tests,), _ = matching.scores([one], asked)
+    apart = 1 - corners[0] @ corners[1]
+    np.testing.assert_allclose(tests[1], tests[0] / apart, rtol=1e-5)
+    np.testing.assert_allclose(tests[2], tests[0] - apart, atol=1e-6)

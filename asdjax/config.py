@@ -83,6 +83,10 @@ class SystemConfig:
                     f"expected branch_weights for {len(self.encoders)} encoders or none, got "
                     f"{list(head.branch_weights)}"
                 )
+            if self.train.perturbation and any(getattr(e, "scored", ()) for e in self.encoders):
+                raise InputError(
+                    "expected no `scored` poolings with a perturbation, which gives the embedding"
+                )
             if head.branch_weights and self.train.perturbation:
                 raise InputError(
                     "expected no branch_weights with a perturbation: it mixes the encoders"

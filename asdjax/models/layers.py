@@ -359,7 +359,8 @@ def recomputed(what: Remat, block: nnx.Module, *args: jax.Array | None) -> jax.A
     return call(lambda state, *args: nnx.merge(graph, state)(*args))(state, *args)
 
 
-Which = int | Literal["mean"] | None  # layer: its output, the mean of all outputs, the last one
+# Layers: the output of one, of several, the mean of all outputs, the last one.
+Which = int | tuple[int, ...] | Literal["mean"] | None
 
 
 def through(
@@ -373,16 +374,20 @@ def through(
     """Return `x` behind the layers of an encoder, float32.
 
     Args:
-        which: 0 gives `x`, i what is behind layer i (from 1), "mean" the mean of all these but `x`.
+        which: 0 gives `x`, i what is behind layer i (from 1), "mean" the mean of all these but `x`;
+            several give `[B, n, ...]`.
         remat: of `recomputed`.
         decay: factor of the gradient from each layer to the one before it.
     """
-    outputs = []
-    for block in list(blocks)[: which if isinstance(which, int) else None]:
+    outputs = [x]
+    last = max(which) if isinstance(which, tuple) else which if isinstance(which, int) else None
+    for block in list(blocks)[:last]:
         x = recomputed(remat, block, scale_gradient(x, decay), *args)
         outputs.append(x)
     if which == "mean":
-        x = sum(y.astype(jnp.float32) for y in outputs) / len(outputs)
+        x = sum(y.astype(jnp.float32) for y in outputs[1:]) / len(blocks)
+    if isinstance(which, tuple):
+        x = jnp.stack([outputs[i] for i in which], 1)
     return x.astype(jnp.float32)
 
 
@@ -390,8 +395,10 @@ def check_layer(which: Which, count: int) -> None:
     """Refuse a layer that an encoder of `count` layers does not have (0: none but its last)."""
     if which is not None and not count:
         raise InputError(f"this model gives its last layer alone, got layer {which}")
-    if which not in (None, "mean", *range(count + 1)):
-        raise InputError(f'expected layer 0..{count} or "mean", got {which}')
+    several = which if isinstance(which, tuple) else (which,)
+    known = range(count + 1) if isinstance(which, tuple) else (None, "mean", *range(count + 1))
+    if not several or len(set(several)) < len(several) or any(one not in known for one in several):
+        raise InputError(f'expected layer 0..{count}, several or "mean", got {which}')
 
 
 def dear(x: jax.Array) -> jax.Array:

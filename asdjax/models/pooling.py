@@ -1,11 +1,13 @@
-"""From tokens `[B, L, D]` to one vector per clip: their mean, their first, or attentive statistics.
+"""From tokens `[B, L, D]` to one vector per clip: means of several kinds, the first, statistics.
 
 Everything here is float32 whatever the tokens are, and padded tokens change nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import jax
@@ -14,9 +16,10 @@ from flax import nnx
 from jax import lax
 
 from asdjax.models.layers import BatchNorm
-from asdjax.types import InputError
+from asdjax.types import InputError, check
 
 Pooling = Literal["mean", "cls", "statistics"]
+LOW, HIGH = 0.1, 0.5  # of `Pool.clean`
 
 VARIANCE_FLOOR = 1e-4  # of both standard deviations; also keeps their gradients finite
 NOTHING = -1e30  # a logit without weight; finite, so a clip that is all padding gives no nan
@@ -37,6 +40,93 @@ def mean_token(tokens: jax.Array, inside: jax.Array | None) -> jax.Array:
 def cls_token(tokens: jax.Array, inside: jax.Array | None) -> jax.Array:
     """Return the first token, `[B, D]`, which attention has filled with what the others hold."""
     return tokens[:, 0].astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A mean over tokens without weights to train that keeps more than the plain one.
+
+    Token t has the weight w_t, in proportion to (1 + e_t / max e)^deviation with e_t = |x_t - mean|
+    (relative-deviation pooling, RDP). The vector is sum w_t x_t or, with a power p, the power mean
+    (sum w_t max(x_t, 0)^p)^(1/p) of each value (generalized mean, GeM).
+
+    Args:
+      deviation: 0 weighs all tokens alike. Published: BEATs 19 (with power 3: 16), EAT 1; by bands
+        4 or 8.
+      power: None: none; infinite: the maximum. Published: BEATs 10, EAT 3.
+      bands: pool each band of patches over time by itself; the vectors of the bands, the lowest
+        first, are concatenated.
+      clean: before, set values below 0.1 to 0 and those above 0.5 to their hyperbolic tangent, for
+        the spikes of EAT's tokens.
+
+    Source: Wilkinghoff, Yadav and Tan 2026, "Temporal pooling strategies for training-free
+        anomalous sound detection" (arXiv 2603.04605), sections III.D to F, IV.B (EAT) and table
+        III; Saengthong and Shinozaki 2026 (arXiv 2603.13749): bands.
+    """
+
+    deviation: float = 0.0
+    power: float | None = None
+    bands: bool = False
+    clean: bool = False
+
+    def __post_init__(self):
+        power = 1.0 if self.power is None else self.power
+        check(
+            self,
+            ("deviation", "a number >= 0", 0 <= self.deviation < math.inf),
+            ("power", "> 0 or none", power > 0),
+        )
+
+    def __str__(self):
+        named = f"RDP {self.deviation:g}" if self.deviation else ""
+        if self.power is not None:
+            named += f" power {self.power:g}"
+        flags = ["bands"] * self.bands + ["clean"] * self.clean
+        return ", ".join([named.strip() or "mean", *flags])
+
+    def width(self, width: int, bands: int) -> int:
+        """Return the values of the vector of tokens of `width`, with so many bands."""
+        return width * bands if self.bands else width
+
+    def __call__(self, tokens: jax.Array, inside: jax.Array | None, bands: int) -> jax.Array:
+        """Return float32 `[B, D]`, or `[B, F D]` by bands.
+
+        Args:
+          tokens: `[B, T F, D]`, the F = `bands` of a time behind each other.
+          inside: `[B, T F]`; None if all are real.
+        """
+        x = tokens.astype(jnp.float32)
+        if inside is None:
+            inside = jnp.ones(x.shape[:2], bool)
+        if self.clean:
+            x = jnp.where(x < LOW, 0.0, jnp.where(x > HIGH, jnp.tanh(x), x))
+        if not self.bands:
+            return self._pooled(x, inside)
+        x = x.reshape(len(x), -1, bands, x.shape[-1])
+        pooled = jax.vmap(self._pooled, 2, 1)(x, inside.reshape(len(x), -1, bands))
+        return pooled.reshape(len(x), -1)
+
+    def _pooled(self, x, inside):
+        """Return `[B, D]` of `[B, L, D]`."""
+        inside = inside[..., None]
+        x = jnp.where(inside, x, 0.0)
+        weight = inside.astype(jnp.float32)
+        if self.deviation:
+            mean = masked_mean(x, inside)
+            away = jnp.square(x - mean[:, None]).sum(-1, keepdims=True)
+            away = jnp.sqrt(jnp.where(inside, away, 0.0))
+            most = away.max(1, keepdims=True)
+            share = jnp.where(most > 0, away / jnp.where(most > 0, most, 1.0), 0.0)
+            weight = weight * jnp.power(1 + share, self.deviation)
+        weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1.0)
+        if self.power is None:
+            return (weight * x).sum(1)
+        largest = jnp.maximum(x, 0.0).max(1, keepdims=True)
+        if self.power == math.inf:
+            return largest[:, 0]
+        share = jnp.maximum(x, 0.0) / jnp.where(largest > 0, largest, 1.0)
+        total = (weight * jnp.power(share, self.power)).sum(1)
+        return jnp.power(total, 1 / self.power) * largest[:, 0]
 
 
 class AttentiveStatistics(nnx.Module):
@@ -101,9 +191,18 @@ def _statistics(x, weight):
 
 
 def make_pool(
-    kind: Pooling, width: int, *, train: bool, rngs: nnx.Rngs
+    kind: Pooling | tuple[Pool, ...], width: int, bands: int, *, train: bool, rngs: nnx.Rngs
 ) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
-    """Return what maps `tokens [B, L, D]` and `inside [B, L]` or None to float32 `[B, P]`."""
+    """Return what maps `tokens [B, L, D]` and `inside [B, L]` or None to float32 `[B, P]`.
+
+    Args:
+      kind: of the pooling; the vectors of several `Pool` are concatenated.
+      width: D.
+      bands: patches of a time behind each other.
+    """
+    if not isinstance(kind, str):
+        pools = kind  # a function, not a list of modules: they have no weights
+        return lambda *tokens: jnp.concatenate([pool(*tokens, bands) for pool in pools], -1)
     if kind not in get_args(Pooling):
         raise InputError(f"expected pooling {', '.join(get_args(Pooling))}, got {kind}")
     if kind == "statistics":
@@ -111,6 +210,8 @@ def make_pool(
     return {"mean": mean_token, "cls": cls_token}[kind]
 
 
-def pool_width(kind: Pooling, width: int) -> int:
+def pool_width(kind: Pooling | tuple[Pool, ...], width: int, bands: int) -> int:
     """Return P, the width of what `make_pool` gives from tokens of `width`."""
+    if not isinstance(kind, str):
+        return sum(pool.width(width, bands) for pool in kind)
     return 2 * width if kind == "statistics" else width

@@ -17,7 +17,7 @@ from asdjax.models.backbone import Backbone, Structure, check_samples
 from asdjax.models.checkpoints import load_backbone, structure_of
 from asdjax.models.layers import Remat, Which, check_layer
 from asdjax.models.lora import Lora, adapt
-from asdjax.models.pooling import Pooling, make_pool, pool_width
+from asdjax.models.pooling import Pool, Pooling, make_pool, pool_width
 from asdjax.models.system import Input, Network
 from asdjax.types import InputError, check
 
@@ -34,9 +34,14 @@ class Pretrained:
       adapter: LoRA; None trains every weight of the backbone.
       pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
         attentive statistics of the patches.
+      pools: other means of the patches in place of `pooling`, whose vectors are concatenated; none:
+        that.
       embedding: width of the dense layer behind the pooling; None: no such layer.
       layer: which layer's output is pooled (0: the input of the first), or "mean", that of all
-        outputs; None: the last, behind the norm that ends some models.
+        outputs; several: each by itself, concatenated; None: the last, behind the norm that ends
+        some models.
+      scored: means of the patches of a trained backbone that make the vectors that are scored, in
+        place of its pooling and dense layer; none: those.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
         decay of gradients from layer to layer, 1 in the pretrained files, holds either way.)
       dtype: of matrix products and of what lies between layers; parameters, sums, pooling and
@@ -54,23 +59,34 @@ class Pretrained:
     weights: str = "beats-iter3"
     adapter: Lora | None = None
     pooling: Pooling = "statistics"
+    pools: tuple[Pool, ...] = ()
     embedding: int | None = 128
     layer: Which = None
+    scored: tuple[Pool, ...] = ()
     dropout: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
     remat: Remat = "nothing"
     attention: Implementation = "auto"
 
-    of_training = "adapter", "embedding", "dropout", "remat"  # fields for systems that train
+    of_training = "adapter", "embedding", "scored", "dropout", "remat"  # for systems that train
     one_length = False
     shortest_samples = FRAME_SAMPLES
 
     def __post_init__(self):
         check(self, ("embedding", ">= 2 or none", self.embedding is None or self.embedding >= 2))
+        for pools in (self.pools, self.scored):
+            if len({pool.bands for pool in pools}) > 1:
+                raise InputError("expected all pools by bands or none, so that parts are equal")
+        if self._pooling == "statistics" and isinstance(self.layer, tuple):
+            raise InputError("expected one layer for attentive statistics, or another pooling")
 
     @property
     def needs_training(self) -> bool:
-        return bool(self.adapter or self.embedding) or self.pooling == "statistics"
+        return bool(self.adapter or self.embedding) or self._pooling == "statistics"
+
+    @property
+    def _pooling(self) -> Pooling | tuple[Pool, ...]:
+        return self.pools or self.pooling
 
     def clip_bytes(self, samples: int) -> float:
         """Return how much memory a clip needs, at most.
@@ -91,7 +107,12 @@ class Pretrained:
     def network_of(self, backbone: Backbone) -> Network:
         """Return the network with this backbone; raises as `network`."""
         structure, params = backbone.config.for_features(backbone.params)
-        if self.pooling == "cls" and not structure.extra_tokens:
+        by_bands = any(pool.bands for pool in (*self.pools, *self.scored))
+        if structure.bands == 1 and by_bands:
+            raise InputError(
+                f"pooling by bands: {self.weights} is given a wave and has no bands; leave them out"
+            )
+        if self._pooling == "cls" and not structure.extra_tokens:
             raise InputError(
                 f'pooling "cls": {self.weights} has no class token; use "mean" or "statistics"'
             )
@@ -105,16 +126,23 @@ class Pretrained:
 
         def build(*, train: bool, adapted: bool, rngs: nnx.Rngs) -> PretrainedModule:
             config = self if adapted else replace(self, adapter=None)
+            if self.scored and not (train or adapted):
+                config = replace(config, pools=self.scored, embedding=None)
             return PretrainedModule(config, structure, train=train, rngs=rngs)
 
         return Network(
             front_end,
             build,
-            self.embedding or pool_width(self.pooling, structure.width),
+            self.embedding or self._pooled_width(structure),
             {f"backbone.{name}": value for name, value in params.items()},
             self.adapter,
             wave=structure.bands == 1,
+            only_trains=("pool.", "project.") if self.scored else (),
         )
+
+    def _pooled_width(self, structure: Structure) -> int:
+        layers = len(self.layer) if isinstance(self.layer, tuple) else 1
+        return layers * pool_width(self._pooling, structure.width, structure.bands)
 
 
 def product_dtype(dtype: str) -> str:
@@ -135,7 +163,7 @@ class PretrainedModule(nnx.Module):
     def __init__(self, config: Pretrained, structure: Structure, *, train: bool, rngs: nnx.Rngs):
         structure = structure if config.dropout else structure.without_dropout()
         self.layer = config.layer
-        self.first = 0 if config.pooling == "cls" else structure.extra_tokens
+        self.first = 0 if config._pooling == "cls" else structure.extra_tokens
         self.backbone = structure.build(
             dtype=jnp.dtype(product_dtype(config.dtype)),
             train=train,
@@ -145,8 +173,9 @@ class PretrainedModule(nnx.Module):
         )
         if config.adapter is not None:
             adapt(self.backbone, config.adapter, train=train, rngs=rngs)
-        self.pool = make_pool(config.pooling, structure.width, train=train, rngs=rngs)
-        width, embedding = pool_width(config.pooling, structure.width), config.embedding
+        how = {"train": train, "rngs": rngs}
+        self.pool = make_pool(config._pooling, structure.width, structure.bands, **how)
+        width, embedding = config._pooled_width(structure), config.embedding
         self.project = None if embedding is None else nnx.Linear(width, embedding, rngs=rngs)
 
     def __call__(self, given: Input) -> jax.Array:
@@ -155,7 +184,11 @@ class PretrainedModule(nnx.Module):
         def tokens_of(given, weights):
             return nnx.merge(graph, weights)(given.x, given.padding, self.layer)
 
-        tokens = by_device(tokens_of, given, weights)[:, self.first :]
+        tokens = by_device(tokens_of, given, weights)[..., self.first :, :]
         inside = None if given.padding is None else ~given.padding[:, self.first :]
-        pooled = self.pool(tokens, inside)
+        if isinstance(self.layer, tuple):
+            layers = [self.pool(tokens[:, i], inside) for i in range(len(self.layer))]
+            pooled = jnp.concatenate(layers, -1)
+        else:
+            pooled = self.pool(tokens, inside)
         return pooled if self.project is None else self.project(pooled)

@@ -50,6 +50,7 @@ class Network(NamedTuple):
     params: Params = {}  # noqa: RUF012  pretrained weights by their names in the module
     adapter: Lora | None = None  # what of the pretrained weights trains; None: all of them
     wave: bool = False  # it is given waves `[B, N, 1 or 2]`, which have no frequencies to mask
+    only_trains: tuple[str, ...] = ()  # beginnings of names that the module for use does not have
 
 
 class Alone(nnx.Module):
@@ -167,7 +168,15 @@ class Architecture(NamedTuple):
         Raises:
           InputError: `trained` is not of such a system.
         """
-        kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
+        unused = (
+            "heads.",
+            *(
+                f"branches.{i}.{name}"
+                for i, network in enumerate(self.networks)
+                for name in network.only_trains
+            ),
+        )
+        kept = {name: value for name, value in trained.items() if not name.startswith(unused)}
         params = self._folded(self._pretrained() | kept)
         plain = self._replace(tasks=())
         parts = plain.parts(train=False, adapted=False)

@@ -7,7 +7,9 @@ import pytest
 from asdjax.frontend.fbank import BEATS, fbank
 from asdjax.models import logmel
 from asdjax.models.logmel import LogMel, front_end
+from asdjax.models.pooling import Pool
 from asdjax.models.system import Architecture
+from asdjax.types import InputError
 
 
 def noise(samples, seed=0):
@@ -25,6 +27,28 @@ def test_they_are_the_mean_and_deviation_over_frames():
     # 1e-5: float32 sums of 23 log energies of about 10.
     for lengths in (np.array([4000]), None):
         np.testing.assert_allclose(statistics(wave, lengths)[0], expected, rtol=0, atol=1e-5)
+
+
+def test_by_bands_the_statistics_of_a_part_lie_together():
+    wave = noise(4000)
+    whole = np.asarray(statistics(wave))[0].reshape(2, 8, 16)
+    found = LogMel(bands=8).network().front_end(wave).x[0]
+    np.testing.assert_array_equal(found, whole.swapaxes(0, 1).reshape(-1))
+
+
+def test_pooled_frames_by_bands():
+    """Each part of 16 mel bands with weights of its own; frames behind the clip change nothing."""
+    pool = Pool(deviation=4.0, bands=True)
+    network = LogMel(bands=8, pools=(pool, pool)).network()
+    wave = np.pad(noise(4000), ((0, 0), (0, 3000)))
+    found = network.front_end(wave, np.array([4000])).x[0]
+    assert found.shape == (network.width,) == (256,)
+    mel = np.asarray(fbank(wave[:, :4000], BEATS))
+    expected = [Pool(4.0)(mel[:, :, start : start + 16], None, 1)[0] for start in range(0, 128, 16)]
+    # 1e-4: float32, another batch of the FFT and longer sums of energies of about 10.
+    np.testing.assert_allclose(found, np.tile(np.concatenate(expected), 2), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match=r"LogMel\.bands: expected .* divides 128, got 7"):
+        LogMel(bands=7)
 
 
 def test_padding_changes_nothing():

@@ -4,6 +4,7 @@
 BatchNorms divide by a batch's deviation, which the cases keep above 0.1.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from asdjax.models.pooling import AttentiveStatistics, make_pool, masked_mean, pool_width
+from asdjax.models.pooling import AttentiveStatistics, Pool, make_pool, masked_mean, pool_width
 from asdjax.models.weights_file import merge, split
 from asdjax.types import InputError
 
@@ -187,10 +188,10 @@ def test_built_for_training_or_for_use_the_names_are_the_same():
 @pytest.mark.parametrize("kind", ["mean", "cls", "statistics"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_every_pooling_gives_float32_of_its_width_and_ignores_padding(kind, dtype):
-    pool = make_pool(kind, WIDTH, train=False, rngs=nnx.Rngs(0))
+    pool = make_pool(kind, WIDTH, 1, train=False, rngs=nnx.Rngs(0))
     tokens = jnp.asarray(noise(4, 7, WIDTH), dtype)
     got = pool(tokens, INSIDE)
-    assert got.shape == (4, pool_width(kind, WIDTH))
+    assert got.shape == (4, pool_width(kind, WIDTH, 1))
     assert got.dtype == jnp.float32
     np.testing.assert_array_equal(pool(jnp.where(INSIDE[..., None], tokens, 7), INSIDE), got)
     full = pool(tokens.astype(jnp.float32), np.ones((4, 7), bool))
@@ -206,7 +207,9 @@ def test_statistics_of_bfloat16_tokens_are_those_of_the_same_tokens_in_float32(t
 
 def test_the_mean_and_the_first_token_are_these():
     tokens = noise(4, 7, WIDTH)
-    mean, cls = (make_pool(kind, WIDTH, train=True, rngs=nnx.Rngs(0)) for kind in ("mean", "cls"))
+    mean, cls = (
+        make_pool(kind, WIDTH, 1, train=True, rngs=nnx.Rngs(0)) for kind in ("mean", "cls")
+    )
     expected = [np.float64(x[:n]).mean(0) for x, n in zip(tokens, LENGTHS, strict=True)]
     np.testing.assert_allclose(mean(tokens, INSIDE), expected, rtol=0, atol=ATOL)
     np.testing.assert_array_equal(cls(tokens, INSIDE), tokens[:, 0])
@@ -214,10 +217,71 @@ def test_the_mean_and_the_first_token_are_these():
 
 def test_an_unknown_pooling_is_refused():
     with pytest.raises(InputError, match="mean, cls, statistics, got max"):
-        make_pool("max", WIDTH, train=True, rngs=nnx.Rngs(0))
+        make_pool("max", WIDTH, 1, train=True, rngs=nnx.Rngs(0))
 
 
 def test_masked_mean_averages_only_what_is_inside():
     x = np.arange(12.0, dtype=np.float32).reshape(2, 3, 2)
     inside = np.array([[True, True, False], [False, False, False]])[..., None]
     np.testing.assert_array_equal(masked_mean(x, inside), [[1, 2], [0, 0]])
+
+
+def pooled_by_loops(pool: Pool, x):
+    """The formulas for one clip `[T, D]`, float64, one time after the other."""
+    x = x.astype(np.float64)
+    if pool.clean:
+        x = np.array([[0 if v < 0.1 else np.tanh(v) if v > 0.5 else v for v in row] for row in x])
+    mean = sum(x) / len(x)
+    e = [np.sqrt(sum((row - mean) ** 2)) for row in x]
+    a = [(1 + (one / max(e) if max(e) else 0)) ** pool.deviation for one in e]
+    if pool.power is None:
+        return sum(w * row for w, row in zip(a, x, strict=True)) / sum(a)
+    kept = [np.maximum(row, 0) for row in x]
+    if pool.power == np.inf:
+        return np.max(kept, 0)
+    powers = sum(w * row**pool.power for w, row in zip(a, kept, strict=True)) / sum(a)
+    return powers ** (1 / pool.power)
+
+
+POOLS = [
+    Pool(),
+    Pool(deviation=19),
+    Pool(power=3),
+    Pool(power=1),
+    Pool(power=np.inf),
+    Pool(deviation=16, power=3),
+    Pool(clean=True),
+    Pool(deviation=1, power=10, clean=True),
+]
+
+
+@pytest.mark.parametrize("bands", [False, True])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pools_are_their_formulas(pool, bands):
+    """Three bands, clips of 7, 3, 1 and 5 times; one value is negative at all of them."""
+    tokens = noise(4, 7, 3, 5)
+    tokens[..., 4] = -abs(tokens[..., 4])
+    tokens[3] = tokens[3, :1]  # a clip that does not change
+    inside = np.repeat(INSIDE, 3, 1)
+    pool = replace(pool, bands=bands)
+    found = pool(tokens.reshape(4, 21, 5), inside, 3)
+    for clip, length, row in zip(tokens, LENGTHS, found, strict=True):
+        of = np.moveaxis(clip[:length], 1, 0) if bands else [clip[:length].reshape(-1, 5)]
+        expected = np.concatenate([pooled_by_loops(pool, one) for one in of])
+        np.testing.assert_allclose(row, expected, rtol=1e-4, atol=ATOL)
+    np.testing.assert_array_equal(pool(tokens[:1].reshape(1, 21, 5), None, 3), found[:1])
+
+
+def test_poolings_lie_behind_each_other():
+    pools = Pool(bands=True), Pool(deviation=4, bands=True)
+    tokens = noise(2, 12, 5)
+    pool = make_pool(pools, 5, 4, train=False, rngs=nnx.Rngs(0))
+    found = pool(tokens, None)
+    assert found.shape == (2, pool_width(pools, 5, 4)) == (2, 40)
+    np.testing.assert_array_equal(found[:, 20:], pools[1](tokens, None, 4))
+
+
+@pytest.mark.parametrize(("field", "value"), [("deviation", -1), ("power", 0)])
+def test_pools_that_make_no_sense_are_refused(field, value):
+    with pytest.raises(InputError, match=f"Pool.{field}"):
+        Pool(**{field: value})

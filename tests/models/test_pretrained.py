@@ -10,7 +10,9 @@ from asdjax.models.backbone import Backbone, initialize
 from asdjax.models.beats import BeatsConfig
 from asdjax.models.eat import EatConfig
 from asdjax.models.lora import Lora
+from asdjax.models.pooling import Pool
 from asdjax.models.pretrained import Pretrained
+from asdjax.models.speech import SpeechConfig
 from asdjax.types import InputError
 
 BEATS = BeatsConfig(
@@ -22,6 +24,20 @@ BEATS = BeatsConfig(
     conv_pos=8,
     conv_pos_groups=2,
     embed_dim=16,
+)
+
+
+SPEECH = SpeechConfig(
+    kind="wavlm",
+    conv_dim=(8, 8),
+    conv_kernel=(10, 3),
+    conv_stride=(5, 4),
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_conv_pos_embeddings=6,
+    num_conv_pos_embedding_groups=2,
 )
 
 
@@ -124,11 +140,65 @@ def test_what_a_backbone_does_not_have_is_refused(beats, eat):
         Pretrained("beats-iter3", pooling="cls").network_of(beats)
     assert Pretrained("eat", pooling="cls").network_of(eat)
     for layer in (-1, 3):
-        with pytest.raises(InputError, match=rf'expected layer 0\.\.2 or "mean", got {layer}'):
+        with pytest.raises(InputError, match=rf'expected layer 0\.\.2, .* "mean", got {layer}'):
             Pretrained("", layer=layer).network_of(eat)
+    for layer in ((), (1, 3), (1, 1)):
+        with pytest.raises(InputError, match=r"expected layer 0\.\.2, several"):
+            Pretrained("", pooling="mean", layer=layer).network_of(eat)
+    speech = Backbone(SPEECH, initialize(SPEECH))
+    for how in ({"pools": (Pool(bands=True),)}, {"scored": (Pool(bands=True),)}):
+        with pytest.raises(InputError, match="pooling by bands: wavlm-base is given a wave"):
+            Pretrained("wavlm-base", **how).network_of(speech)
+
+
+def test_several_layers_and_poolings_lie_behind_each_other(eat):
+    """The vector is [layers, poolings, bands, D], of tokens without the class token."""
+    pools = Pool(bands=True), Pool(deviation=4.0, bands=True)
+    found = embed(eat, noise(8000), layer=(0, 2), pools=pools)
+    assert found.shape == (1, 2 * 2 * 8 * 32)
+    assert Pretrained("", pools=pools, embedding=None, layer=(0, 2)).network_of(eat).width == 1024
+    expected = []
+    for layer in (0, 2):
+        patches = eat.patches(eat(noise(8000), layer=layer))  # [1, T, F, D]
+        for pool in pools:
+            expected += [Pool(pool.deviation)(patches[:, :, band], None, 1) for band in range(8)]
+    # 1e-5: float32 means of tokens of unit scale
+    np.testing.assert_allclose(found, np.concatenate(expected, -1), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        embed(eat, noise(8000), layer=(2,)), embed(eat, noise(8000), layer=2), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("pools", [(Pool(8.0, 3.0, bands=True),), (Pool(bands=True),)], ids=str)
+def test_pooled_bands_of_a_clip_are_the_same_in_a_longer_row(eat, pools):
+    wave = noise(6000)
+    longer = np.pad(wave, ((0, 0), (0, 9000)), constant_values=0.5)  # what follows is ignored
+    # 1e-5: float32, sums over another number of tokens
+    np.testing.assert_allclose(
+        embed(eat, longer, [6000], pools=pools), embed(eat, wave, pools=pools), rtol=0, atol=1e-5
+    )
+
+
+def test_a_trained_backbone_is_scored_by_other_poolings(eat):
+    """What training keeps has pooling and dense layer, what embeds has neither."""
+    pools = (Pool(deviation=4.0, bands=True),)
+    encoder = Pretrained("", adapter=Lora(rank=2), embedding=8, scored=pools)
+    system = architecture([encoder], [eat])
+    statistics, trainable, _ = system.initialize(0)
+    assert any("project" in name for name in trainable)
+    made = system.embedder(statistics | trainable)  # B of the adapters is 0
+    found = jax.jit(made.apply)(made.params, noise(8000), np.array([8000]))
+    expected = embed(eat, noise(8000), pools=pools)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    alone = architecture([Pretrained("", adapter=Lora(rank=2), embedding=8)], [eat])
+    assert alone.initialize(0)[1].keys() == trainable.keys()
 
 
 def test_impossible_settings_are_refused():
+    with pytest.raises(InputError, match="all pools by bands or none"):
+        Pretrained(pools=(Pool(), Pool(bands=True)))
+    with pytest.raises(InputError, match="one layer for attentive statistics"):
+        Pretrained(layer=(1, 2))
     with pytest.raises(InputError, match="embedding: expected >= 2 or none, got 1"):
         Pretrained(embedding=1)
     with pytest.raises(InputError, match=r"pooling: expected 'mean' or .*, got 'max'"):

@@ -1,0 +1,112 @@
+"""The near microphone without what the far one hears, of recordings with both (DCASE 2026).
+
+The far microphone has the noise of the factory and little of the machine. What a linear filter
+predicts of the near microphone from the far one is that noise.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from asdjax.frontend.fbank import to_float
+
+How = Literal["wiener", "magnitude"]
+PEAK = 0.9
+SILENCE = 1e-12
+KEPT = 0.1  # of the magnitude where the far microphone has more
+LEAST = 1e-3  # sum of squared windows, below which the end of a clip has no whole frame
+
+
+FRAME_SAMPLES = {"wiener": 1024, "magnitude": 512}  # each half over the next
+
+
+@partial(jax.jit, static_argnames="how")
+def near_alone(wave, lengths=None, how: How = "wiener"):
+    """Return what is left of the near microphone, `[B, N]` float32.
+
+    "wiener": Y = C - H F in each frequency of a clip, with C and F the transforms of the frames of
+    near and far, and H = sum C conj(F) / (sum |F|^2 + 1e-12) over all frames, of waves whose common
+    peak is 0.9. "magnitude": |C| - |F| in place of |C| where that is positive, else 0.1 |C|.
+
+    Frames under a periodic Hann window of 1024 ("magnitude": 512) samples, each half over the next,
+    the first around sample 0 of the reflected wave; back by their weighted sum.
+
+    Args:
+      wave: `[B, N, 2]` float in [-1, 1] or int16, near and far, N of at least a frame.
+      lengths: `[B]` valid samples of each clip, at least half a frame and one. A clip gives what it
+        gives alone, and zeros behind it.
+
+    Source: protocols W1 and SS of the public repository kasahart/asd-experiments.
+    """
+    wave = to_float(wave)
+    size = FRAME_SAMPLES[how]
+    if wave.shape[1] < size:
+        raise ValueError(f"expected at least {size} samples, got a wave {wave.shape}")
+    if lengths is None:
+        edges = jnp.pad(wave, ((0, 0), (size // 2, size // 2), (0, 0)), mode="reflect")
+        lengths = jnp.full(len(wave), wave.shape[1], jnp.int32)
+    else:
+        edges = jax.vmap(partial(_reflected, by=size // 2))(wave, lengths)
+    one = partial(_of_one, how=how)
+    # On a CPU a few clips at a time, so that their frames stay in the cache.
+    return jax.lax.platform_dependent(
+        edges,
+        lengths,
+        cpu=lambda *given: jax.lax.map(lambda clip: one(*clip), given, batch_size=2),
+        default=jax.vmap(one),
+    )
+
+
+def _reflected(wave, length, by: int):
+    """Return `[N + 2 by, 2]`: the first `length` samples, mirrored at both ends, and zeros."""
+    place = jnp.arange(-by, len(wave) + by)
+    from_start = jnp.abs(place)
+    inner = jnp.where(from_start < length, from_start, 2 * (length - 1) - from_start)
+    return jnp.where((place < length + by)[:, None], wave[inner], 0.0)
+
+
+def _of_one(edges, length, how: How):
+    """Return `[N]` from a mirrored wave `[N + size, 2]`."""
+    size = FRAME_SAMPLES[how]
+    hop, samples = size // 2, len(edges) - size
+    count = 1 + samples // hop
+    window = jnp.asarray(_window(size))
+    whole = (jnp.arange(count) <= length // hop)[:, None]  # frames around samples of the clip
+    peak = jnp.abs(edges).max()  # mirrored samples are samples of the clip
+    scale = jnp.where(peak > SILENCE, PEAK / jnp.maximum(peak, SILENCE), 1.0)
+    hops = (scale * edges[: (count + 1) * hop].T).reshape(2, count + 1, hop)
+    frames = jnp.concatenate([hops[:, :-1], hops[:, 1:]], -1)
+    near, far = jnp.where(whole[None], jnp.fft.rfft(frames * window[None, None]), 0.0)
+    left = {"wiener": _without_predicted, "magnitude": _without_magnitude}[how](near, far)
+    parts = (jnp.fft.irfft(left, size) * window[None]).reshape(count, 2, hop)
+    weights = jnp.where(whole, jnp.square(window)[None], 0.0).reshape(count, 2, hop)
+    total, weight = (_overlapping(x) for x in (parts, weights))
+    found = jnp.where(weight > LEAST, total / jnp.maximum(weight, LEAST), 0.0) / scale
+    return jnp.where(jnp.arange(samples) < length, found[:samples], 0.0)
+
+
+def _window(size: int) -> np.ndarray:
+    return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(size) / size)).astype(np.float32)
+
+
+def _overlapping(parts):
+    """Return the sum of frames `[T, 2, hop]` from the middle of the first on, `[T hop]`."""
+    first, second = parts[:, 0], parts[:, 1]
+    return (second + jnp.pad(first[1:], ((0, 1), (0, 0)))).reshape(-1)
+
+
+def _without_predicted(near, far):
+    cross = (near * far.conj()).sum(0)
+    power = (jnp.square(far.real) + jnp.square(far.imag)).sum(0)
+    return near - (cross / (power + SILENCE))[None] * far
+
+
+def _without_magnitude(near, far):
+    of_near, of_far = jnp.abs(near), jnp.abs(far)
+    share = 1 - of_far / jnp.maximum(of_near, SILENCE)
+    return jnp.where(of_near > of_far, share, KEPT) * near

@@ -59,6 +59,11 @@ class SystemConfig:
                 "expected Autoencoder, FitAutoencoders and Reconstruction together, and no other "
                 "encoder beside them"
             )
+        if any(baseline) and self.audio.channel == "residual":
+            raise InputError(
+                "expected a wave for autoencoders, whose errors cannot be subtracted; choose "
+                "--audio.channel wiener"
+            )
         untrained = [type(one).__name__ for one in self.encoders if one.needs_training]
         if untrained and self.train is None:
             raise InputError(f"expected `train` for {', '.join(untrained)}, got none")

@@ -17,6 +17,7 @@ SAMPLE_RATE_HZ = 16_000  # every DCASE Task 2 edition and every backbone here
 Domain = Literal["source", "target"]
 Split = Literal["train", "test", "supplemental"]
 NORMAL, ANOMALY = 0, 1
+BOTH = "wiener", "magnitude", "residual"  # ways to use a near and a far microphone together
 CONTENT = "content:"  # begins the digests that keys hold
 ORDER, NOISE, HELD_OUT, SYNTHETIC = range(4)  # streams of random numbers of one seed
 

@@ -29,6 +29,7 @@ from asdjax.baseline.network import BANDS, FRAMES, SHORTEST_SAMPLES, name_of
 from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import Audio, load_batches, plan_batches
 from asdjax.devices import alone
+from asdjax.frontend.two_channel import one_wave
 from asdjax.models import weights_file
 from asdjax.models.lora import summary
 from asdjax.models.system import Embedder
@@ -135,6 +136,7 @@ def read_vectors(
     plans = plan_batches([infos[clip.path] for clip in clips], audio, CLIPS)
     with console.progress("log-mel", len(clips)) as advance:
         for plan, wave, lengths in load_batches(clips, plans, audio):
+            wave = one_wave(wave, lengths, audio.channel)
             mel = np.asarray(network.clip_log_mel(wave, lengths))
             counts = network.frame_count(lengths)
             for row, frames, count in zip(plan.rows, mel, counts, strict=False):

@@ -20,14 +20,15 @@ import numpy as np
 
 from asdjax.data import containers
 from asdjax.data.content import Content, to_float
-from asdjax.types import SAMPLE_RATE_HZ, InputError, counted
+from asdjax.types import BOTH, SAMPLE_RATE_HZ, InputError, counted
 
 if TYPE_CHECKING:
     from soundfile import SoundFile
 
-Channel = int | Literal["mean"]
+Channel = int | Literal["mean", "wiener", "magnitude", "residual"]  # the last three take two
 Fit = Literal["pad", "tile", "crop"]
 FRAME_SAMPLES = 400  # 25 ms at 16 kHz: the shortest clip of which a front end makes a frame
+TWO_SAMPLES = 1024  # 64 ms: the shortest clip of which two microphones can be used together
 _BLOCK = 2**22  # samples decoded at a time: 16 MiB of float32, however long a file is
 
 
@@ -90,8 +91,9 @@ def read_batch(
     """Read recordings in threads and fit them to one length.
 
     Returns:
-        wave `[B, samples]`, int16 if all files are (`read`), else float32; and lengths `[B] int32`,
-        the samples of each row before the padding (tiled rows have none).
+        wave `[B, samples]`, of two channels `[B, samples, 2]`, int16 if all files are (`read`),
+        else float32; and lengths `[B] int32`, the samples of each row before the padding (tiled
+        rows have none).
 
     Raises:
         InputError: all files that cannot be read or fitted.
@@ -155,7 +157,8 @@ def read(path: Path, channel: Channel, samples: int | None = None) -> np.ndarray
 
     Args:
         path: a wav or flac file.
-        channel: index of the channel to take, or "mean" of all; one-channel files have only 0.
+        channel: index of the channel to take, or "mean" of all; one-channel files have only 0. A
+            way to use two microphones together gives both, `[N, 2]`.
         samples: how many at most; None: all.
 
     Raises:
@@ -168,7 +171,7 @@ def read(path: Path, channel: Channel, samples: int | None = None) -> np.ndarray
 
 
 def fit_length(wave: np.ndarray, samples: int, how: Fit) -> np.ndarray:
-    """Return the first `samples` of a wave `[N]`, made longer where it is too short.
+    """Return the first `samples` of a wave `[N, ...]`, made longer where it is too short.
 
     A longer wave is cropped whatever `how` is. A shorter one is followed by zeros ("pad"), repeated
     ("tile"), or refused with an InputError ("crop").
@@ -177,9 +180,9 @@ def fit_length(wave: np.ndarray, samples: int, how: Fit) -> np.ndarray:
     if missing <= 0:
         return wave[:samples]
     if how == "pad":
-        return np.pad(wave, (0, missing))
+        return np.pad(wave, ((0, missing), *[(0, 0)] * (wave.ndim - 1)))
     if how == "tile" and len(wave) > 0:
-        return np.resize(wave, samples)  # numpy's resize repeats
+        return np.resize(wave, (samples, *wave.shape[1:]))  # numpy's resize repeats
     raise InputError(f"cannot {how} {len(wave)} samples to {samples}; pad them instead")
 
 
@@ -291,8 +294,18 @@ def _decode(
 
 
 def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
-    """Return one channel of samples `[N, channels]` as it is, or the mean of several as float32."""
+    """Return what is used of samples `[N, channels]`.
+
+    One channel as it is, the mean of several as float32, or two, `[N, 2]`.
+    """
     channels = data.shape[1]
+    if channel in BOTH:
+        if channels < 2:
+            raise InputError(
+                f"expected two channels, near and far, for {channel!r}, got a file of one; choose "
+                "--audio.channel 0"
+            )
+        return np.ascontiguousarray(data[:, :2])
     if channel == "mean" and channels > 1:
         return to_float(data).mean(axis=1)
     index = 0 if channel == "mean" else channel

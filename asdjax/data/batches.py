@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from asdjax.data.audio import AudioInfo, read_batch
-from asdjax.types import SAMPLE_RATE_HZ, Clip, check
+from asdjax.types import BOTH, SAMPLE_RATE_HZ, Clip, check
 
 BUCKET_SAMPLES = SAMPLE_RATE_HZ  # clips are padded to whole seconds: one compiled step per length
 LONG_SAMPLES = 10 * SAMPLE_RATE_HZ  # of longer clips fewer go into a batch
@@ -30,16 +30,24 @@ class Audio:
       fit: how a shorter clip reaches `seconds`: zeros behind ("pad") or repetition ("tile"); a
         longer one is always cut. "crop" refuses shorter ones.
       channel: 0 is the near microphone of DCASE 2026; "mean" averages; None takes channel 0 of the
-        challenge's files and the mean of other files.
+        challenge's files and the mean of other files. Three use channels 0 and 1, near and far,
+        together: "wiener" takes out of near what a filter predicts from far, "magnitude" subtracts
+        the magnitudes of their spectra, "residual" half the embedding of far from that of near (and
+        trains on near).
     """
 
     seconds: float | None = None
     fit: Literal["pad", "tile", "crop"] = "pad"
-    channel: int | Literal["mean"] | None = None
+    channel: int | Literal["mean", "wiener", "magnitude", "residual"] | None = None
 
     def __post_init__(self):
         seconds = 0.025 if self.seconds is None else self.seconds
         check(self, ("seconds", "in [0.025, 3600] or none", 0.025 <= seconds <= 3600))
+
+    @property
+    def both(self) -> bool:
+        """Return whether two microphones are used together: waves are `[B, N, 2]` when read."""
+        return self.channel in BOTH
 
     @property
     def samples(self) -> int | None:
@@ -86,6 +94,8 @@ def load_batches(
 ) -> Iterator[tuple[BatchPlan, np.ndarray, np.ndarray]]:
     """Yield `(plan, wave [size, N], lengths [size])` in order, decoded ahead by threads.
 
+    Of two microphones used together the wave is `[size, N, 2]`.
+
     A last batch that is not full is filled with silent rows of full length; only the first
     `len(plan.rows)` rows mean anything.
     """
@@ -95,7 +105,7 @@ def load_batches(
         paths = [clips[row].path for row in plan.rows]
         wave, lengths = read_batch(paths, plan.samples, audio.fit, audio.channel)
         missing = plan.size - len(paths)
-        wave = np.pad(wave, ((0, missing), (0, 0)))
+        wave = np.pad(wave, ((0, missing), *[(0, 0)] * (wave.ndim - 1)))
         return plan, wave, np.pad(lengths, (0, missing), constant_values=plan.samples)
 
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)

@@ -9,10 +9,12 @@ from functools import lru_cache
 import numpy as np
 
 from asdjax.data.containers import Told
-from asdjax.types import SAMPLE_RATE_HZ, InputError
+from asdjax.types import BOTH, SAMPLE_RATE_HZ, InputError
 
 LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
 CANCELED = 0.01  # of the power of a mean of unrelated channels
+ALIKE = 1e-6  # of the power of a channel, that is not in the other
+SWAPPED = 2.0  # power of far over that of near
 TURNED = -0.5  # correlation of a channel with the others
 PARTLY = 0.1  # of a file that has no sound, or is clipped, to be told
 BAND_HZ = 250  # steps of a bandwidth
@@ -30,7 +32,7 @@ class Content:
 
     Args:
         rate_hz, channels, subtype: of the file.
-        channel: the index of the channel that is used, or "mean".
+        channel: the index of the channel that is used, "mean", or a way to use two.
         told: by the header, beside these.
     """
 
@@ -40,7 +42,7 @@ class Content:
         self._subtype, self._told = subtype, told
         self._md5, self._fine = hashlib.md5(usedforsecurity=False), False
         self.rate_hz, self.channels = rate_hz, channels
-        self.mixed = channel == "mean" and channels > 1
+        self.mixed, self.both = channel == "mean" and channels > 1, channel in BOTH
         self.step = _STEP.get(subtype, _SMALLEST_STEP)
         self.full_scale = _FULL_SCALE.get(subtype, 1 - 2**-15)  # 16 bits may be inside finer ones
         self._kind, self._frames = "", np.zeros((0, 0), np.float32)
@@ -51,7 +53,13 @@ class Content:
         self._products = np.zeros((channels, channels))  # of deviations, where channels are mixed
 
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
-        """Look at the next samples `[n, C]`, int16 or float32, and what is used of them, `[n]`."""
+        """Look at the next samples `[n, C]`, int16 or float32, and what is used of them.
+
+        That is `[n]`, or near and far `[n, 2]`, of which near is judged as a sound.
+        """
+        used = wave
+        if self.both:
+            wave = np.ascontiguousarray(wave[:, 0])
         self._hash.update(block)
         if not self._kind:
             self._kind = block.dtype.str[1:]
@@ -65,8 +73,8 @@ class Content:
         self._lows.append(np.minimum.reduceat(wave, tenths))  # NaN stays
         self._highs.append(np.maximum.reduceat(wave, tenths))
         if self.channels > 1 or block.dtype != np.int16:
-            self._sound.update(_plain(wave))
-        if self.mixed:
+            self._sound.update(_plain(used))
+        if self.mixed or self.both:
             each = to_float(np.ascontiguousarray(block.T))
             with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
                 each = each - each.mean(1, keepdims=True)
@@ -129,6 +137,11 @@ class Content:
                 "other units; divide them by a constant, 32768 for those in the range of 16 bits"
             )
         constant = high - low < self.step
+        if self.both and self._alike() > 1 - ALIKE:
+            raise InputError(
+                "expected a near and a far microphone, got the same sound in both, of which "
+                "nothing is left; choose --audio.channel 0"
+            )
         canceled = self.mixed and self._left() < CANCELED and len(self._sounding()) > 1
         if canceled:
             raise InputError(
@@ -148,7 +161,20 @@ class Content:
             "full scale (clipped?)": (peaks >= self.full_scale) & (peaks <= 1),
         }
         found = [f"{what} in a part" for what, w in parts.items() if np.count_nonzero(w) > least]
-        return (*found, *(self._of_channels() if self.mixed else ()))
+        odd = self._of_channels() if self.mixed else self._of_far() if self.both else ()
+        return (*found, *odd)
+
+    def _of_far(self) -> list[str]:
+        near, far = np.diag(self._products)[:2]
+        if 1 not in self._sounding():
+            return ["channel 1 carries no sound: nothing is taken out of channel 0"]
+        louder = far > SWAPPED * near
+        return ["channel 1 is louder than 0, the near microphone (swapped?)"] if louder else []
+
+    def _alike(self) -> float:
+        """Return the share of the power of channel 0 that is that of channel 1, scaled."""
+        power = self._products[0, 0] * self._products[1, 1]
+        return float(self._products[0, 1] ** 2 / power) if power > 0 else 0.0
 
     def _of_channels(self) -> list[str]:
         sounding = self._sounding()

@@ -10,7 +10,7 @@ from pathlib import Path
 from asdjax.data.audio import AudioInfo, Channel
 from asdjax.data.batches import Audio
 from asdjax.data.content import BAND_HZ
-from asdjax.types import ANOMALY, NORMAL, SAMPLE_RATE_HZ, Clip, InputError, counted, preview
+from asdjax.types import ANOMALY, BOTH, NORMAL, SAMPLE_RATE_HZ, Clip, InputError, counted, preview
 
 FEW = 3  # names in a line
 LEVEL_DB = 20  # what a test clip is quieter or louder by, to be told: a factor of 10
@@ -28,7 +28,8 @@ def formats(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Cha
     for (machine, rate_hz, channels), count in sorted(found.items()):
         changes = [f"resampled to {SAMPLE_RATE_HZ} Hz"] if rate_hz != SAMPLE_RATE_HZ else []
         if channels > 1:
-            changes.append("mean of channels" if channel == "mean" else f"channel {channel} taken")
+            taken = "channels 0 and 1 taken" if channel in BOTH else f"channel {channel} taken"
+            changes.append("mean of channels" if channel == "mean" else taken)
         if changes:
             lines.append(
                 f"{count} of {counted(totals[machine], 'clip')} of {machine}: {rate_hz} Hz, "

@@ -21,8 +21,9 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.random import Generator
@@ -55,6 +56,7 @@ FACTORY = {
     "B": (-0.5, (400, 2500), 1.7, 1.2),  # press
     "C": (-0.7, (300, 1500, 4000), 3.1, 0.7),  # conveyor
 }
+FAR_NOISE, FAR_MACHINE, FAR_SAMPLES = 1.0, 0.15, 80  # of a second microphone, 1.7 m away
 UNREST = {"source": 0.2, "target": 0.25}  # how much recording conditions differ between clips
 
 
@@ -400,8 +402,12 @@ def factory(rng: Generator, kind: str, samples: int, unrest: float) -> np.ndarra
     return loudness * noise(rng, shape, samples)
 
 
-def render(plan: Plan, seconds: float = 4.0, seed: int = 0) -> np.ndarray:
-    """Return one clip [N] float32, full scale 1: the machine in its room, factory noise, gain."""
+def render(plan: Plan, seconds: float = 4.0, seed: int = 0, microphones: int = 1) -> np.ndarray:
+    """Return one clip [N] float32, full scale 1: the machine in its room, factory noise, gain.
+
+    Of two microphones [N, 2]: the first is the only one of one; the second is far away from the
+    machine and nearer to what makes the noise, which reaches both.
+    """
     machine, samples = MACHINES[plan.machine], round(seconds * SAMPLE_RATE_HZ)
     words = (seed, plan.machine, plan.split, plan.domain, plan.label, plan.index)
     rng, own = _generator(*words), _generator(seed, plan.machine)
@@ -414,8 +420,21 @@ def render(plan: Plan, seconds: float = 4.0, seed: int = 0) -> np.ndarray:
     background_db = 2.5 * unrest * rng.normal() - machine.snr_db
     gain_db = 0.3 * rng.normal()
     recorded = reverberate(sound, _room(seed, plan.machine, place, samples))
-    recorded += 10 ** (background_db / 20) * factory(rng, kind, samples, unrest)
+    background = 10 ** (background_db / 20) * factory(rng, kind, samples, unrest)
+    machine_far = FAR_MACHINE * np.roll(recorded, FAR_SAMPLES)
+    recorded += background
+    if microphones == 2:
+        noise_far = reverberate(background, _far_path(seed, plan.machine, samples))
+        recorded = np.stack([recorded, machine_far + FAR_NOISE * noise_far], -1)
     return (GAIN * 10 ** (gain_db / 20) * recorded).astype(np.float32)
+
+
+def _far_path(seed: int, machine: str, samples: int) -> np.ndarray:
+    """Return the response, as of `room`, from near to far of what makes the noise: reflections."""
+    rng, path = _generator(seed, machine, "far"), np.zeros(64, np.float32)
+    path[0] = 1
+    path[rng.integers(4, 64, 4)] = rng.uniform(-0.3, 0.3, 4)
+    return np.fft.rfft(path, samples).astype(np.complex64)
 
 
 def make(
@@ -427,6 +446,7 @@ def make(
     test_per_cell: int = 15,
     seconds: float = 4.0,
     seed: int = 0,
+    microphones: Literal[1, 2] = 1,
 ) -> Path:
     """Write a data set of synthetic machines and return `out`, which appears only when complete.
 
@@ -437,6 +457,7 @@ def make(
     Args:
         test_per_cell: normal and anomalous test clips of each domain (4 cells).
         seconds: length of a clip.
+        microphones: 2 writes a near and a far channel, as in DCASE 2026; near is that of 1.
 
     Raises:
         InputError: an unknown machine, a folder that holds something else, or too little room.
@@ -447,6 +468,8 @@ def make(
         raise InputError(f"no synthetic machine {', '.join(unknown)}; there are: {known}")
     counts = (train_source, train_target, test_per_cell)
     settings = {"machines": list(machines), "counts": counts, "seconds": seconds, "seed": seed}
+    if microphones == 2:
+        settings["microphones"] = microphones
     recipe = json.dumps({"revision": REVISION, **settings})
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if (out / RECIPE).is_file() and (out / RECIPE).read_text() == recipe:
@@ -455,11 +478,14 @@ def make(
 
     plans = [plan for machine in machines for plan in plan_machine(machine, *counts)]
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    check_space(out.absolute().parent, round(2 * seconds * SAMPLE_RATE_HZ) * len(plans))
+    check_space(
+        out.absolute().parent, round(2 * microphones * seconds * SAMPLE_RATE_HZ) * len(plans)
+    )
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with full_disk(out):
-            _write_clips(temporary, plans, seconds, seed)
+            how = {"seconds": seconds, "seed": seed, "microphones": microphones}
+            _write_clips(temporary, plans, partial(render, **how))
             for machine in machines:
                 _write_tables(temporary / machine, [p for p in plans if p.machine == machine])
             (temporary / RECIPE).write_text(recipe)
@@ -470,12 +496,12 @@ def make(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write_clips(root: Path, plans: Sequence[Plan], seconds: float, seed: int) -> None:
+def _write_clips(root: Path, plans: Sequence[Plan], rendered: Callable) -> None:
     """Render and write all clips; numpy and scipy leave the threads free to run side by side."""
     import soundfile
 
     def write(plan: Plan) -> None:
-        pcm = np.clip(np.rint(32768 * render(plan, seconds, seed)), -32768, 32767)
+        pcm = np.clip(np.rint(32768 * rendered(plan)), -32768, 32767)
         soundfile.write(root / plan.name, pcm.astype(np.int16), SAMPLE_RATE_HZ)
 
     for folder in {(root / plan.name).parent for plan in plans}:

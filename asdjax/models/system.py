@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from asdjax.frontend.fbank import without_offset
+from asdjax.frontend.two_channel import near_alone
 from asdjax.losses import Loss
 from asdjax.losses.margin import unit
 from asdjax.models.layers import BatchNorm, InitialKeys, Key
@@ -24,6 +25,7 @@ from asdjax.models.lora import Lora, fold
 from asdjax.models.weights_file import Params, merge, misfits, split
 from asdjax.types import InputError
 
+FAR = 0.5  # of the embedding of the far microphone that is taken off
 STATISTICS = nnx.BatchStat  # trained or drawn without a gradient: norms, scales, fixed centers
 
 
@@ -111,6 +113,26 @@ class Embedder(NamedTuple):
     params: Params
     apply: Callable[[Params, jax.Array, jax.Array | None], jax.Array]
     select: Callable[[Params, tuple[str, str]], Params] = lambda params, group: params
+
+
+def of_two_microphones(apply: Callable, how: int | str) -> Callable:
+    """Return what an embedder applies, for waves `[B, N, 2]` of a near and a far microphone, too.
+
+    Args:
+      how: "residual": the embedding of near without half that of far; else as of `near_alone`.
+
+    Source of the residual: a system of DCASE 2026 Task 2.
+    """
+
+    def applied(params, wave, lengths):
+        if wave.ndim == 2:
+            return apply(params, wave, lengths)
+        if how == "residual":
+            near, far = (apply(params, wave[..., i], lengths) for i in (0, 1))
+            return near - FAR * far
+        return apply(params, near_alone(wave, lengths, how), lengths)
+
+    return applied
 
 
 class Architecture(NamedTuple):

@@ -24,7 +24,7 @@ from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import load_batches, padded_samples, plan_batches
 from asdjax.devices import copied, data_mesh, split
 from asdjax.files import full_disk, write_json
-from asdjax.models.system import Architecture, Embedder
+from asdjax.models.system import Architecture, Embedder, of_two_microphones
 from asdjax.models.weights_file import load
 from asdjax.report import console
 from asdjax.stages.folder import MODEL, PART, Group, Run, save_embeddings
@@ -187,8 +187,9 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
     rows, whole = jax.P("data"), jax.P()
+    apply = of_two_microphones(embedder.apply, config.audio.channel)
     apply = jax.shard_map(
-        embedder.apply, mesh=mesh, in_specs=(whole, rows, rows), out_specs=rows, check_vma=False
+        apply, mesh=mesh, in_specs=(whole, rows, rows), out_specs=rows, check_vma=False
     )
     step = jax.jit(apply)
 

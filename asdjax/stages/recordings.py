@@ -176,8 +176,9 @@ def channel(config: Audio, dataset: DataSet) -> int | str:
 
 def _shortest_samples(system: SystemConfig) -> int:
     """Return how many samples a file must have: all of `audio.seconds` when only cropping."""
+    least = audio.TWO_SAMPLES if system.audio.both else audio.FRAME_SAMPLES
     if system.audio.fit == "crop" and system.audio.samples is not None:
         return system.audio.samples
     if system.audio.samples is not None:
-        return audio.FRAME_SAMPLES  # shorter clips become longer
-    return max(encoder.shortest_samples for encoder in system.encoders)
+        return least  # shorter clips become longer
+    return max(least, *(encoder.shortest_samples for encoder in system.encoders))

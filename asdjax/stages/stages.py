@@ -267,7 +267,8 @@ def _report(made: Run, out: Path, force: bool = False) -> list[Metric]:
     problems: list[str] = []
 
     def draw() -> None:
-        read = partial(audio.read, channel=made.system.audio.channel, samples=figures.SAMPLES)
+        channel = 0 if made.system.audio.both else made.system.audio.channel
+        read = partial(audio.read, channel=channel, samples=figures.SAMPLES)
         limits = folder.load_thresholds(out / SCORES)
         figures.write(product.path, scores, made.clips, read, limits, problems.append)
 

@@ -25,6 +25,7 @@ from asdjax.data.audio import AudioInfo, free_memory, read_batch
 from asdjax.data.batches import Audio, padded_samples, stays_int16
 from asdjax.devices import copied, own_share, put_copies, split
 from asdjax.frontend.fbank import to_float
+from asdjax.frontend.two_channel import one_wave
 from asdjax.models.system import Input
 from asdjax.train.config import Train
 from asdjax.types import NOISE, ORDER, SAMPLE_RATE_HZ, SYNTHETIC, Clip, random_numbers
@@ -235,6 +236,7 @@ class ClipSet(NamedTuple):
         """Return waves `[b, samples]` and lengths `[b]` of some rows."""
         paths = [self.clips[row].path for row in rows]
         wave, lengths = read_batch(paths, self.samples, self.audio.fit, self.audio.channel)
+        wave = one_wave(wave, lengths, self.audio.channel)
         if wave.dtype != self.dtype:
             wave = wave.astype(np.float32) / 32768
         return wave, lengths
@@ -272,7 +274,8 @@ def make_clip_set(
         audio = replace(audio, seconds=None, fit="pad" if audio.fit == "crop" else audio.fit)
         longest = max(samples, *(padded_samples(info, audio) for info in known))
     every = [*known, *(infos[clip.path] for clip in noise)]
-    dtype = np.int16 if all(stays_int16(info, audio) for info in every) else np.float32
+    whole_numbers = not audio.both and all(stays_int16(info, audio) for info in every)
+    dtype = np.int16 if whole_numbers else np.float32
     label = np.pad(label, ((0, len(noise)), (0, 0)))
     return ClipSet([*clips, *noise], label, audio, longest, dtype), samples
 

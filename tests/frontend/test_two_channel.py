@@ -96,3 +96,11 @@ def test_it_is_linear_in_the_level():
     wave, _ = clips()
     quiet = jax.jit(near_alone)(0.01 * wave)
     np.testing.assert_allclose(quiet, 0.01 * near_alone(wave), rtol=0, atol=1e-7)
+
+
+def test_a_far_microphone_with_other_noise_costs_little():
+    """H is then a mean over the frames of what is not alike: it takes 1 of 125 parts of near."""
+    wave, _ = clips(samples=64000)
+    wave[..., 1] = np.random.default_rng(9).standard_normal(wave.shape[:2])
+    taken = np.square(near_alone(wave) - wave[..., 0]).mean(1)
+    assert (taken < 0.02 * np.square(wave[..., 0]).mean(1)).all()

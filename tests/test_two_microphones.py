@@ -1,0 +1,135 @@
+"""Near and far microphones from files to scores: what is read, computed, told and refused."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from machines import tone_machine
+from trainings import small_system, two_machines
+
+from asdjax.config import SystemConfig
+from asdjax.data import audio, synthetic
+from asdjax.data.batches import Audio
+from asdjax.frontend.two_channel import near_alone
+from asdjax.models.logmel import LogMel
+from asdjax.models.spectral import Bands
+from asdjax.models.system import Architecture
+from asdjax.stages import folder, stages
+from asdjax.train.batches import make_clip_set
+from asdjax.types import Clip, InputError
+
+
+def with_far(root: Path, far=None) -> Path:
+    """Add a second channel to all recordings of a folder: noise, or what `far(near)` gives."""
+    rng = np.random.default_rng(0)
+    for path in sorted(root.rglob("*.wav")):
+        near, rate = soundfile.read(path, dtype="int16")
+        second = rng.integers(-500, 500, len(near)) if far is None else far(near)
+        soundfile.write(path, np.stack([near, second], 1).astype(np.int16), rate, "PCM_16")
+    return root
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("two")
+    tone_machine(root, "fan")
+    return with_far(root)
+
+
+def embeddings(out: Path) -> np.ndarray:
+    made = folder.load(out)
+    return np.array(folder.load_embeddings(out, made, ("fan", "section_00")).values)
+
+
+def run(data: Path, out: Path, channel) -> np.ndarray:
+    stages.run(SystemConfig((LogMel(),), audio=Audio(channel=channel)), data, out)
+    return embeddings(out)
+
+
+@pytest.mark.parametrize("how", ["wiener", "magnitude"])
+def test_a_run_embeds_what_is_left_of_near(how, data, tmp_path):
+    found = run(data, tmp_path / "run", how)
+    made = folder.load(tmp_path / "run")
+    paths = [clip.path for clip in made.groups["fan", "section_00"]]
+    wave, lengths = audio.read_batch(paths, 16000, "pad", how)
+    assert wave.dtype == np.int16
+    assert wave.shape == (len(paths), 16000, 2)
+    embedder = Architecture((LogMel().network(),)).embedder({})
+    left = jax.jit(near_alone, static_argnames="how")(wave, lengths, how=how)
+    expected = jax.jit(embedder.apply)({}, left, lengths)
+    # 1e-3: the logarithm of quiet bands enlarges what float32 rounds otherwise in another batch
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+
+
+def test_the_residual_is_near_without_half_of_far(data, tmp_path):
+    near, far, found = (run(data, tmp_path / str(c), c) for c in (0, 1, "residual"))
+    # 1e-5: float32, other programs
+    np.testing.assert_allclose(found, near - 0.5 * far, rtol=0, atol=1e-5)
+
+
+def test_training_reads_what_is_left_of_near(data):
+    paths = sorted(data.rglob("train/*.wav"))
+    clips = [Clip(path, "fan", "section_00", "train") for path in paths]
+    infos, _ = audio.verify(paths, "wiener")
+    label = np.zeros((len(clips), 1), np.int32)
+    how = {"whole": False}
+    known, samples = make_clip_set(clips, infos, label, Audio(0.5, channel="wiener"), **how)
+    wave, lengths = known.read(np.arange(len(clips)))
+    both, _ = audio.read_batch(paths, samples, "pad", "wiener")
+    # 1e-6: float32, another batch
+    np.testing.assert_allclose(wave, near_alone(both, lengths), rtol=0, atol=1e-6)
+    assert wave.dtype == known.dtype == np.float32
+    near, _ = make_clip_set(clips, infos, label, Audio(0.5, channel="residual"), **how)
+    np.testing.assert_array_equal(near.read(np.arange(3))[0], both[:3, :, 0] / 32768)
+
+
+@pytest.mark.parametrize("source", ["resident", "streaming"])
+def test_a_network_trains_on_it_and_scores(source, tmp_path):
+    root = with_far(two_machines(tmp_path / "data"))
+    system = small_system(encoders=(Bands("spectrogram", 8, 20),), source=source)
+    system = replace(system, audio=Audio(0.5, channel="wiener"))
+    results = stages.run(system, root, tmp_path / "run")
+    assert "official_score" in {metric.metric for metric in results}
+
+
+def test_files_of_one_channel_are_all_refused(tmp_path):
+    tone_machine(tmp_path / "data", "fan")
+    with pytest.raises(InputError, match="expected two channels, near and far, for 'wiener'") as e:
+        run(tmp_path / "data", tmp_path / "run", "wiener")
+    assert len([line for line in str(e.value).splitlines() if ".wav" in line]) > 1
+
+
+def test_the_same_sound_in_both_channels_is_refused(tmp_path):
+    tone_machine(tmp_path / "data", "fan")
+    with_far(tmp_path / "data", lambda near: near // 1)
+    with pytest.raises(InputError, match="got the same sound in both, of which nothing is left"):
+        run(tmp_path / "data", tmp_path / "run", "wiener")
+
+
+@pytest.mark.parametrize(
+    ("far", "told"),
+    [
+        (lambda near: np.random.default_rng(1).normal(0, 20000, len(near)).clip(-32768, 32767), 1),
+        (np.zeros_like, 0),
+    ],
+    ids=["swapped", "dead"],
+)
+def test_odd_far_microphones_are_told(far, told, tmp_path, capsys):
+    tone_machine(tmp_path / "data", "fan")
+    with_far(tmp_path / "data", far)
+    run(tmp_path / "data", tmp_path / "run", "wiener")
+    lines = "is louder than 0, the near microphone (swapped?)", "carries no sound: nothing is taken"
+    printed = " ".join(capsys.readouterr().err.split())
+    assert lines[1 - told] in printed
+    assert lines[told] not in printed
+
+
+def test_the_near_channel_of_synthetic_machines_is_that_of_one_microphone():
+    plans = synthetic.plan_machine("fan", 2, 1, 1)
+    for plan in plans:
+        one, two = (synthetic.render(plan, seconds=1.0, microphones=n) for n in (1, 2))
+        np.testing.assert_array_equal(two[:, 0], one)
+        assert np.corrcoef(two.T)[0, 1] > 0.05

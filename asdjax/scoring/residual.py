@@ -1,0 +1,74 @@
+"""What the principal components of the normal clips leave of an embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from asdjax.scoring.folds import (
+    Machines,
+    Note,
+    TestAndLeftOut,
+    fitted_scores,
+    reference_sets,
+    smallest,
+    unit_rows,
+)
+from asdjax.types import check
+
+TINY = 1e-12  # of the largest variance: less is rounding
+
+
+@dataclass(frozen=True)
+class Residual:
+    """Distance of the embedding, of length 1, to the principal subspace of the normal clips.
+
+    Args:
+      variance: share of the variance that the components kept have.
+      references: "pooled": one subspace of all training clips of a machine; "domain": of source and
+        target clips separately, the smaller distance counts.
+
+    Source: the reconstruction residual of Zhou and Wang 2026, "Scoring backends matter more than
+        pooling" (arXiv 2606.19269).
+    """
+
+    variance: float = 0.95
+    references: Literal["pooled", "domain"] = "pooled"
+
+    def __post_init__(self):
+        check(self, ("variance", "in (0, 1)", 0 < self.variance < 1))
+
+    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
+        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold."""
+        sets = reference_sets(train, self.references)
+        train, test = unit_rows(train), unit_rows(test)
+        longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
+        held = 4 * longest * (longest + width)
+        found, left_out, _ = fitted_scores(train, test, sets, held, distance, self.variance)
+        return smallest(found, sets), smallest(left_out, sets)
+
+
+def distance(values, weight, query, variance: float):
+    """Return the distances `[q]` of `query [q, E]` to the subspace of rows, and its dimension.
+
+    Args:
+      values: `[n, E]` float32.
+      weight: `[n]` of 0 and 1, the rows that count.
+      variance: share of it that the components kept have, at least.
+    """
+    count = jnp.maximum(weight.sum(), 1)
+    mean = (weight[:, None] * values).sum(0) / count
+    centered = weight[:, None] * (values - mean[None])
+    times = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+    power, axes = jnp.linalg.eigh(times(centered, centered.T))  # rising; as of the covariance
+    power, axes = jnp.maximum(power[::-1], 0), axes[:, ::-1]
+    before = jnp.cumsum(power) - power  # of the components in front of each
+    kept = (before < variance * power.sum()) & (power > TINY * power[0])
+    lengths = jnp.sqrt(jnp.where(kept, power, 1.0))
+    components = jnp.where(kept[:, None], times(axes.T, centered) / lengths[:, None], 0.0)
+    left = query - mean[None]
+    left = left - times(times(left, components.T), components)
+    return jnp.sqrt(jnp.square(left).sum(1)), kept.sum()

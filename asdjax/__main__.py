@@ -24,9 +24,11 @@ from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
 from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
+from asdjax.scoring.minimum import Minimum
 from asdjax.stages import compare as comparing
 from asdjax.stages import ensemble as combining
 from asdjax.stages import folder, pseudo_labels, recordings, stages
+from asdjax.stages import search as searching
 from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError, counted
 from asdjax.version import __version__
@@ -113,6 +115,7 @@ def score(args: list[str]) -> None:
             prog=f"asdjax score RUN {rest[0]}",
             args=rest[1:],
             default=own if isinstance(own, kind) else kind(),
+            config=(tyro.conf.AvoidSubcommands,) if kind is Minimum else (),
         )
     stages.score(Path(run), scorer)
 
@@ -166,6 +169,20 @@ def pseudo(
       out: gets labels.csv and a figure per machine; None: RUN/pseudo.
     """
     pseudo_labels.cluster_run(run, config, out)
+
+
+def search(
+    runs: Positional[tuple[Path, ...]], labels: bool = False, out: Path | None = None
+) -> None:
+    """Score the embeddings of a run in many ways and rank these, without its encoder.
+
+    Args:
+      runs: folders of runs of one system, such as on several years: ranked by the mean over them.
+      labels: rank by the official score, on the labels of the test clips; else by how alike source
+        and target training clips score, left out of what they are compared with.
+      out: the csv that gets all ways; None: search.csv in the first run.
+    """
+    searching.search(runs, labels, out)
 
 
 def evaluate(
@@ -311,6 +328,7 @@ COMMANDS: dict[str, Callable] = {
     "report": report,
     "ensemble": ensemble,
     "compare": compare,
+    "search": search,
     "pseudo": pseudo,
     "evaluate": evaluate,
     "recipes": recipes,
@@ -320,7 +338,7 @@ COMMANDS: dict[str, Callable] = {
     "weights list": weights_list,
     "weights fetch": weights_fetch,
 }
-COMPILE = (quickstart, run, train, embed, score, pseudo)
+COMPILE = (quickstart, run, train, embed, score, search, pseudo)
 
 
 def main() -> None:

@@ -48,6 +48,12 @@ class LogMel:
         divides = self.bands >= 1 and MEL_BANDS % self.bands == 0
         check(self, ("bands", f"a number that divides {MEL_BANDS}", divides))
 
+    @property
+    def views(self) -> tuple[tuple[str, ...], int]:
+        """Return the names of the vectors that lie behind each other, and the parts of each."""
+        whole = bool(self.pools) and not self.pools[0].bands
+        return tuple(map(str, self.pools)) or ("mean and deviation",), 1 if whole else self.bands
+
     def network(self, samples: int | None = None) -> Network:
         if not self.pools:
             statistics = partial(front_end, bands=self.bands)

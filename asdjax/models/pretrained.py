@@ -85,6 +85,17 @@ class Pretrained:
         return bool(self.adapter or self.embedding) or self._pooling == "statistics"
 
     @property
+    def views(self) -> tuple[tuple[str, ...], int]:
+        """Return the names of the vectors that lie behind each other, and the parts of each."""
+        pools = self.scored or self.pools
+        names = [str(pool) for pool in pools] or [
+            self.pooling if self.embedding is None else "dense"
+        ]
+        if isinstance(self.layer, tuple):
+            names = [f"layer {layer}, {name}" for layer in self.layer for name in names]
+        return tuple(names), structure_of(self.weights).bands if pools and pools[0].bands else 1
+
+    @property
     def _pooling(self) -> Pooling | tuple[Pool, ...]:
         return self.pools or self.pooling
 

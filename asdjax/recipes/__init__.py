@@ -3,6 +3,8 @@
 from asdjax.recipes import (
     aithu2024,
     baseline,
+    beyond,
+    beyond2026,
     frozen,
     ioa2024,
     korea2025,
@@ -12,5 +14,6 @@ from asdjax.recipes import (
 )
 from asdjax.recipes.recipe import Recipe
 
-MODULES = (frozen, small, baseline, aithu2024, korea2025, midea2024, ioa2024, xju2025)
+OURS = frozen, small, beyond, beyond2026
+MODULES = (*OURS, baseline, aithu2024, korea2025, midea2024, ioa2024, xju2025)
 RECIPES: dict[str, Recipe] = {n: r for module in MODULES for n, r in module.RECIPES.items()}

@@ -5,6 +5,7 @@ Clips near each other by cosine probably have the same unknown operating conditi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -29,6 +30,8 @@ class Pseudo:
       method: "agglomerative" is Ward linkage, without any chance; "kmeans" keeps the best of 10
         random starts.
       counts: (machine type, number of clusters), each machine once; 1 leaves it one class.
+      by_domain: clusters of the source and of the target clips of machines not listed, each domain
+        by itself; None: of all clips together.
       most: clusters tried for machines not listed: 2 to so many.
       seed: of k-means.
 
@@ -38,6 +41,7 @@ class Pseudo:
 
     method: Literal["agglomerative", "kmeans"] = "agglomerative"
     counts: tuple[tuple[str, int], ...] = ()
+    by_domain: tuple[int, int] | None = None
     most: int = 30
     seed: int = 0
 
@@ -47,6 +51,7 @@ class Pseudo:
             self,
             ("counts", "each machine once", once),
             ("counts", "1 cluster or more of a machine", all(n >= 1 for _, n in self.counts)),
+            ("by_domain", "two numbers >= 1 or none", min(self.by_domain or (1, 1)) >= 1),
             ("most", ">= 2", self.most >= 2),
             ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
         )
@@ -104,6 +109,25 @@ def cluster(values: np.ndarray, count: int | None, config: Pseudo) -> Clusters:
     best = max(silhouettes, key=silhouettes.get, default=1)
     labels = by_size(partitions.get(best, np.zeros(len(rows), int)))
     return Clusters(labels, best, silhouettes)
+
+
+def cluster_domains(values: np.ndarray, domains: Sequence[str | None], config: Pseudo) -> Clusters:
+    """Cluster source and target clips of one machine, each by themselves, as `config.by_domain`.
+
+    Args:
+      values: `[n, E]`.
+      domains: of each clip; one without a domain is with the source.
+
+    Raises:
+      InputError: as `cluster`.
+    """
+    target = np.array([domain == "target" for domain in domains])
+    labels, count = np.zeros(len(values), int), 0
+    for rows, number in zip((~target, target), config.by_domain, strict=True):
+        if rows.any():
+            labels[rows] = count + cluster(values[rows], number, config).labels
+            count += number
+    return Clusters(by_size(labels), count, {})
 
 
 def silhouette(rows: np.ndarray, labels: np.ndarray) -> float:

@@ -24,7 +24,7 @@ from asdjax.devices import alone
 from asdjax.files import content_of, read_csv, write_csv
 from asdjax.models.logmel import LogMel
 from asdjax.report import console, figures
-from asdjax.scoring.clusters import Clusters, Pseudo, cluster
+from asdjax.scoring.clusters import Clusters, Pseudo, cluster, cluster_domains
 from asdjax.scoring.folds import unit
 from asdjax.stages.embed import embed, embed_in_memory, embedder, make_embed
 from asdjax.stages.folder import LABELS, MODEL, Group, Run, load, load_embeddings, recordings, save
@@ -279,6 +279,10 @@ def cluster_all(machines: Sequence[Embeddings], config: Pseudo, fewest: int = 1)
     found, problems = [], []
     for clips, values in ((machine.clips, machine.values) for machine in machines):
         try:
+            if config.by_domain and clips[0].machine not in counts:
+                domains = [clip.domain for clip in clips]
+                found.append(Clustered(clips, values, cluster_domains(values, domains, config)))
+                continue
             clusters = cluster(values, counts.get(clips[0].machine), config)
             if clusters.count < fewest and clips[0].machine not in counts:
                 clusters = cluster(values, fewest, config)
@@ -402,8 +406,8 @@ def _print(found: Sequence[Clustered], config: Pseudo) -> None:
     rows = []
     for clips, _, clusters in found:
         sizes = np.bincount(clusters.labels)
-        chosen = "given" if clips[0].machine in given else "silhouette"
-        score = f"{clusters.silhouette:.2f}" if clusters.count > 1 else "-"
+        chosen = "given" if config.by_domain or clips[0].machine in given else "silhouette"
+        score = f"{clusters.silhouette:.2f}" if clusters.silhouettes else "-"
         spread = f"{sizes[0]} to {sizes[-1]}"
         rows.append([" ".join(clips[0].group), len(clips), clusters.count, chosen, score, spread])
     heading = ["", "clips", "clusters", "chosen by", "mean silhouette", "clips per cluster"]

@@ -10,7 +10,7 @@ from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from asdjax.data import synthetic
 from asdjax.models.logmel import front_end
-from asdjax.scoring.clusters import Pseudo, by_size, cluster, silhouette
+from asdjax.scoring.clusters import Pseudo, by_size, cluster, cluster_domains, silhouette
 from asdjax.scoring.folds import unit
 from asdjax.types import InputError
 
@@ -157,3 +157,21 @@ def test_hidden_operating_points_of_made_machines_are_found(operating_points, ma
     for count in (len(set(points)), None):
         found = cluster(values, count, Pseudo(method, most=20))  # there are 8 to 10
         assert adjusted_rand_score(points, found.labels) > halved
+
+
+def test_domains_are_clustered_each_by_themselves():
+    """Target clips lie among those of the source, and are a cluster of their own all the same."""
+    rng = np.random.default_rng(0)
+    middle = np.eye(6)[np.arange(20) % 3]
+    values = middle + 0.01 * rng.standard_normal((20, 6))
+    domains = [None if i == 0 else "target" if i in (4, 9, 14) else "source" for i in range(20)]
+    config = Pseudo("kmeans", by_domain=(3, 1))
+    found = cluster_domains(values.astype(np.float32), domains, config)
+    assert found.count == 4
+    target = np.array([domain == "target" for domain in domains])
+    assert len(set(found.labels[target])) == 1
+    assert not set(found.labels[target]) & set(found.labels[~target])
+    for kind in range(3):
+        assert len(set(found.labels[~target & (np.arange(20) % 3 == kind)])) == 1
+    with pytest.raises(InputError, match=r"by_domain: expected two numbers >= 1 or none"):
+        Pseudo(by_domain=(0, 1))

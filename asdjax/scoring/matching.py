@@ -20,6 +20,7 @@ from asdjax.scoring.blocks import PADDING
 from asdjax.scoring.density import TARGET, Density, Kind, Lists, Setting, neighbors
 
 HELD = 2**25  # float32 values at once: 128 MiB
+TOGETHER = 4  # banks
 ROWS = 64  # numbers of clips are rounded up to a multiple: fewer programs
 SMALLEST = 1e-12  # length below which a row counts as zero
 
@@ -72,7 +73,11 @@ def scores(
 
 
 def _chunks(banks: Sequence[Bank], length: int) -> list[list[int]]:
-    """Return which banks of equal rounded size are computed together: as many as may be held."""
+    """Return which banks of equal rounded size are computed together.
+
+    As many as may be held, at most 4. All chunks of a size are of as many banks, of which some may
+    be there twice: more programs would take longer to compile.
+    """
     sizes: dict[tuple[int, ...], list[int]] = {}
     for g, bank in enumerate(banks):
         clips = bank.references, bank.synthetic, bank.queries
@@ -80,7 +85,8 @@ def _chunks(banks: Sequence[Bank], length: int) -> list[list[int]]:
     chunks = []
     for (references, synthetic, queries), groups in sizes.items():
         held = references * max(references, synthetic, queries, length**2)
-        count = max(HELD // held, 1)
+        count = min(max(HELD // held, 1), TOGETHER, len(groups))
+        groups += groups[-1:] * (-len(groups) % count)
         chunks += [groups[start : start + count] for start in range(0, len(groups), count)]
     return chunks
 

@@ -61,7 +61,7 @@ def normalizations() -> list[tuple[Density | DomainScale | None, str]]:
         for form in FORMS
         for strength in ("full", "variance")
     ]
-    pooled += [Density(16, decay=0.9), Density(32, exits=True)]
+    pooled.append(Density(16, decay=0.9))
     by_domain = [
         Density(*counts, form=form, scale=scale)
         for counts, scale in (((1, 1), "mean"), ((4, 4), "mean"), ((16, 9), "sum"))

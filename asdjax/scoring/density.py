@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.scoring.blocks import PADDING
+from asdjax.scoring.distances import TARGET
 from asdjax.types import check
 
 COPY = 1e-12  # distance up to which a clip is a copy of another, which says nothing of density
@@ -33,7 +34,6 @@ PERCENTILE = 0.04  # of the ratios of a reference, below which one is an exit
 SPARSE = 0.5  # ratio below which the neighbors of a reference are too far apart to look for exits
 LEAST_VARIANCE = 1e-10  # of m, as a share of the square of its mean: less is rounding
 ROUNDING = 1e-6  # of sums of squares in float32
-TARGET = 1  # as a domain
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,6 @@ def settings(asked: Sequence[tuple[Density | None, bool]]) -> Setting:
         strength = np.float32(given is not None)
         rows.append(Setting(weight, *map(np.array, flags), strength, np.array(by_domain)))
     return Setting(*map(np.stack, zip(*rows, strict=True)))
-
-
-def length(setting: Setting) -> int:
-    """Return M, how many neighbors of a reference have to be known."""
-    return setting.weight.shape[-1]
 
 
 class Lists(NamedTuple):

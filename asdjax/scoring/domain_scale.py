@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asdjax.scoring.density import COPY, TARGET
-from asdjax.scoring.matching import HELD, Bank, distances
+from asdjax.scoring.density import COPY
+from asdjax.scoring.distances import HELD, TARGET, Bank, distances
 
 
 @dataclass(frozen=True)
@@ -22,22 +22,25 @@ class DomainScale:
     """
 
 
-def scores(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
+def scores(bank: Bank, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of test clips `[Q]`, and of references in banks without them `[R]`.
 
     Both float32; inf where no other clip is left.
+
+    Args:
+      apart: `[R or more, R or more]`, the distances of references, inf to themselves, where known.
     """
     count = len(bank.domain)
     domains = np.unique(bank.domain)
     blocks = np.array_split(np.arange(count), -(-(count**2) // HELD))
-    parts = [_nearest(bank, clips, domains) for clips in blocks]
+    parts = [_nearest(bank, clips, domains, apart) for clips in blocks]
     to_domain, first, instead, identity = map(np.concatenate, zip(*parts, strict=True))
     of = [np.flatnonzero(bank.domain == one) for one in domains]
     left_out = []
     for clips in blocks:
-        apart = np.where(identity == clips[:, None], instead, first)  # without each clip
-        apart[np.arange(len(clips)), clips] = np.inf
-        usual = np.stack([_median(apart[:, rows]) for rows in of], 1)
+        nearest = np.where(identity == clips[:, None], instead, first)  # without each clip
+        nearest[np.arange(len(clips)), clips] = np.inf
+        usual = np.stack([_median(nearest[:, rows]) for rows in of], 1)
         left_out.append((to_domain[clips] / usual).min(1))
     usual = np.stack([_median(first[None, rows]) for rows in of], 1)
     rows = [bank.references[rows] for rows in of]
@@ -47,11 +50,14 @@ def scores(bank: Bank) -> tuple[np.ndarray, np.ndarray]:
     return (nearest / usual).min(1), np.concatenate(left_out)
 
 
-def _nearest(bank: Bank, clips: np.ndarray, domains: np.ndarray) -> tuple[np.ndarray, ...]:
+def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
     """Return of references: `[b, D]` distances to the nearest other one of each domain; `[b]`, that
     to the nearest in the own domain, and without this one; and which it is."""
-    distance = distances(bank.references[clips], bank.references)
-    distance[np.arange(len(clips)), clips] = np.inf
+    if apart is None:
+        distance = distances(bank.references[clips], bank.references)
+        distance[np.arange(len(clips)), clips] = np.inf
+    else:
+        distance = apart[clips, : len(bank.domain)]
     to_domain = [distance[:, bank.domain == one].min(1) for one in domains]
     every = np.where(distance <= COPY, np.inf, distance)
     own = np.where(bank.domain[clips, None] == bank.domain, every, np.inf)

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax.scoring import domain_scale, matching
+from asdjax.scoring import matching
 from asdjax.scoring.blocks import PADDING, largest
 from asdjax.scoring.chords import SMALLEST, chord_distances, mean_of_found, normalized
-from asdjax.scoring.density import TARGET, Density
+from asdjax.scoring.density import Density
+from asdjax.scoring.distances import TARGET, Bank, unit_rows
 from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.folds import (
     FOLDS,
@@ -35,7 +36,6 @@ from asdjax.scoring.folds import (
     stack,
     unit,
 )
-from asdjax.scoring.matching import Bank, unit_rows
 from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Embeddings, InputError, check, counted, take_rows
 
@@ -134,9 +134,6 @@ class Knn:
 
     def _normalized(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
         banks = list(map(bank, train, test, synthetic))
-        if isinstance(self.normalize, DomainScale):
-            tests, left_out = zip(*map(domain_scale.scores, banks), strict=True)
-            return list(tests), list(left_out)
         found = matching.scores(banks, [(self.normalize, self.references == "domain")])
         return tuple([one for (one,) in scores] for scores in found)
 

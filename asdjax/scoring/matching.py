@@ -1,58 +1,36 @@
 """Scores by the nearest reference at normalized distances, of all machines and parts at once.
 
-Distances are computed in float64 on the host: scores divide by and subtract distances of 1e-5,
-which are differences of numbers near 1. What is made of them is computed on the device, for many
-settings in one go.
+What is made of the distances is computed on the device, for many settings in one go.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from asdjax.scoring import density
+from asdjax.scoring import density, domain_scale
 from asdjax.scoring.blocks import PADDING
-from asdjax.scoring.density import TARGET, Density, Kind, Lists, Setting, neighbors
+from asdjax.scoring.density import Density, Kind, Lists, Setting, neighbors
+from asdjax.scoring.distances import HELD, TARGET, Bank, distances
+from asdjax.scoring.domain_scale import DomainScale
 
-HELD = 2**25  # float32 values at once: 128 MiB
 TOGETHER = 4  # banks
 ROWS = 64  # numbers of clips are rounded up to a multiple: fewer programs
-SMALLEST = 1e-12  # length below which a row counts as zero
-
-
-class Bank(NamedTuple):
-    """What the test clips of one machine, or a part of their embeddings, are compared with."""
-
-    references: np.ndarray  # [R, E] rows of length 1, float64: normal training clips
-    domain: np.ndarray  # [R] int32, `TARGET` for the target domain
-    synthetic: np.ndarray  # [N, E], further rows of the target domain, which are nobody's neighbors
-    queries: np.ndarray  # [Q, E], test clips
-
-
-def unit_rows(values: np.ndarray) -> np.ndarray:
-    """Return rows `[n, E]` of length 1, float64; zeros stay zeros."""
-    values = np.asarray(values, np.float64)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), SMALLEST)
-
-
-def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return 1 - cos `[n, m]` float32 of rows of length 1, to 1e-6 of their value above 1e-9."""
-    return np.maximum(1 - rows @ others.T, 0).astype(np.float32)
 
 
 def scores(
-    banks: Sequence[Bank], asked: Sequence[tuple[Density | None, bool]]
+    banks: Sequence[Bank], asked: Sequence[tuple[Density | DomainScale | None, bool]]
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the scores of clips by several settings.
 
     Args:
       banks: with one reference or more.
-      asked: as of `density.settings`.
+      asked: of each its normalization, None for plain distances, and whether neighbors are of the
+        same domain, as they are of `DomainScale`.
 
     Returns:
       For each bank `[S, Q]` float32, scores of its test clips, and `[S, R]`, those of its
@@ -60,10 +38,14 @@ def scores(
     """
     tests = [np.zeros((len(asked), len(bank.queries)), np.float32) for bank in banks]
     left_out = [np.zeros((len(asked), len(bank.references)), np.float32) for bank in banks]
-    kinds = [density.kind(one) for one, _ in asked]
-    rows = {kind: [i for i, one in enumerate(kinds) if one == kind] for kind in set(kinds)}
-    settings = {kind: density.settings([asked[i] for i in rows[kind]]) for kind in rows}
-    for some in _chunks(banks, max(density.length(one) for one in settings.values())):
+    rows: dict[Kind | None, list[int]] = {}  # None: the scale of domains
+    for i, (one, _) in enumerate(asked):
+        rows.setdefault(None if isinstance(one, DomainScale) else density.kind(one), []).append(i)
+    settings = {
+        kind: None if kind is None else density.settings([asked[i] for i in own])
+        for kind, own in rows.items()
+    }
+    for some in _chunks(banks, max(map(_length, settings.values()))):
         found = _scores([banks[g] for g in some], settings)
         for kind, of_tests, of_references in found:
             for g, of_test, of_bank in zip(some, of_tests, of_references, strict=True):
@@ -95,13 +77,18 @@ def _rounded(count: int) -> int:
     return -(-count // ROWS) * ROWS
 
 
+def _length(setting: Setting | None) -> int:
+    """Return how many neighbors of each reference have to be known."""
+    return 1 if setting is None else setting.weight.shape[-1]
+
+
 def _scores(
-    banks: Sequence[Bank], settings: Mapping[Kind, Setting]
-) -> Iterator[tuple[Kind, np.ndarray, np.ndarray]]:
-    """Yield kinds with `[G, S, Q]` and `[G, S, R]` of banks of equal rounded size, padded."""
+    banks: Sequence[Bank], settings: Mapping[Kind | None, Setting | None]
+) -> Iterator[tuple[Kind | None, Sequence[np.ndarray], Sequence[np.ndarray]]]:
+    """Yield kinds with `[S, Q]` and `[S, R]` of banks of equal rounded size, padded."""
     references, domains, synthetic, queries = zip(*banks, strict=True)
     count, added, asked = (_rounded(len(rows[0])) for rows in (references, synthetic, queries))
-    length = max(map(density.length, settings.values()))
+    length = max(map(_length, settings.values()))
     domain = _padded(domains, (count,), PADDING)
     size = min(max(HELD // (len(banks) * count) // ROWS, 1) * ROWS, count)
 
@@ -124,14 +111,19 @@ def _scores(
         away.append(_between(synthetic, queries, (added, asked)))
     to_queries = jax.device_put(np.concatenate(away, 1))
     for kind, setting in settings.items():
-        known = *_first(near, density.length(setting)), domain, setting
+        if setting is None:
+            apart = [None] * len(banks) if held is None else held[0][1]
+            pairs = [domain_scale.scores(*one) for one in zip(banks, apart, strict=True)]
+            yield kind, *([one[None] for one in side] for side in zip(*pairs, strict=True))
+            continue
+        known = *_first(near, _length(setting)), domain, setting
         m, (strength, strengths) = _scales(*known, kind), _strengths(*known, kind)
         left_out = [
             np.asarray(_left_out(*known, m, strengths, block, rows, kind))
             for rows, block in held or blocks()
         ]
         if added:
-            few = _first(near_synthetic, density.length(setting))
+            few = _first(near_synthetic, _length(setting))
             m = jnp.concatenate([m, _scales(*few, target, setting, kind)], -1)
         tests = np.asarray(_tests(to_queries, m, strength, kind))
         yield kind, tests.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from asdjax.scoring import domain_scale, matching
+from asdjax.scoring import matching
 from asdjax.scoring.density import Density
+from asdjax.scoring.distances import Bank
 from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.folds import Machines
 from asdjax.scoring.knn import Knn, bank, mixed, split
@@ -89,7 +90,7 @@ def score_all(
         own = [_view(machines, number, len(views.names)) for machines in (train, test)]
         for parts in sorted({1, views.parts}):
             banks = list(map(_bank, *(split(machines, parts) for machines in own)))
-            found = _scores(banks, ways)
+            found = matching.scores(banks, [(way, of == "domain") for way, of in ways])
             mixes = ("mean", "max") if parts > 1 else ("mean",)
             for row, (way, references) in enumerate(ways):
                 scores = [[one[row] for one in side] for side in found]
@@ -108,24 +109,8 @@ def _view(machines: Machines, number: int, of: int) -> list[Embeddings]:
     return [replace(one, values=np.split(one.values, of, 1)[number]) for one in machines]
 
 
-def _bank(train: Embeddings, test: Embeddings) -> matching.Bank:
+def _bank(train: Embeddings, test: Embeddings) -> Bank:
     return bank(train, test, train.values[:0])
-
-
-def _scores(banks: Sequence[matching.Bank], ways) -> list[list[list[np.ndarray]]]:
-    """Return for test and for training clips of each bank their scores, a list of all ways."""
-    by_density = [i for i, (way, _) in enumerate(ways) if not isinstance(way, DomainScale)]
-    asked = [(ways[i][0], ways[i][1] == "domain") for i in by_density]
-    scaled = zip(*map(domain_scale.scores, banks), strict=True)
-    sides = []
-    for found, by_domain in zip(matching.scores(banks, asked), scaled, strict=True):
-        sides.append([])
-        for of_bank, of_domain in zip(found, by_domain, strict=True):
-            rows = [of_domain] * len(ways)
-            for i, row in zip(by_density, of_bank, strict=True):
-                rows[i] = row
-            sides[-1].append(rows)
-    return sides
 
 
 def consistency(left_out: Sequence[np.ndarray], domains: Sequence[np.ndarray]) -> float:

@@ -243,6 +243,19 @@ def unit_rows(groups: int, rows: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def near_alone() -> Call:
+    from asdjax.frontend import two_channel
+
+    wave = np.stack([waves(), waves()[::-1]], -1)
+    return lambda: np.asarray(two_channel.near_alone(wave))
+
+
+def scoring(name: str, *given: int) -> Call:
+    import search
+
+    return getattr(search, name)(*given)
+
+
 def knn_ours(groups: int, queries: int, references: int) -> Call:
     from asdjax.scoring.knn import knn_scores
 
@@ -400,6 +413,15 @@ ALIKE: dict[str, Sides] = {  # on both
     "convolutions of HuBERT-base, 8 x 10 s": {
         "ours": convolutions_ours,
         "transformers": convolutions_torch,
+    },
+    "near without far, 32 x 10 s": {"ours": near_alone, "log-mel of one": fbank_ours},
+    "7 normalizations, 7 x (1,000 + 200) x 768": {
+        "ours": partial(scoring, "normalized", 7),
+        "ours, nearest alone": partial(scoring, "nearest", 7),
+    },
+    "search in 87 ways, 1 x (1,000 + 200) x 8 x 768": {
+        "ours": partial(scoring, "ours", 1, 1),
+        "numpy and scikit-learn": partial(scoring, "one_by_one", 1, 1),
     },
     "kNN 7 x 200 x 1,000 x 768": knn_sides(SMALL),
     "kNN 2,000 x 200,000 x 768": knn_sides(LARGE),

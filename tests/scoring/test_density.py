@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from asdjax.scoring import matching
-from asdjax.scoring.density import COPY, LEAST_VARIANCE, SPARSE, TARGET, Density
-from asdjax.scoring.matching import Bank, unit_rows
+from asdjax.scoring.density import COPY, LEAST_VARIANCE, SPARSE, Density
+from asdjax.scoring.distances import TARGET, Bank, unit_rows
 
 PLAIN = None
 SETTINGS = [

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from asdjax.scoring.density import COPY, TARGET
+from asdjax.scoring.density import COPY
+from asdjax.scoring.distances import TARGET, Bank, unit_rows
 from asdjax.scoring.domain_scale import scores
-from asdjax.scoring.matching import Bank, unit_rows
 
 
 def oracle(references, domains, synthetic, query):

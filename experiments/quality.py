@@ -1,0 +1,143 @@
+"""Official scores of small systems and of many ways to compare embeddings, as tables.
+
+    python experiments/quality.py --data real=DIR synthetic=DIR --out RUNS > experiments/QUALITY.md
+
+Needs `asdjax weights fetch mn04`. Systems that train do so from three starts. The tables of ways
+are those of `asdjax search --labels`: what is best there was seen on these very test clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean
+
+from asdjax.config import SystemConfig
+from asdjax.metrics.official import TOTAL
+from asdjax.models.logmel import LogMel
+from asdjax.models.pooling import Pool
+from asdjax.recipes import RECIPES
+from asdjax.recipes.frozen import frozen
+from asdjax.scoring.knn import Knn
+from asdjax.stages import search, stages
+
+FROZEN = "frozen/logmel", "beyond/logmel", "frozen/mn04", "beyond/mn04"
+TRAINED = "small/dual", "small/mn04", "baseline/mse"
+STARTS = 3
+POOLS = (
+    Pool(bands=True),
+    Pool(4.0, bands=True),
+    Pool(8.0, bands=True),
+    Pool(19.0, bands=True),
+    Pool(power=3.0, bands=True),
+    Pool(8.0, 3.0, bands=True),
+)
+VIEWS = {
+    "log-mel, mean and deviation": (LogMel(8),),
+    "log-mel": (LogMel(8, POOLS),),
+    "mn04": (replace(frozen("mn04"), pools=POOLS),),
+}
+SHOWN = {  # heading -> options behind `knn` and the parts
+    "distance": "",
+    "LDN 1": "normalize:density",
+    "LDN 2": "normalize:density --normalize.neighbors 2",
+    "LDN 16, 0.9": "normalize:density --normalize.neighbors 16 --normalize.decay 0.9",
+    "difference 1": "normalize:density --normalize.form difference",
+    "VarMin 4": "normalize:density --normalize.neighbors 4 --normalize.form difference "
+    "--normalize.strength variance",
+    "log-VarMin 1": "normalize:density --normalize.strength variance",
+    "LDN by domain": "--references domain normalize:density --normalize.neighbors 16 "
+    "--normalize.target-neighbors 9 --normalize.scale sum",
+    "domain scale": "--references domain normalize:domain-scale",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR")
+    parser.add_argument("--seconds", nargs="+", type=float, default=[10.0, 4.0], help="of clips")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    data = {name: Path(folder) for name, folder in (one.split("=", 1) for one in given.data)}
+    lengths = dict(zip(data, given.seconds, strict=True))
+    scores, ways = {}, {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for name, folder in data.items():
+            out = given.out / name
+            for system in (*FROZEN, *TRAINED):
+                scores[name, system] = of_system(system, folder, lengths[name], out)
+            for view, encoders in VIEWS.items():
+                run = out / view.replace(" ", "-")
+                stages.run(SystemConfig(encoders, Knn()), folder, run)
+                ways[name, view] = search.search([run], labels=True)
+    print(text(list(data), scores, ways))
+
+
+def of_system(name: str, data: Path, seconds: float, out: Path) -> list[float]:
+    """Return the official scores of a recipe, one for each start, per cent."""
+    config, found = RECIPES[name].config, []
+    for seed in range(STARTS if config.train else 1):
+        own = config
+        if config.train:
+            own = replace(own, train=replace(own.train, seed=seed))
+        if config.audio.seconds is not None:
+            own = replace(own, audio=replace(own.audio, seconds=seconds))
+        results = stages.run(own, data, out / name / str(seed))
+        values = [m.value for m in results if (m.machine, m.metric) == (TOTAL, "official_score")]
+        found.append(100 * values[0])
+    return found
+
+
+def text(data: Sequence[str], scores: Mapping, ways: Mapping) -> str:
+    """Return the page."""
+    lines = ["| system | " + " | ".join(data) + " |", "|---|" + "---|" * len(data)]
+    for system in (*FROZEN, *TRAINED):
+        cells = []
+        for name in data:
+            values = scores[name, system]
+            spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.1f}{spread}")
+        lines.append(f"| `{system}` | " + " | ".join(cells) + " |")
+    for name in data:
+        lines += ["", f"## {name}", "", "| | " + " | ".join(SHOWN) + " |"]
+        lines.append("|---|" + "---|" * len(SHOWN))
+        for view in VIEWS:
+            lines += rows(view, ways[name, view])
+    return "\n".join(lines)
+
+
+def rows(view: str, found: Sequence[Mapping]) -> list[str]:
+    """Return a row for each pooling, compared as a whole and part by part."""
+    score = {(row["view"], row["scorer"]): row["mean official score"] for row in found}
+    lines = []
+    for pool in dict.fromkeys(row["view"] for row in found):
+        own = {scorer for view, scorer in score if view == pool}
+        parts = sorted({word for scorer in own for word in parts_of(scorer)})
+        for part in ("", *parts):
+            cells = []
+            for options in SHOWN.values():
+                first, _, rest = options.partition("normalize:")
+                words = f"knn {first}{part} {'normalize:' + rest if rest else ''}".split()
+                cells.append(f"{100 * score[pool, ' '.join(words)]:.1f}")
+            name = view if pool.startswith("mean and") else f"{view}, {pool}"
+            lines.append(
+                f"| {name}{', ' + part.strip('-') if part else ''} | {' | '.join(cells)} |"
+            )
+    return lines
+
+
+def parts_of(scorer: str) -> list[str]:
+    words = scorer.split()
+    if "--parts" not in words:
+        return []
+    mix = " --mix max" if "max" in words else ""
+    return [f"--parts {words[words.index('--parts') + 1]}{mix}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

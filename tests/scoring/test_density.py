@@ -9,9 +9,10 @@ import itertools
 import numpy as np
 import pytest
 
-from asdjax.scoring import matching
+from asdjax.scoring import domain_scale, matching
 from asdjax.scoring.density import COPY, LEAST_VARIANCE, SPARSE, Density
 from asdjax.scoring.distances import TARGET, Bank, unit_rows
+from asdjax.scoring.domain_scale import DomainScale
 
 PLAIN = None
 SETTINGS = [
@@ -170,3 +171,17 @@ def test_equal_densities_change_no_order():
     apart = 1 - corners[0] @ corners[1]
     np.testing.assert_allclose(tests[1], tests[0] / apart, rtol=1e-5)
     np.testing.assert_allclose(tests[2], tests[0] - apart, atol=1e-6)
+
+
+def test_large_banks_in_blocks_are_the_same(monkeypatch):
+    rng = np.random.default_rng(7)
+    banks = [bank(rng, clips, 9, dims=8, test=70, synthetic=5) for clips in (150, 150, 40)]
+    asked = [*ASKED, (DomainScale(), True)]
+    whole = matching.scores(banks, asked)
+    monkeypatch.setattr(matching, "HELD", 1)
+    monkeypatch.setattr(domain_scale, "HELD", 4000)
+    monkeypatch.setattr(matching, "TOGETHER", 1)
+    for got, want in zip(matching.scores(banks, asked), whole, strict=True):
+        for one, other in zip(got, want, strict=True):
+            # 1e-5: float32 sums in another order
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)

@@ -109,12 +109,12 @@ def score(args: list[str]) -> None:
         sys.exit(0 if asked else 2)
     scorer = None
     if rest:
-        kind, own = kinds[rest[0]], system and system.scorer
+        kind = kinds[rest[0]]
         scorer = tyro.cli(
             kind,
             prog=f"asdjax score RUN {rest[0]}",
             args=rest[1:],
-            default=own if isinstance(own, kind) else kind(),
+            default=kind(),
             config=(tyro.conf.AvoidSubcommands,) if kind is Minimum else (),
         )
     stages.score(Path(run), scorer)

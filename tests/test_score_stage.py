@@ -18,6 +18,7 @@ from asdjax.config import SystemConfig
 from asdjax.metrics import score_files
 from asdjax.models.logmel import LogMel
 from asdjax.scoring.centers import Centers
+from asdjax.scoring.density import Density
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.mixture import Mixture
@@ -58,7 +59,7 @@ def test_embeddings_are_scored_from_their_file(finished):
     ("words", "scorer"),
     [
         (
-            ["knn", "--references", "domain", "--standardize", "machine"],
+            ["knn", "--k", "2", "--references", "domain", "--standardize", "machine"],
             Knn(2, "domain", "machine"),
         ),
         (["knn", "--k", "1", "smote:smote", "--smote.ratio", "1"], Knn(1, smote=Smote(1.0))),
@@ -93,15 +94,15 @@ def test_the_recorded_scorer_is_used_again(finished, tmp_path):
     assert (out / FAN).read_text() == once
 
 
-def test_fields_that_are_not_given_stay_as_they_are_in_the_run(finished, tmp_path):
+def test_fields_that_are_not_given_are_the_defaults_whatever_the_run_has(finished, tmp_path):
     out = shutil.copytree(finished, tmp_path / "run")
     for words, scorer in (
         (
             ["--standardize", "all", "smote:smote", "--smote.ratio", "1"],
-            Knn(2, "pooled", "all", Smote(1)),
+            Knn(standardize="all", smote=Smote(1)),
         ),
-        (["--k", "1"], Knn(1, "pooled", "all", Smote(1))),
-        (["smote:none"], Knn(1, "pooled", "all")),
+        (["--k", "3"], Knn(3)),
+        (["normalize:density"], Knn(normalize=Density())),
     ):
         command_line.dispatch(["score", str(out), "knn", *words])
         assert folder.load(out).system.scorer == scorer

@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from asdjax.data.audio import AudioInfo, read_batch
+from asdjax.data.audio import TWO_SAMPLES, AudioInfo, read_batch
 from asdjax.types import BOTH, SAMPLE_RATE_HZ, Clip, check
 
 BUCKET_SAMPLES = SAMPLE_RATE_HZ  # clips are padded to whole seconds: one compiled step per length
@@ -33,7 +33,8 @@ class Audio:
         challenge's files and the mean of other files. Three use channels 0 and 1, near and far,
         together: "wiener" takes out of near what a filter predicts from far, "magnitude" subtracts
         the magnitudes of their spectra, "residual" half the embedding of far from that of near (and
-        trains on near).
+        trains on near). The filter is that of the wave that is read: of whole clips where training
+        crops them at random.
     """
 
     seconds: float | None = None
@@ -42,7 +43,9 @@ class Audio:
 
     def __post_init__(self):
         seconds = 0.025 if self.seconds is None else self.seconds
-        check(self, ("seconds", "in [0.025, 3600] or none", 0.025 <= seconds <= 3600))
+        framed = self.channel in ("wiener", "magnitude") and self.seconds is not None
+        least = TWO_SAMPLES / SAMPLE_RATE_HZ if framed else 0.025
+        check(self, ("seconds", f"in [{least:g}, 3600] or none", least <= seconds <= 3600))
 
     @property
     def both(self) -> bool:

@@ -50,6 +50,7 @@ class Content:
         self._hash, self._sound = xxhash.xxh3_128(), xxhash.xxh3_128()
         self._lows, self._highs = [], []  # of each tenth of a second of what is used
         self._ends: tuple[np.ndarray, np.ndarray] | None = None  # all of them, as float
+        self._count = 0
         self._products = np.zeros((channels, channels))  # of deviations, where channels are mixed
 
     def add(self, block: np.ndarray, wave: np.ndarray) -> None:
@@ -74,6 +75,7 @@ class Content:
         self._highs.append(np.maximum.reduceat(wave, tenths))
         if self.channels > 1 or block.dtype != np.int16:
             self._sound.update(_plain(used))
+        self._count += len(wave)
         if self.mixed or self.both:
             each = to_float(np.ascontiguousarray(block.T))
             with np.errstate(over="ignore", invalid="ignore"):  # such samples are refused
@@ -137,10 +139,10 @@ class Content:
                 "other units; divide them by a constant, 32768 for those in the range of 16 bits"
             )
         constant = high - low < self.step
-        if self.both and self._alike() > 1 - ALIKE:
+        if self.both and self._same():
             raise InputError(
-                "expected a near and a far microphone, got the same sound in both, of which "
-                "nothing is left; choose --audio.channel 0"
+                "expected a near and a far microphone, got the same sound in both channels; choose "
+                "--audio.channel 0"
             )
         canceled = self.mixed and self._left() < CANCELED and len(self._sounding()) > 1
         if canceled:
@@ -171,10 +173,13 @@ class Content:
         louder = far > SWAPPED * near
         return ["channel 1 is louder than 0, the near microphone (swapped?)"] if louder else []
 
-    def _alike(self) -> float:
-        """Return the share of the power of channel 0 that is that of channel 1, scaled."""
-        power = self._products[0, 0] * self._products[1, 1]
-        return float(self._products[0, 1] ** 2 / power) if power > 0 else 0.0
+    def _same(self) -> bool:
+        """Return whether channel 0 is channel 1, scaled, up to the rounding of both."""
+        near, far = np.diag(self._products)[:2]
+        if near <= 0 or far <= 0:
+            return False
+        rounding = self.step**2 / 12 * self._count * (1 / near + 1 / far)
+        return self._products[0, 1] ** 2 / (near * far) > 1 - max(ALIKE, 2 * rounding)
 
     def _of_channels(self) -> list[str]:
         sounding = self._sounding()

@@ -19,7 +19,7 @@ from asdjax.frontend.fbank import (
 )
 from asdjax.models.pooling import Pool, make_pool, masked_mean, pool_width
 from asdjax.models.system import Input, Network
-from asdjax.types import check
+from asdjax.types import InputError, check
 
 MEL_BANDS = 128
 WINDOW_FRAMES = 6000  # 60 s: what is longer is taken in parts, which bounds the memory
@@ -47,6 +47,8 @@ class LogMel:
     def __post_init__(self):
         divides = self.bands >= 1 and MEL_BANDS % self.bands == 0
         check(self, ("bands", f"a number that divides {MEL_BANDS}", divides))
+        if len({pool.bands for pool in self.pools}) > 1:
+            raise InputError("expected all pools by bands or none, so that parts are equal")
 
     @property
     def views(self) -> tuple[tuple[str, ...], int]:
@@ -58,17 +60,18 @@ class LogMel:
         if not self.pools:
             statistics = partial(front_end, bands=self.bands)
             return Network(statistics, lambda **_: AsTheyAre(), 2 * MEL_BANDS)
-        width = MEL_BANDS // self.bands
-        pool = make_pool(self.pools, width, self.bands, train=False, rngs=None)
+        bands = self.bands if self.pools[0].bands else 1
+        width = MEL_BANDS // bands
+        pool = make_pool(self.pools, width, bands, train=False, rngs=None)
 
         def pooled(wave: jax.Array, lengths: jax.Array | None = None) -> Input:
             mel = fbank(wave, BEATS, lengths)
             inside = None
             if lengths is not None:
-                inside = jnp.repeat(frame_mask(lengths, mel.shape[1])[..., 0], self.bands, 1)
+                inside = jnp.repeat(frame_mask(lengths, mel.shape[1])[..., 0], bands, 1)
             return Input(pool(mel.reshape(len(mel), -1, width), inside))
 
-        return Network(pooled, lambda **_: AsTheyAre(), pool_width(self.pools, width, self.bands))
+        return Network(pooled, lambda **_: AsTheyAre(), pool_width(self.pools, width, bands))
 
     def clip_bytes(self, samples: int) -> int:
         """Return how much memory a clip needs, at most: an hour 0.6 GB; pooled 3 GB."""

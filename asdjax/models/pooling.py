@@ -113,20 +113,26 @@ class Pool:
         weight = inside.astype(jnp.float32)
         if self.deviation:
             mean = masked_mean(x, inside)
-            away = jnp.square(x - mean[:, None]).sum(-1, keepdims=True)
-            away = jnp.sqrt(jnp.where(inside, away, 0.0))
+            square = jnp.square(x - mean[:, None]).sum(-1, keepdims=True)
+            away = _power(jnp.where(inside, square, 0.0), 0.5)
             most = away.max(1, keepdims=True)
             share = jnp.where(most > 0, away / jnp.where(most > 0, most, 1.0), 0.0)
-            weight = weight * jnp.power(1 + share, self.deviation)
-        weight = weight / jnp.maximum(weight.sum(1, keepdims=True), 1.0)
+            weight = weight * jnp.power((1 + share) / 2, self.deviation)  # at most 1
+        total = weight.sum(1, keepdims=True)
+        weight = weight / jnp.where(total > 0, total, 1.0)
         if self.power is None:
             return (weight * x).sum(1)
         largest = jnp.maximum(x, 0.0).max(1, keepdims=True)
         if self.power == math.inf:
             return largest[:, 0]
         share = jnp.maximum(x, 0.0) / jnp.where(largest > 0, largest, 1.0)
-        total = (weight * jnp.power(share, self.power)).sum(1)
-        return jnp.power(total, 1 / self.power) * largest[:, 0]
+        total = (weight * _power(share, self.power)).sum(1)
+        return _power(total, 1 / self.power) * largest[:, 0]
+
+
+def _power(x, exponent: float):
+    """Return x^exponent of x >= 0, whose gradient at 0 is 0."""
+    return jnp.where(x > 0, jnp.power(jnp.where(x > 0, x, 1.0), exponent), 0.0)
 
 
 class AttentiveStatistics(nnx.Module):

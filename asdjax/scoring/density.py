@@ -60,7 +60,8 @@ class Density:
         workshop), equation 5, and Wilkinghoff, Yadav and Tan 2026 (arXiv 2603.04605), section IV.C,
         in logarithms: "variance"; Saengthong and Shinozaki 2025 (GenRep25, DCASE Challenge Task 2):
         K = 16 and 9 by domain, sums; Wilkinghoff et al. 2026, "Mind the gap" (arXiv 2602.18777):
-        exits, whose bound for sparse regions, which we do not know, is 0.5.
+        exits. Of these we know summaries: they do not agree whether the 4th percentile is of the
+        ratios of one reference, as here, or of all, and the bound for sparse regions, 0.5, is ours.
     """
 
     neighbors: int = 1
@@ -78,6 +79,7 @@ class Density:
             ("neighbors", ">= 1", self.neighbors >= 1),
             ("target_neighbors", ">= 1 or none", target >= 1),
             ("decay", "in (0, 1]", 0 < self.decay <= 1),
+            ("neighbors", ">= 3 with exits", not self.exits or min(self.counts) >= 3),
         )
 
     @property

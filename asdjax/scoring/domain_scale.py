@@ -45,7 +45,8 @@ def scores(bank: Bank, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.
     usual = np.stack([_median(first[None, rows]) for rows in of], 1)
     rows = [bank.references[rows] for rows in of]
     if TARGET in domains:
-        rows[-1] = np.concatenate([rows[-1], bank.synthetic])
+        place = domains.tolist().index(TARGET)
+        rows[place] = np.concatenate([rows[place], bank.synthetic])
     nearest = np.stack([distances(bank.queries, one).min(1) for one in rows], 1)
     return (nearest / usual).min(1), np.concatenate(left_out)
 

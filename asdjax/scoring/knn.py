@@ -58,6 +58,8 @@ class Knn:
         and how far a clip lies from it is lost: an extreme clip may score lower than one near the
         mean.
       smote: synthetic clips added to the target clips that are searched; None adds none.
+      view: number, from 0, and count of vectors that lie side by side in an embedding, of several
+        poolings or layers, of which this one is compared; None: the whole.
       parts: equal parts of an embedding, such as the bands of a pooling that keeps them, each with
         neighbors of its own (BEAM); 1: it is searched as a whole.
       mix: of the scores of the parts, their "mean" or "max".
@@ -72,17 +74,20 @@ class Knn:
     references: Literal["pooled", "domain"] = "pooled"
     standardize: Literal["machine", "all"] | None = None
     smote: Smote | None = None
+    view: tuple[int, int] | None = None
     parts: int = 1
     mix: Literal["mean", "max"] = "mean"
     normalize: Density | DomainScale | None = None
 
     def __post_init__(self):
         known = self.standardize in (None, "machine", "all")
+        number, count = self.view or (0, 1)
         check(
             self,
             ("k", ">= 1", self.k >= 1),
             ("k", "1 with normalize", self.k == 1 or self.normalize is None),
             ("standardize", "machine, all or none", known),
+            ("view", "a number below a count, or none", 0 <= number < count),
             ("parts", ">= 1", self.parts >= 1),
         )
 
@@ -96,12 +101,14 @@ class Knn:
         Raises:
           InputError: embeddings that cannot be cut into `parts`.
         """
-        width = train[0].values.shape[1]
-        if width % self.parts:
+        width, count = train[0].values.shape[1], self.view[1] if self.view else 1
+        if width % (count * self.parts):
             raise InputError(
-                f"Knn.parts: expected a number that divides the {width} values of an embedding, "
-                f"got {self.parts}"
+                f"Knn.parts: expected a number that divides the {width // count} values of an "
+                f"embedding, got {self.parts}"
             )
+        if self.view:
+            train, test = (view(machines, *self.view) for machines in (train, test))
         if not self.standardize:
             return self._compare(train, test, note)
         left_out = self._left_out_standardized(train)
@@ -182,6 +189,11 @@ class Knn:
             for values, score, own in zip(found, scores, folds, strict=True):
                 values[own == fold] = score[own == fold]
         return found
+
+
+def view(machines: Machines, number: int, count: int) -> list[Embeddings]:
+    """Return one of `count` vectors that lie side by side in each embedding."""
+    return [replace(one, values=np.split(one.values, count, 1)[number]) for one in machines]
 
 
 def split(machines: Machines, parts: int) -> list[Embeddings]:

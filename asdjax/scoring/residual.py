@@ -19,7 +19,7 @@ from asdjax.scoring.folds import (
 )
 from asdjax.types import check
 
-TINY = 1e-12  # of the largest variance: less is rounding
+TINY = 1e-6  # of the largest variance: less is rounding
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Residual:
         sets = reference_sets(train, self.references)
         train, test = unit_rows(train), unit_rows(test)
         longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
-        held = 4 * longest * (longest + width)
+        held = 4 * min(longest, width) * (longest + width)
         found, left_out, _ = fitted_scores(train, test, sets, held, distance, self.variance)
         return smallest(found, sets), smallest(left_out, sets)
 
@@ -63,12 +63,15 @@ def distance(values, weight, query, variance: float):
     mean = (weight[:, None] * values).sum(0) / count
     centered = weight[:, None] * (values - mean[None])
     times = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    power, axes = jnp.linalg.eigh(times(centered, centered.T))  # rising; as of the covariance
-    power, axes = jnp.maximum(power[::-1], 0), axes[:, ::-1]
+    few = centered.shape[0] < centered.shape[1]  # rows: the smaller matrix has the same variances
+    pair = (centered, centered.T) if few else (centered.T, centered)
+    power, axes = jnp.linalg.eigh(times(*pair))
+    power, axes = jnp.maximum(power[::-1], 0), axes.T[::-1]  # falling
     before = jnp.cumsum(power) - power  # of the components in front of each
     kept = (before < variance * power.sum()) & (power > TINY * power[0])
-    lengths = jnp.sqrt(jnp.where(kept, power, 1.0))
-    components = jnp.where(kept[:, None], times(axes.T, centered) / lengths[:, None], 0.0)
+    if few:
+        axes = times(axes, centered) / jnp.sqrt(jnp.where(kept, power, 1.0))[:, None]
+    components = jnp.where(kept[:, None], axes, 0.0)
     left = query - mean[None]
     left = left - times(times(left, components.T), components)
     return jnp.sqrt(jnp.square(left).sum(1)), kept.sum()

@@ -34,6 +34,12 @@ def score(
     Raises:
       InputError: embeddings that are not finite.
     """
+    refuse_not_finite(train, test)
+    return scorer.score(train, test, note)
+
+
+def refuse_not_finite(train: Machines, test: Machines) -> None:
+    """Raise an InputError with all machines whose embeddings are not finite."""
     bad = []
     for machine in (*train, *test):
         if wrong := _not_finite(machine.values):
@@ -44,7 +50,6 @@ def score(
             f"expected finite embeddings, got others of {', '.join(bad)}; a training that diverged "
             "gives such: lower its learning rate"
         )
-    return scorer.score(train, test, note)
 
 
 def _not_finite(values: np.ndarray) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from asdjax.scoring.density import Density
 from asdjax.scoring.distances import Bank
 from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.folds import Machines
-from asdjax.scoring.knn import Knn, bank, mixed, split
+from asdjax.scoring.knn import Knn, bank, mixed, split, view
 from asdjax.types import Embeddings
 
 NEIGHBORS = 1, 2, 4, 8, 16
@@ -31,26 +31,30 @@ class Views(NamedTuple):
 class Candidate(NamedTuple):
     """One way to score."""
 
-    view: str
+    view: str  # its name
     scorer: Knn
 
-    def __str__(self):
-        """Return the options of `asdjax score RUN` that score so."""
-        return " ".join(["knn", *_options(self.scorer)])
+
+def options(scorer: Knn) -> str:
+    """Return what follows `asdjax score RUN` to score so."""
+    return " ".join(["knn", *_options(scorer)])
 
 
 def _options(config: Knn | Density | DomainScale, prefix: str = "") -> Iterator[str]:
     """Yield the options that change the defaults of a configuration, a nested one at the end."""
-    nested = []
+    nested: list[str] = []
     for one in fields(config):
         value, name = getattr(config, one.name), f"{prefix}{one.name.replace('_', '-')}"
+        if value == one.default:
+            continue
         if is_dataclass(value):
             words = re.sub("(?<!^)(?=[A-Z])", "-", type(value).__name__).lower()
             nested = [f"{name}:{words}", *_options(value, f"{name}.")]
-        elif value is True:
+        elif isinstance(value, bool):
             yield f"--{name}"
-        elif value != one.default:
-            yield f"--{name} {value}"
+        else:
+            values = value if isinstance(value, tuple) else (value,)
+            yield " ".join([f"--{name}", *map(str, values)])
     yield from nested
 
 
@@ -86,17 +90,19 @@ def score_all(
       advance: called with how many more candidates are scored.
     """
     ways = normalizations()
-    for number, view in enumerate(views.names):
-        own = [_view(machines, number, len(views.names)) for machines in (train, test)]
+    for number, name in enumerate(views.names):
+        of = (number, len(views.names)) if len(views.names) > 1 else None
+        own = [view(machines, *of) if of else machines for machines in (train, test)]
         for parts in sorted({1, views.parts}):
             banks = list(map(_bank, *(split(machines, parts) for machines in own)))
-            found = matching.scores(banks, [(way, of == "domain") for way, of in ways])
+            found = matching.scores(banks, [(way, one == "domain") for way, one in ways])
             mixes = ("mean", "max") if parts > 1 else ("mean",)
             for row, (way, references) in enumerate(ways):
                 scores = [[one[row] for one in side] for side in found]
                 for mix in mixes:
-                    scorer = Knn(references=references, parts=parts, mix=mix, normalize=way)
-                    yield Candidate(view, scorer), *(mixed(one, parts, mix) for one in scores)
+                    how = {"view": of, "parts": parts, "mix": mix, "normalize": way}
+                    scorer = Knn(references=references, **how)
+                    yield Candidate(name, scorer), *(mixed(one, parts, mix) for one in scores)
             advance(len(ways) * len(mixes))
 
 
@@ -105,28 +111,23 @@ def count(views: Views) -> int:
     return len(views.names) * len(normalizations()) * (3 if views.parts > 1 else 1)
 
 
-def _view(machines: Machines, number: int, of: int) -> list[Embeddings]:
-    return [replace(one, values=np.split(one.values, of, 1)[number]) for one in machines]
-
-
 def _bank(train: Embeddings, test: Embeddings) -> Bank:
     return bank(train, test, train.values[:0])
 
 
-def consistency(left_out: Sequence[np.ndarray], domains: Sequence[np.ndarray]) -> float:
-    """Return how alike normal clips of source and target score, from 0 to 1; nan if none can say.
+def consistency(left_out: np.ndarray, domains: np.ndarray) -> float:
+    """Return how alike normal clips of source and target score, from 0 to 1.
 
     With P the share of pairs of a target and a source training clip in which the target clip scores
-    higher, left out, it is 1 - |2 P - 1|, the mean over machines with both domains.
+    higher, left out, it is 1 - |2 P - 1|. nan without clips of both domains, and for scores that
+    are not finite.
 
     Args:
-      left_out: scores of the training clips of each machine.
-      domains: of these clips.
+      left_out: `[n]`, scores of the training clips of a machine.
+      domains: `[n]`, of these clips.
     """
-    found = []
-    for scores, domain in zip(left_out, domains, strict=True):
-        target, source = (np.sort(scores[domain == one]) for one in ("target", "source"))
-        if len(target) and len(source):
-            below, upto = (np.searchsorted(source, target, side) for side in ("left", "right"))
-            found.append(1 - abs((below + upto).mean() / len(source) - 1))  # ties count half
-    return float(np.mean(found)) if found else float("nan")
+    target, source = (np.sort(left_out[domains == one]) for one in ("target", "source"))
+    if not (len(target) and len(source) and np.isfinite(left_out).all()):
+        return float("nan")
+    below, upto = (np.searchsorted(source, target, side) for side in ("left", "right"))
+    return float(1 - abs((below + upto).mean() / len(source) - 1))  # ties count half

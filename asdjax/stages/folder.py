@@ -16,6 +16,7 @@ RUN/scores/*.csv                         the challenge's anomaly score and decis
 RUN/scores/leave_one_out_*.csv           name,score of the normal training clips
 RUN/scores/thresholds.csv                machine,section,threshold
 RUN/results.csv                          machine,metric,value
+RUN/search.csv                           ways to score the embeddings (`asdjax search`)
 RUN/skipped.csv                          broken files left out with --skip-bad, and why
 RUN/figures/*.png
 """

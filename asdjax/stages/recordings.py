@@ -23,6 +23,7 @@ from asdjax.stages.options import Options
 from asdjax.train.batches import device_memory
 from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError, counted
 
+FRAME_BYTES = 60  # of a sample of two microphones, for what makes one wave or embedding of them
 FREE_SHARE = 0.8  # of the free memory of a device that a clip may take
 
 
@@ -126,8 +127,11 @@ def refuse_long(run: Run) -> None:
     whole = system.audio.seconds is None and system.train and system.train.heads
     together = system.train.batch if whole else 1  # rows of a training are as long as the longest
 
+    both = FRAME_BYTES if system.audio.both else 0
+
     def needed(samples: int) -> float:
-        return together * sum(encoder.clip_bytes(samples) for encoder in encoders)
+        of_encoders = sum(encoder.clip_bytes(samples) for encoder in encoders)
+        return together * (of_encoders + both * samples)
 
     lengths = {path: padded_samples(info, system.audio) for path, info in run.infos.items()}
     free = FREE_SHARE * device_memory()

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from asdjax.config import SystemConfig
-from asdjax.data.batches import Audio
 from asdjax.files import write_csv
 from asdjax.metrics.official import official_scores
 from asdjax.report import console
 from asdjax.scoring import search as searching
 from asdjax.scoring.knn import Knn
+from asdjax.scoring.score import refuse_not_finite
 from asdjax.scoring.search import Candidate, Views, consistency
 from asdjax.stages import folder
-from asdjax.stages.folder import Run
+from asdjax.stages.folder import Group, Run
 from asdjax.stages.members import labelled_clips
 from asdjax.types import InputError, preview
 
 SHOWN = 15
 FILE = "search.csv"
 WORTH = (
-    "ranked by how alike source and target training clips score, left out; that says little of how "
-    "well anomalies are told (see the README): on labelled recordings look with --labels"
+    "ranked by how alike source and target training clips score, left out; that says next to "
+    "nothing of how well anomalies are detected (see the README)"
 )
 CHOSEN = "ranked by the labels of test clips: a system chosen so is not comparable with others"
 
@@ -46,61 +45,81 @@ def search(paths: Sequence[Path], labels: bool = False, out: Path | None = None)
       InputError: runs of other systems, without embeddings, or that nothing can be ranked by.
     """
     runs = {str(path): folder.load(Path(path)) for path in paths}
-    systems = [replace(run.system, scorer=Knn(), audio=Audio()) for run in runs.values()]
-    if any(system != systems[0] for system in systems):
+    system = next(iter(runs.values())).system
+    if not system.takes(Knn):
+        raise InputError("expected embeddings, got errors of autoencoders, which have no neighbors")
+    if any(_embedded_by(run.system) != _embedded_by(system) for run in runs.values()):
         raise InputError(f"expected runs of one system, got others in {preview(runs)}")
-    if systems[0].train is not None and len(runs) > 1:
-        console.note("each run scores the embeddings of its own training")
-    views = views_of(systems[0])
-    found = [_of_run(Path(path), run, views, labels) for path, run in runs.items()]
-    quality = np.mean([one.quality for one in found], 0)
-    if np.isnan(quality).all():
+    views = views_of(system)
+    found = {path: _of_run(Path(path), run, views, labels) for path, run in runs.items()}
+    if lacking := [path for path, one in found.items() if np.isnan(one.total).all()]:
         raise InputError(
-            "expected training clips of source and target domains to rank by, got none of both; "
-            "rank by --labels of test clips"
+            "expected machines with training clips of source and target to rank by, got none in "
+            f"{preview(lacking)}; rank by --labels of test clips, or leave these runs out"
         )
     name = "official score" if labels else "consistency"
-    rows = []
-    for i in np.argsort(-np.nan_to_num(quality, nan=-1.0), kind="stable"):
-        one = found[0].candidates[i]
-        each = {f"{name} of {path}": of.quality[i] for path, of in zip(runs, found, strict=True)}
-        own = {"view": one.view, "scorer": str(one), f"mean {name}": quality[i], **each}
-        rows.append({**own, "labels of test clips used": int(labels)})
+    mean = np.mean([one.total for one in found.values()], 0)
+    candidates, rows = next(iter(found.values())).candidates, []
+    for i in np.argsort(-np.nan_to_num(mean, nan=-1.0), kind="stable"):
+        scorer = searching.options(candidates[i].scorer)
+        row = {"view": candidates[i].view, "scorer": scorer, f"mean {name}": mean[i]}
+        for path, one in found.items():
+            row[f"{name} of {path}"] = one.total[i]
+            row |= {f"{machine} of {path}": x[i] for machine, x in one.machines.items()}
+        rows.append({**row, "labels of test clips used": int(labels)})
     out = Path(paths[0]) / FILE if out is None else out
     write_csv(out, [list(rows[0]), *(list(row.values()) for row in rows)])
     _show(rows, name, list(runs))
     console.note(CHOSEN if labels else WORTH)
-    console.note(f"all {len(rows)}: {out}")
+    console.note(f"all {len(rows)}, by machine: {out}")
     return rows
 
 
 class Found(NamedTuple):
-    """The candidates of a run, and what they are ranked by."""
+    """What the candidates of a run are ranked by; larger is better, nan where there is nothing."""
 
     candidates: list[Candidate]
-    quality: np.ndarray  # [W], larger is better; nan where there is none
+    total: np.ndarray  # [W]
+    machines: dict[str, np.ndarray]  # [W] of each machine and section
+
+
+def _embedded_by(system: SystemConfig) -> tuple:
+    """Return what decides how a system embeds, but for length and channel."""
+    return system.encoders, system.train, system.pseudo
 
 
 def _of_run(path: Path, run: Run, views: Views, labels: bool) -> Found:
     machines = [folder.load_embeddings(path, run, group) for group in run.groups]
     train, test = ([one.select(split) for one in machines] for split in ("train", "test"))
+    refuse_not_finite(train, test)
     domains = [np.array([clip.domain or "" for clip in one.clips]) for one in train]
     clips = labelled_clips(run) if labels else {}
-    labelled = [
-        [i for i, clip in enumerate(one.clips) if clip.label is not None] if g in clips else []
-        for g, one in zip(run.groups, test, strict=True)
-    ]
-    candidates, quality, kept = [], [], [[] for rows in labelled if rows]
+    labelled = {
+        group: [i for i, clip in enumerate(one.clips) if clip.label is not None]
+        for group, one in zip(run.groups, test, strict=True)
+        if group in clips
+    }
+    candidates, alike = [], []
+    scores: dict[Group, list[np.ndarray]] = {group: [] for group in labelled}
     with console.progress(f"scoring {path.name}", searching.count(views), "ways") as advance:
         for candidate, tests, left_out in searching.score_all(train, test, views, advance):
             candidates.append(candidate)
-            quality.append(consistency(left_out, domains))
-            usable = [scores[rows] for scores, rows in zip(tests, labelled, strict=True) if rows]
-            for whole, scores in zip(kept, usable, strict=True):
-                whole.append(scores)
-    if labels:
-        quality = official_scores(clips, list(map(np.stack, kept)), run.year)
-    return Found(candidates, np.asarray(quality))
+            alike.append([consistency(*one) for one in zip(left_out, domains, strict=True)])
+            for group, found in zip(run.groups, tests, strict=True):
+                if group in labelled:
+                    scores[group].append(found[labelled[group]])
+    if not labels:
+        each = dict(zip(run.groups, np.array(alike).T, strict=True))
+        known = [x for x in each.values() if not np.isnan(x).all()]
+        total = np.nanmean(known, 0) if known else np.full(len(candidates), np.nan)
+    else:
+        stacked = {group: np.stack(one) for group, one in scores.items()}
+        total = official_scores(clips, list(stacked.values()), run.year)
+        each = {
+            group: official_scores({group: clips[group]}, [values], run.year)
+            for group, values in stacked.items()
+        }
+    return Found(candidates, total, {"/".join(group): values for group, values in each.items()})
 
 
 def views_of(system: SystemConfig) -> Views:

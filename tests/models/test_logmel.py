@@ -49,6 +49,10 @@ def test_pooled_frames_by_bands():
     np.testing.assert_allclose(found, np.tile(np.concatenate(expected), 2), rtol=0, atol=1e-4)
     with pytest.raises(InputError, match=r"LogMel\.bands: expected .* divides 128, got 7"):
         LogMel(bands=7)
+    with pytest.raises(InputError, match="all pools by bands or none"):
+        LogMel(8, (Pool(), pool))
+    whole = LogMel(8, (Pool(4.0),)).network().front_end(wave[:, :4000]).x
+    np.testing.assert_allclose(whole, Pool(4.0)(mel, None, 1), rtol=0, atol=1e-4)
 
 
 def test_padding_changes_nothing():

@@ -285,3 +285,15 @@ def test_poolings_lie_behind_each_other():
 def test_pools_that_make_no_sense_are_refused(field, value):
     with pytest.raises(InputError, match=f"Pool.{field}"):
         Pool(**{field: value})
+
+
+@pytest.mark.parametrize("pool", [Pool(4.0), Pool(power=3.0), Pool(300.0, 2.0)], ids=str)
+def test_gradients_are_finite_at_the_corners(pool):
+    """A clip that does not change, values that are never positive, large exponents."""
+    tokens = noise(2, 6, 4)
+    tokens[0] = tokens[0, :1]
+    tokens[1, :, 2] = -abs(tokens[1, :, 2])
+    value, gradient = jax.value_and_grad(lambda x: jnp.square(pool(x, None, 1)).sum())(tokens)
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+    assert np.any(gradient)

@@ -11,7 +11,7 @@ import pytest
 
 from asdjax.scoring import domain_scale, matching
 from asdjax.scoring.density import COPY, LEAST_VARIANCE, SPARSE, Density
-from asdjax.scoring.distances import TARGET, Bank, unit_rows
+from asdjax.scoring.distances import TARGET, Bank, distances, unit_rows
 from asdjax.scoring.domain_scale import DomainScale
 
 PLAIN = None
@@ -185,3 +185,14 @@ def test_large_banks_in_blocks_are_the_same(monkeypatch):
         for one, other in zip(got, want, strict=True):
             # 1e-5: float32 sums in another order
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_ratios_do_not_depend_on_the_scale_of_distances(monkeypatch):
+    one = bank(np.random.default_rng(2))
+    asked = [(Density(3), False), (Density(2, form="difference"), False), (DomainScale(), True)]
+    plain = matching.scores([one], asked)
+    for module in (matching, domain_scale):
+        monkeypatch.setattr(module, "distances", lambda *rows: 3 * distances(*rows))
+    for got, want in zip(matching.scores([one], asked), plain, strict=True):
+        factor = np.array([1, 3, 1])[:, None]
+        np.testing.assert_allclose(got[0], factor * want[0], rtol=1e-5, atol=1e-7)

@@ -38,6 +38,8 @@ def test_scores_are_those_of_the_formula(source, target, synthetic):
     if source > 5:
         rows[1] = rows[0]  # a copy
     domains = np.repeat([0, TARGET], [source, target]).astype(np.int32)
+    if source > 5:
+        domains[3:5] = 2  # clips without a domain
     more = unit_rows(1 + 0.3 * rng.normal(size=(synthetic, 5)))
     queries = unit_rows(1 + rng.normal(size=(4, 5)))
     tests, left_out = scores(Bank(rows, domains, more, queries))

@@ -186,6 +186,17 @@ def test_one_part_is_the_whole_and_normalized_parts_are_those_alone():
             np.testing.assert_allclose(got[0], want, **close)
 
 
+def test_a_view_is_that_part_of_the_embedding_alone():
+    train, test = machine(normal()), machine(queries(), "test")
+    second = [replace(one, values=one.values[:, 3:]) for one in (train, test)]
+    found = score([train], [test], Knn(view=(1, 2), normalize=Density(2)))
+    alone = score([second[0]], [second[1]], Knn(normalize=Density(2)))
+    for got, want in zip(found, alone, strict=True):
+        np.testing.assert_array_equal(got[0], want[0])
+    with pytest.raises(InputError, match=r"Knn\.view: expected a number below a count"):
+        Knn(view=(2, 2))
+
+
 def test_parts_that_do_not_divide_an_embedding_are_refused():
     with pytest.raises(InputError, match=r"Knn\.parts: .* divides the 6 values .*, got 4"):
         score([machine(normal())], [machine(queries(), "test")], Knn(parts=4))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
 from asdjax.config import SystemConfig
 from asdjax.metrics.official import TOTAL
@@ -74,7 +74,8 @@ def main() -> None:
             for view, encoders in VIEWS.items():
                 run = out / view.replace(" ", "-")
                 stages.run(SystemConfig(encoders, Knn()), folder, run)
-                ways[name, view] = search.search([run], labels=True)
+                alike = search.search([run], out=run / "unlabelled.csv")
+                ways[name, view] = search.search([run], labels=True), alike
     print(text(list(data), scores, ways))
 
 
@@ -107,8 +108,35 @@ def text(data: Sequence[str], scores: Mapping, ways: Mapping) -> str:
         lines += ["", f"## {name}", "", "| | " + " | ".join(SHOWN) + " |"]
         lines.append("|---|" + "---|" * len(SHOWN))
         for view in VIEWS:
-            lines += rows(view, ways[name, view])
-    return "\n".join(lines)
+            lines += rows(view, ways[name, view][0])
+    return "\n".join([*lines, "", "## What a ranking says", "", *rankings(list(data), ways)])
+
+
+def rankings(data: Sequence[str], ways: Mapping) -> list[str]:
+    """Return how well a ranking without labels, and one by other data, agree with the scores."""
+    from scipy.stats import spearmanr
+
+    def scored(name: str, view: str) -> dict:
+        return {(r["view"], r["scorer"]): r["mean official score"] for r in ways[name, view][0]}
+
+    head = ["ways", "best", "median", "put first without labels", "rank correlation of that"]
+    head += [f"rank correlation with {other}" for other in data]
+    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for name in data:
+        for view in VIEWS:
+            own = scored(name, view)
+            alike = {(r["view"], r["scorer"]): r["mean consistency"] for r in ways[name, view][1]}
+            first = own[max(alike, key=alike.get)]
+            cells = [
+                len(own),
+                *(f"{100 * x:.1f}" for x in (max(own.values()), median(own.values()), first)),
+            ]
+            others = [alike, *(scored(other, view) for other in data)]
+            cells += [
+                f"{spearmanr(list(own.values()), [x[w] for w in own])[0]:.2f}" for x in others
+            ]
+            lines.append(f"| {name}, {view} | " + " | ".join(map(str, cells)) + " |")
+    return lines
 
 
 def rows(view: str, found: Sequence[Mapping]) -> list[str]:

@@ -35,7 +35,7 @@ def repeated():
 
 def test_every_report_has_a_script_and_every_script_a_report():
     scripts = {path.stem for path in FOLDER.glob("*.py")}
-    assert scripts == set(REPORTS) | {"curve", "fuzz", "repeated"}
+    assert scripts == set(REPORTS) | {"curve", "fuzz", "quality", "repeated"}
     assert {name.split("/")[0] for name in RECIPES} == set(REPORTS) | {"frozen", "small", "beyond"}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -141,7 +142,12 @@ def rankings(data: Sequence[str], ways: Mapping) -> list[str]:
 
 def rows(view: str, found: Sequence[Mapping]) -> list[str]:
     """Return a row for each pooling, compared as a whole and part by part."""
-    score = {(row["view"], row["scorer"]): row["mean official score"] for row in found}
+    score = {
+        (row["view"], re.sub(" --view [0-9]+ [0-9]+", "", row["scorer"])): row[
+            "mean official score"
+        ]
+        for row in found
+    }
     lines = []
     for pool in dict.fromkeys(row["view"] for row in found):
         own = {scorer for view, scorer in score if view == pool}

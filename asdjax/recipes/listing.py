@@ -33,7 +33,7 @@ def overview(text: str = "") -> str:
     for module in MODULES:
         names = [name for name in module.RECIPES if name in found]
         if names:
-            data = next(iter(published.tables(names[0])), "")
+            data = next((data for name in names for data in published.tables(name)), "")
             lines += ["", f"{module.REPORT}; {data}" if data else module.REPORT]
             lines += [_line(name, width) for name in names]
     return "\n".join(lines)

@@ -395,10 +395,11 @@ def check_layer(which: Which, count: int) -> None:
     """Refuse a layer that an encoder of `count` layers does not have (0: none but its last)."""
     if which is not None and not count:
         raise InputError(f"this model gives its last layer alone, got layer {which}")
-    several = which if isinstance(which, tuple) else (which,)
-    known = range(count + 1) if isinstance(which, tuple) else (None, "mean", *range(count + 1))
-    if not several or len(set(several)) < len(several) or any(one not in known for one in several):
-        raise InputError(f'expected layer 0..{count}, several or "mean", got {which}')
+    if isinstance(which, tuple):
+        if not which or len(set(which)) < len(which) or not set(which) <= set(range(count + 1)):
+            raise InputError(f"expected layers of 0..{count}, each once, got {which}")
+    elif which not in (None, "mean", *range(count + 1)):
+        raise InputError(f'expected layer 0..{count} or "mean", got {which}')
 
 
 def dear(x: jax.Array) -> jax.Array:

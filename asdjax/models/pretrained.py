@@ -34,12 +34,12 @@ class Pretrained:
       adapter: LoRA; None trains every weight of the backbone.
       pooling: from tokens to one vector: the mean of the patches, the class token (EAT), or
         attentive statistics of the patches.
-      pools: other means of the patches in place of `pooling`, whose vectors are concatenated; none:
-        that.
       embedding: width of the dense layer behind the pooling; None: no such layer.
       layer: which layer's output is pooled (0: the input of the first), or "mean", that of all
         outputs; several: each by itself, concatenated; None: the last, behind the norm that ends
         some models.
+      pools: other means of the patches in place of `pooling`, whose vectors are concatenated; none:
+        that.
       scored: means of the patches of a trained backbone that make the vectors that are scored, in
         place of its pooling and dense layer; none: those.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its
@@ -59,9 +59,9 @@ class Pretrained:
     weights: str = "beats-iter3"
     adapter: Lora | None = None
     pooling: Pooling = "statistics"
-    pools: tuple[Pool, ...] = ()
     embedding: int | None = 128
     layer: Which = None
+    pools: tuple[Pool, ...] = ()
     scored: tuple[Pool, ...] = ()
     dropout: bool = True
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"

@@ -140,10 +140,10 @@ def test_what_a_backbone_does_not_have_is_refused(beats, eat):
         Pretrained("beats-iter3", pooling="cls").network_of(beats)
     assert Pretrained("eat", pooling="cls").network_of(eat)
     for layer in (-1, 3):
-        with pytest.raises(InputError, match=rf'expected layer 0\.\.2, .* "mean", got {layer}'):
+        with pytest.raises(InputError, match=rf'expected layer 0\.\.2 or "mean", got {layer}'):
             Pretrained("", layer=layer).network_of(eat)
     for layer in ((), (1, 3), (1, 1)):
-        with pytest.raises(InputError, match=r"expected layer 0\.\.2, several"):
+        with pytest.raises(InputError, match=r"expected layers of 0\.\.2, each once"):
             Pretrained("", pooling="mean", layer=layer).network_of(eat)
     speech = Backbone(SPEECH, initialize(SPEECH))
     for how in ({"pools": (Pool(bands=True),)}, {"scored": (Pool(bands=True),)}):

@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from asdjax.scoring.folds import unit
+
 HELD = 2**25  # float32 values at once: 128 MiB
-SMALLEST = 1e-12  # length below which a row counts as zero
 TARGET = 1  # as a domain
 
 
@@ -25,8 +26,7 @@ class Bank(NamedTuple):
 
 def unit_rows(values: np.ndarray) -> np.ndarray:
     """Return rows `[n, E]` of length 1, float64; zeros stay zeros."""
-    values = np.asarray(values, np.float64)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), SMALLEST)
+    return unit(np.asarray(values, np.float64))
 
 
 def distances(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -121,7 +121,7 @@ def bank(rng, clips=14, target=4, dims=6, synthetic=0, test=3, spread=1.0):
     return Bank(unit_rows(rows), domain, unit_rows(more), unit_rows(queries))
 
 
-def agrees(one: Bank):
+def assert_agrees(one: Bank):
     (tests,), (left_out,) = matching.scores([one], ASKED)
     for row, (setting, by_domain) in enumerate(ASKED):
         expected = [
@@ -141,23 +141,23 @@ def agrees(one: Bank):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_scores_are_those_of_the_formulas(seed):
-    agrees(bank(np.random.default_rng(seed)))
+    assert_agrees(bank(np.random.default_rng(seed)))
 
 
 def test_scores_with_synthetic_references_are_those_of_the_formulas():
-    agrees(bank(np.random.default_rng(3), synthetic=3))
+    assert_agrees(bank(np.random.default_rng(3), synthetic=3))
 
 
 @pytest.mark.parametrize(("clips", "target"), [(1, 0), (1, 1), (2, 1), (3, 1), (3, 2), (5, 1)])
 def test_few_clips(clips, target):
-    agrees(bank(np.random.default_rng(clips), clips, target))
+    assert_agrees(bank(np.random.default_rng(clips), clips, target))
 
 
 def test_copies_are_no_neighbors():
     one = bank(np.random.default_rng(5), clips=10)
     rows = np.concatenate([one.references, one.references[:2], one.references[:1]])
     domain = np.concatenate([one.domain, one.domain[:2], [TARGET]]).astype(np.int32)
-    agrees(one._replace(references=rows, domain=domain))
+    assert_agrees(one._replace(references=rows, domain=domain))
 
 
 def test_equal_densities_change_no_order():
@@ -165,7 +165,7 @@ def test_equal_densities_change_no_order():
     corners = unit_rows(np.eye(8) + 0.3)
     queries = unit_rows(np.random.default_rng(0).normal(size=(20, 8)) + 0.5)
     one = Bank(corners, np.arange(8, dtype=np.int32) % 2, corners[:0], queries)
-    agrees(one)
+    assert_agrees(one)
     asked = [(PLAIN, False), (Density(3), False), (Density(3, form="difference"), False)]
     (tests,), _ = matching.scores([one], asked)
     apart = 1 - corners[0] @ corners[1]

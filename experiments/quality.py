@@ -18,14 +18,24 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 
+import numpy as np
+
 from asdjax.config import SystemConfig
-from asdjax.metrics.official import TOTAL
+from asdjax.data import synthetic
+from asdjax.metrics.official import TOTAL, official_scores
 from asdjax.models.logmel import LogMel
 from asdjax.models.pooling import Pool
 from asdjax.recipes import RECIPES
 from asdjax.recipes.frozen import frozen
+from asdjax.scoring.density import Density
 from asdjax.scoring.knn import Knn
-from asdjax.stages import search, stages
+from asdjax.scoring.mahalanobis import Mahalanobis
+from asdjax.scoring.minimum import Minimum
+from asdjax.scoring.oversampling import MemMixup, Smote
+from asdjax.scoring.residual import Residual
+from asdjax.scoring.score import score
+from asdjax.stages import folder, search, stages
+from asdjax.stages.members import labelled_clips
 
 FROZEN = "frozen/logmel", "beyond/logmel", "frozen/mn04", "beyond/mn04"
 TRAINED = "small/dual", "small/mn04", "baseline/mse"
@@ -56,6 +66,32 @@ SHOWN = {  # heading -> options behind `knn` and the parts
     "--normalize.target-neighbors 9 --normalize.scale sum",
     "domain scale": "--references domain normalize:domain-scale",
 }
+SCORED = (*FROZEN, "small/dual")  # by other scorers
+SCORERS = {
+    "distance": Knn(),
+    "LDN 1": Knn(normalize=Density()),
+    "LDN 16": Knn(normalize=Density(16)),
+    "LDN 16, exits": Knn(normalize=Density(16, exits=True)),
+    "standardized": Knn(standardize="machine"),
+    "standardized, LDN 1": Knn(standardize="machine", normalize=Density()),
+    "SMOTE": Knn(oversample=Smote()),
+    "SMOTE, LDN 1": Knn(oversample=Smote(), normalize=Density()),
+    "MemMixup": Knn(oversample=MemMixup()),
+    "MemMixup, LDN 1": Knn(oversample=MemMixup(), normalize=Density()),
+    "Mahalanobis": Mahalanobis(),
+    "PCA residual": Residual(),
+    "PCA residual by domain": Residual(references="domain"),
+    "minimum of four": Minimum(),
+}
+TWO = "frozen/logmel", "beyond/logmel", "beyond/mn04"  # with two microphones
+CHANNELS = {
+    "near": 0,
+    "far": 1,
+    "wiener": "wiener",
+    "magnitude": "magnitude",
+    "residual": "residual",
+}
+COMMON = 0.9, 0.0  # shares of the far noise that near hears, too
 
 
 def main() -> None:
@@ -64,20 +100,26 @@ def main() -> None:
     parser.add_argument("--seconds", nargs="+", type=float, default=[10.0, 4.0], help="of clips")
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    data = {name: Path(folder) for name, folder in (one.split("=", 1) for one in given.data)}
+    data = {name: Path(where) for name, where in (one.split("=", 1) for one in given.data)}
     lengths = dict(zip(data, given.seconds, strict=True))
-    scores, ways = {}, {}
+    scores, ways, others, two = {}, {}, {}, {}
     with contextlib.redirect_stdout(io.StringIO()):
-        for name, folder in data.items():
+        for name, where in data.items():
             out = given.out / name
             for system in (*FROZEN, *TRAINED):
-                scores[name, system] = of_system(system, folder, lengths[name], out)
+                scores[name, system] = of_system(system, where, lengths[name], out)
+            for system in SCORED:
+                others[name, system] = of_scorers(out / system / "0")
             for view, encoders in VIEWS.items():
                 run = out / view.replace(" ", "-")
-                stages.run(SystemConfig(encoders, Knn()), folder, run)
+                stages.run(SystemConfig(encoders, Knn()), where, run)
                 alike = search.search([run], out=run / "unlabelled.csv")
                 ways[name, view] = search.search([run], labels=True), alike
+        for common in COMMON:
+            two[common] = of_two_microphones(common, given.out / f"two-{common}")
     print(text(list(data), scores, ways))
+    print("\n".join(["", "## Other scorers", "", *table_of_scorers(list(data), others)]))
+    print("\n".join(["", "## Two microphones", "", *table_of_channels(two)]))
 
 
 def of_system(name: str, data: Path, seconds: float, out: Path) -> list[float]:
@@ -89,10 +131,57 @@ def of_system(name: str, data: Path, seconds: float, out: Path) -> list[float]:
             own = replace(own, train=replace(own.train, seed=seed))
         if config.audio.seconds is not None:
             own = replace(own, audio=replace(own.audio, seconds=seconds))
-        results = stages.run(own, data, out / name / str(seed))
-        values = [m.value for m in results if (m.machine, m.metric) == (TOTAL, "official_score")]
-        found.append(100 * values[0])
+        found.append(official(own, data, out / name / str(seed)))
     return found
+
+
+def official(config: SystemConfig, data: Path, out: Path) -> float:
+    """Return the official score of a system, per cent."""
+    results = stages.run(config, data, out)
+    (value,) = [m.value for m in results if (m.machine, m.metric) == (TOTAL, "official_score")]
+    return 100 * value
+
+
+def of_scorers(path: Path) -> list[float]:
+    """Return the official scores of a run's embeddings by all of `SCORERS`, per cent."""
+    run = folder.load(path)
+    machines = [folder.load_embeddings(path, run, group) for group in run.groups]
+    train, test = ([one.select(split) for one in machines] for split in ("train", "test"))
+    tests = [score(train, test, scorer)[0] for scorer in SCORERS.values()]
+    stacked = [np.stack(of) for of in zip(*tests, strict=True)]
+    return (100 * official_scores(labelled_clips(run), stacked, run.year)).tolist()
+
+
+def of_two_microphones(common: float, out: Path) -> dict[tuple[str, str], float]:
+    """Return the official scores of systems and channels on synthetic machines, per cent."""
+    data, found = synthetic.make(out / "data", microphones=2, common=common), {}
+    for system in TWO:
+        for name, channel in CHANNELS.items():
+            config = RECIPES[system].config
+            config = replace(config, audio=replace(config.audio, channel=channel))
+            found[system, name] = official(config, data, out / system / name)
+    return found
+
+
+def table_of_scorers(data: Sequence[str], others: Mapping) -> list[str]:
+    """Return a row for each scorer, a column for each system and data set."""
+    columns = [(name, system) for name in data for system in SCORED]
+    head = [f"{name}, `{system}`" for name, system in columns]
+    lines = ["| | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for row, scorer in enumerate(SCORERS):
+        cells = [f"{others[column][row]:.1f}" for column in columns]
+        lines.append(f"| {scorer} | {' | '.join(cells)} |")
+    return lines
+
+
+def table_of_channels(two: Mapping) -> list[str]:
+    """Return a row for each system and share of common noise, a column for each channel."""
+    lines = ["| | " + " | ".join(CHANNELS) + " |", "|---|" + "---|" * len(CHANNELS)]
+    for common, found in two.items():
+        for system in TWO:
+            cells = [f"{found[system, channel]:.1f}" for channel in CHANNELS]
+            lines.append(f"| `{system}`, {100 * common:.0f} % common | {' | '.join(cells)} |")
+    return lines
 
 
 def text(data: Sequence[str], scores: Mapping, ways: Mapping) -> str:

@@ -38,7 +38,7 @@ def table_1(options) -> None:
     margin, contrastive = (head["loss"] for head in train["heads"])
     schedule = train["optimizer"]["schedule"]
     step, decay = train["optimizer"]["kind"], train["optimizer"]["weight_decay"]
-    smote = scorer["smote"]
+    smote = scorer["oversample"]
     ours = {
         "Training Mode": f"OS-SCL: perturbation {train['perturbation']}, contrastive term, mixup",
         "Loss Function": f"sub-center {margin['kind']}, scale {margin['scale']:g}",

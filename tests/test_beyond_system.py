@@ -111,6 +111,7 @@ def test_search_ranks_all_ways_and_its_options_score_alike(system, ways, data, t
         # 1e-6: float32 scores; ties are rare
         assert value == pytest.approx(row["mean official score"], abs=1e-6)
     printed = capsys.readouterr().err
+    assert "with fewer than 17 training clips" in printed
     assert "not comparable with others" in printed
     assert "next to nothing of how well anomalies are detected" in " ".join(printed.split())
 

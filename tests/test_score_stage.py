@@ -22,7 +22,7 @@ from asdjax.scoring.density import Density
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.mixture import Mixture
-from asdjax.scoring.smote import Smote
+from asdjax.scoring.oversampling import Smote
 from asdjax.stages import folder, stages
 from asdjax.types import InputError
 
@@ -62,7 +62,10 @@ def test_embeddings_are_scored_from_their_file(finished):
             ["knn", "--k", "2", "--references", "domain", "--standardize", "machine"],
             Knn(2, "domain", "machine"),
         ),
-        (["knn", "--k", "1", "smote:smote", "--smote.ratio", "1"], Knn(1, smote=Smote(1.0))),
+        (
+            ["knn", "--k", "1", "oversample:smote", "--oversample.ratio", "1"],
+            Knn(1, oversample=Smote(1.0)),
+        ),
         (["centers", "--count", "2", "--seed", "5"], Centers(2, seed=5)),
         (["mixture", "--components", "2", "--covariance", "diagonal"], Mixture(2, "diagonal")),
         (["mahalanobis", "--references", "pooled"], Mahalanobis("pooled")),
@@ -98,8 +101,8 @@ def test_fields_that_are_not_given_are_the_defaults_whatever_the_run_has(finishe
     out = shutil.copytree(finished, tmp_path / "run")
     for words, scorer in (
         (
-            ["--standardize", "all", "smote:smote", "--smote.ratio", "1"],
-            Knn(standardize="all", smote=Smote(1)),
+            ["--standardize", "all", "oversample:smote", "--oversample.ratio", "1"],
+            Knn(standardize="all", oversample=Smote(1)),
         ),
         (["--k", "3"], Knn(3)),
         (["normalize:density"], Knn(normalize=Density())),

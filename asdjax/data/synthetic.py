@@ -56,7 +56,8 @@ FACTORY = {
     "B": (-0.5, (400, 2500), 1.7, 1.2),  # press
     "C": (-0.7, (300, 1500, 4000), 3.1, 0.7),  # conveyor
 }
-FAR_NOISE, FAR_MACHINE, FAR_SAMPLES = 1.0, 0.15, 80  # of a second microphone, 1.7 m away
+FAR_MACHINE, FAR_SAMPLES = 0.15, 80  # of the machine at a second microphone, 1.7 m away
+COMMON = 0.9  # of the power of its noise comes from what the first microphone hears, too
 UNREST = {"source": 0.2, "target": 0.25}  # how much recording conditions differ between clips
 
 
@@ -402,11 +403,18 @@ def factory(rng: Generator, kind: str, samples: int, unrest: float) -> np.ndarra
     return loudness * noise(rng, shape, samples)
 
 
-def render(plan: Plan, seconds: float = 4.0, seed: int = 0, microphones: int = 1) -> np.ndarray:
+def render(
+    plan: Plan,
+    seconds: float = 4.0,
+    seed: int = 0,
+    microphones: int = 1,
+    common: float = COMMON,
+) -> np.ndarray:
     """Return one clip [N] float32, full scale 1: the machine in its room, factory noise, gain.
 
     Of two microphones [N, 2]: the first is the only one of one; the second is far away from the
-    machine and nearer to what makes the noise, which reaches both.
+    machine. As much noise reaches it, of whose power the share `common` is the noise of the first
+    by another way, and the rest is noise of the same kind of its own.
     """
     machine, samples = MACHINES[plan.machine], round(seconds * SAMPLE_RATE_HZ)
     words = (seed, plan.machine, plan.split, plan.domain, plan.label, plan.index)
@@ -425,7 +433,10 @@ def render(plan: Plan, seconds: float = 4.0, seed: int = 0, microphones: int = 1
     recorded += background
     if microphones == 2:
         noise_far = reverberate(background, _far_path(seed, plan.machine, samples))
-        recorded = np.stack([recorded, machine_far + FAR_NOISE * noise_far], -1)
+        other = factory(_generator(*words, "far"), kind, samples, unrest)
+        other *= noise_far.std() / other.std()
+        noise_far = common**0.5 * noise_far + (1 - common) ** 0.5 * other
+        recorded = np.stack([recorded, (machine_far + noise_far).astype(recorded.dtype)], -1)
     return (GAIN * 10 ** (gain_db / 20) * recorded).astype(np.float32)
 
 
@@ -447,6 +458,7 @@ def make(
     seconds: float = 4.0,
     seed: int = 0,
     microphones: Literal[1, 2] = 1,
+    common: float = COMMON,
 ) -> Path:
     """Write a data set of synthetic machines and return `out`, which appears only when complete.
 
@@ -458,18 +470,22 @@ def make(
         test_per_cell: normal and anomalous test clips of each domain (4 cells).
         seconds: length of a clip.
         microphones: 2 writes a near and a far channel, as in DCASE 2026; near is that of 1.
+        common: share in [0, 1] of the power of the far noise that is noise of near, too.
 
     Raises:
-        InputError: an unknown machine, a folder that holds something else, or too little room.
+        InputError: an unknown machine, a share outside [0, 1], a folder that holds something else,
+            or too little room.
     """
     out = Path(out)
+    if not 0 <= common <= 1:
+        raise InputError(f"expected a common share of noise in [0, 1], got {common}")
     if unknown := sorted(set(machines) - set(MACHINES)):
         known = ", ".join(MACHINES)
         raise InputError(f"no synthetic machine {', '.join(unknown)}; there are: {known}")
     counts = (train_source, train_target, test_per_cell)
     settings = {"machines": list(machines), "counts": counts, "seconds": seconds, "seed": seed}
     if microphones == 2:
-        settings["microphones"] = microphones
+        settings |= {"microphones": microphones, "common": common}
     recipe = json.dumps({"revision": REVISION, **settings})
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if (out / RECIPE).is_file() and (out / RECIPE).read_text() == recipe:
@@ -484,7 +500,7 @@ def make(
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with full_disk(out):
-            how = {"seconds": seconds, "seed": seed, "microphones": microphones}
+            how = {"seconds": seconds, "seed": seed, "microphones": microphones, "common": common}
             _write_clips(temporary, plans, partial(render, **how))
             for machine in machines:
                 _write_tables(temporary / machine, [p for p in plans if p.machine == machine])

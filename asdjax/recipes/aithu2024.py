@@ -18,7 +18,7 @@ from asdjax.recipes.recipe import Recipe
 from asdjax.scoring.clusters import Pseudo
 from asdjax.scoring.combine import Ensemble
 from asdjax.scoring.knn import Knn
-from asdjax.scoring.smote import Smote
+from asdjax.scoring.oversampling import Smote
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
 
@@ -45,7 +45,7 @@ ADAPT = replace(FULL, steps=50_000, optimizer=Optimizer("adamw", COSINE))
 
 
 def system(train: Train, *branches: Pretrained, pseudo: Pseudo | None = None) -> SystemConfig:
-    scorer = Knn(k=1, smote=Smote(ratio=1.0, neighbors=2))
+    scorer = Knn(k=1, oversample=Smote(ratio=1.0, neighbors=2))
     return SystemConfig(branches, scorer, Audio(seconds=10.0, fit="pad"), train, pseudo)
 
 
@@ -96,8 +96,8 @@ RECIPES = {
         "(kernels, LoRA, centers), not on biases, norms and gains. Dropout, layer drop and drop "
         "path are the checkpoint's (0 of EAT). The pooling's hidden layer has a sixteenth of the "
         "model's width, as in ASDKit (128 in ECAPA-TDNN). SMOTE to as many target as source clips, "
-        "because it is to balance their numbers (--scorer.smote.ratio 0.2: that of ASDKit), with 2 "
-        "neighbors. Padding is masked.",
+        "because it is to balance their numbers (--scorer.oversample.ratio 0.2: that of ASDKit), "
+        "with 2 neighbors. Padding is masked.",
         parameters="90M / 90M",
         machines=16,
     ),

@@ -14,7 +14,7 @@ from asdjax.models.pretrained import Pretrained
 from asdjax.models.spectral import ConvNet1d
 from asdjax.recipes.recipe import Recipe
 from asdjax.scoring.knn import Knn
-from asdjax.scoring.smote import Smote
+from asdjax.scoring.oversampling import Smote
 from asdjax.train.config import HeadConfig, Train
 from asdjax.train.optimizer import Optimizer, Schedule
 
@@ -43,7 +43,7 @@ TRAIN = Train(
 def system(*branches: Pretrained | ConvNet1d) -> SystemConfig:
     return SystemConfig(
         branches,
-        Knn(k=1, smote=Smote(ratio=0.2, neighbors=3)),
+        Knn(k=1, oversample=Smote(ratio=0.2, neighbors=3)),
         Audio(seconds=10.0, fit="tile"),
         TRAIN,
     )
@@ -74,7 +74,7 @@ RECIPES = {
         "Dropout and layer drop are the checkpoint's. 1 sub-center, 16 for machines without "
         "attributes (114 for each of 172 classes would be 19,608 centers for 15,000 clips). R is "
         "read as the ratio of SMOTE and N as its neighbors; one neighbor scores (--scorer.k 3 with "
-        "--scorer.smote.ratio 0.2 if N is k). The moving average first forgets the start "
+        "--scorer.oversample.ratio 0.2 if N is k). The moving average first forgets the start "
         "(--train.no-ema-ramp: 0.9995 from the first update; after all 1,250 the start then still "
         "weighs 54 %). The public code of OS-SCL differs: MobileFaceNet on log-mel, TFgram and "
         "Tgram of 2020's recordings, ArcFace margin 0.4, temperature 0.02, moving average 0.9999, "

@@ -30,7 +30,7 @@ from asdjax.scoring.distances import TARGET
 from asdjax.types import check
 
 COPY = 1e-12  # distance up to which a clip is a copy of another, which says nothing of density
-PERCENTILE = 0.04  # of the ratios of a reference, below which one is an exit
+PERCENTILE = 4  # of the ratios of a bank, below which one is an exit
 SPARSE = 0.5  # ratio below which the neighbors of a reference are too far apart to look for exits
 LEAST_VARIANCE = 1e-10  # of m, as a share of the square of its mean: less is rounding
 ROUNDING = 1e-6  # of sums of squares in float32
@@ -51,6 +51,7 @@ class Density:
       decay: the weight of each further neighbor, as a share of that of the one before.
       scale: the weighted "mean" of the distances to neighbors, or their "sum".
       exits: cluster exit detection: of the K neighbors those before the first jump of the distance.
+        For banks of thousands: each training clip is left out by a pass over all lists.
 
     With `references="domain"` neighbors are of the same domain; a clip that is alone in its domain
     takes its neighbors from all.
@@ -60,8 +61,7 @@ class Density:
         workshop), equation 5, and Wilkinghoff, Yadav and Tan 2026 (arXiv 2603.04605), section IV.C,
         in logarithms: "variance"; Saengthong and Shinozaki 2025 (GenRep25, DCASE Challenge Task 2):
         K = 16 and 9 by domain, sums; Wilkinghoff et al. 2026, "Mind the gap" (arXiv 2602.18777):
-        exits. Of these we know summaries: they do not agree whether the 4th percentile is of the
-        ratios of one reference, as here, or of all, and the bound for sparse regions, 0.5, is ours.
+        exits, but for what a sparse region is, which is ours.
     """
 
     neighbors: int = 1
@@ -80,6 +80,7 @@ class Density:
             ("target_neighbors", ">= 1 or none", target >= 1),
             ("decay", "in (0, 1]", 0 < self.decay <= 1),
             ("neighbors", ">= 3 with exits", not self.exits or min(self.counts) >= 3),
+            ("exits", "strength full", not self.exits or self.strength == "full"),
         )
 
     @property
@@ -179,18 +180,33 @@ def neighbors(every: Lists, own: Lists, domain, setting: Setting, kind: Kind) ->
     return Neighbors(every, own, domain, setting, kind)
 
 
-def scale(near: Neighbors, reference, *gone):
+def scale(near: Neighbors, reference, *gone, exit_bound=None):
     """Return m of references `[R]` in banks without some clips; 0 where no other clip is left.
 
     Args:
       reference: ids `[R]`.
       gone: ids `[R]` each, PADDING for none.
+      exit_bound: that of the bank; None: without exits.
     """
+    value, weight = _that_count(near, reference, *gone)
+    if exit_bound is not None:
+        weight = jnp.where(_rank(weight) < _before_exit(value, weight, exit_bound), weight, 0.0)
+    return _local(value, weight, near)
+
+
+def exit_bound(near: Neighbors):
+    """Return the 4th percentile of the smoothed ratios of all references of a bank, 0 of none."""
+    ratios = _smoothed(*_that_count(near, jnp.arange(len(near.domain))))
+    return jnp.nan_to_num(jnp.nanpercentile(ratios, PERCENTILE))
+
+
+def _that_count(near: Neighbors, reference, *gone):
+    """Return the rising distances `[R, M]` to the neighbors of `scale`, and their weights."""
     own, every = _known(near, reference)
     for one in gone:
         own, every = _without(own, one), _without(every, one)
     value = jnp.where(_empty(own), every.value, own.value)
-    return _local(value, _weights(near)[reference], near)
+    return value, jnp.where(jnp.isinf(value), 0.0, _weights(near)[reference])
 
 
 def _known(near: Neighbors, reference) -> tuple[Lists, Lists]:
@@ -227,8 +243,6 @@ def _rank(x):
 def _local(value, weight, near: Neighbors):
     """Return m `[R]` from rising distances to neighbors and their weights, `[R, M]`."""
     weight = jnp.where(jnp.isinf(value), 0.0, weight)
-    if near.kind.exits:
-        weight = jnp.where(_rank(weight) < _before_exit(value, weight), weight, 0.0)
     total = jnp.where(weight > 0, weight * value, 0.0).sum(-1)
     return _m(total, weight.sum(-1), near)
 
@@ -246,14 +260,6 @@ def _scale_without_each(own: Lists, every: Lists, weight, near: Neighbors):
     What is behind the clip moves up, so the sums are those of what is before it, and of what is
     behind it with the weights of one place before.
     """
-    if near.kind.exits:
-
-        def without(gone):
-            value = _without(own, gone).value
-            alone = _empty(Lists(value, own.id))
-            return _local(jnp.where(alone, _without(every, gone).value, value), weight, near)
-
-        return jax.lax.map(without, own.id.T, batch_size=8).T
     value = jnp.where(jnp.isinf(own.value), 0.0, own.value)
     there = jnp.where(jnp.isinf(own.value), 0.0, 1.0)
     earlier = jnp.pad(weight[:, :-1], ((0, 0), (1, 0)))
@@ -271,30 +277,28 @@ def coordinate(distance, kind: Kind):
     return jnp.log(jnp.maximum(distance, COPY)) if kind.ratio else distance
 
 
-def _before_exit(value, weight):
-    """Return how many neighbors, `[..., 1]` of rising distances `[..., M]`, lie before the exit.
+def _smoothed(value, weight):
+    """Return the mean `[R, M - 2]` of each two ratios that follow one another, nan behind the last.
 
-    With r_n = d_n / d_(n+1), which is small where a gap follows neighbor n, and s_n the mean of r_n
-    and r_(n+1), the exit is behind the first n whose s_n is below the 4th percentile of all s of
-    this reference; where none is, behind the last n that has an s. It is behind the second where an
-    s is below `SPARSE`, or where there are fewer than three neighbors.
+    The ratio r_n = d_n / d_(n+1) of rising distances is small where a gap follows neighbor n.
     """
     count = (weight > 0).sum(-1, keepdims=True)
-    ratio = value[..., :-1] / jnp.maximum(value[..., 1:], COPY)
-    smooth = (ratio[..., :-1] + ratio[..., 1:]) / 2
-    smooth = jnp.where(_rank(smooth) < count - 2, smooth, jnp.inf)
-    # The percentile is linear between order statistics, as numpy's.
-    at = PERCENTILE * jnp.maximum(count - 3, 0)
-    most = min(int(PERCENTILE * weight.shape[-1]) + 2, smooth.shape[-1])
-    least = -jax.lax.top_k(-smooth, most)[0]
-    below, above = (
-        jnp.take_along_axis(least, jnp.minimum(at.astype(int) + i, most - 1), -1) for i in (0, 1)
-    )
-    share = at - jnp.floor(at)
-    exits = smooth < jnp.where(share > 0, below + share * (above - below), below)
-    first = jnp.where(exits.any(-1), exits.argmax(-1) + 1, count[..., 0] - 2)[..., None]
-    sparse = (count < 3) | (least[..., :1] < SPARSE)
-    return jnp.where(sparse, jnp.minimum(count, 2), first)
+    ratio = value[:, :-1] / jnp.maximum(value[:, 1:], COPY)
+    smooth = (ratio[:, :-1] + ratio[:, 1:]) / 2
+    return jnp.where(_rank(smooth) < count - 2, smooth, jnp.nan)
+
+
+def _before_exit(value, weight, bound):
+    """Return how many neighbors, `[R, 1]` of rising distances `[R, M]`, lie before the exit.
+
+    It is behind the first whose smoothed ratio is below the bound; where none is, behind the last
+    that has one. It is behind the second where a smoothed ratio is below `SPARSE`, or where there
+    are fewer than three neighbors.
+    """
+    count, smooth = (weight > 0).sum(-1), _smoothed(value, weight)
+    exits, sparse = smooth < bound, (smooth < SPARSE).any(-1) | (count < 3)
+    first = jnp.where(exits.any(-1), exits.argmax(-1) + 1, count - 2)
+    return jnp.where(sparse, jnp.minimum(count, 2), first)[:, None]
 
 
 def _running(x):
@@ -389,6 +393,31 @@ def least_of_neighbors(near: Neighbors, strength):
     m = _scale_without_each(near.own, near.every, _weights(near), near)
     x = coordinate(near.own.value, near.kind) - strength[near.own.id] * m
     return jnp.full(len(strength), jnp.inf).at[_drop(near.own.id)].min(x, mode="drop")
+
+
+def least_with_exits(near: Neighbors, x, clip):
+    """Return the least `[B]` over all references where each clip changes what an exit is.
+
+    Args:
+      x, clip: as of `least_of_others`.
+    """
+    rows = jnp.arange(len(near.domain))
+
+    def without(given):
+        gone, x = given
+        own, every = (_without_row(one, gone) for one in (near.own, near.every))
+        bank = near._replace(own=own, every=every)
+        m = scale(bank, rows, exit_bound=exit_bound(bank))
+        return least(x[:, None], m, near.setting.strength)[0]
+
+    return jax.lax.map(without, (clip, x.T))
+
+
+def _without_row(of: Lists, gone) -> Lists:
+    """Return the lists of a bank without a clip, whose own list is empty then."""
+    others = _without(of, jnp.full(len(of.id), gone))
+    own = (jnp.arange(len(of.id)) == gone)[:, None]
+    return Lists(jnp.where(own, jnp.inf, others.value), jnp.where(own, PADDING, others.id))
 
 
 def score(least, kind: Kind):

@@ -36,7 +36,7 @@ from asdjax.scoring.folds import (
     stack,
     unit,
 )
-from asdjax.scoring.smote import Smote, oversample
+from asdjax.scoring.oversampling import MemMixup, Smote, oversample
 from asdjax.types import Embeddings, InputError, check, counted, take_rows
 
 # Cosines of rows of E values err by 6e-8 sqrt(E), 3e-6 at E = 2304: 1e-5 of a larger distance.
@@ -57,7 +57,7 @@ class Knn:
         divide by their deviation; None does not. The cosine then compares directions from the mean,
         and how far a clip lies from it is lost: an extreme clip may score lower than one near the
         mean.
-      smote: synthetic clips added to the target clips that are searched; None adds none.
+      oversample: adds synthetic clips to the target clips that are searched; None adds none.
       view: number, from 0, and count of vectors that lie side by side in an embedding, of several
         poolings or layers, of which this one is compared; None: the whole.
       parts: equal parts of an embedding, such as the bands of a pooling that keeps them, each with
@@ -73,7 +73,7 @@ class Knn:
     k: int = 1
     references: Literal["pooled", "domain"] = "pooled"
     standardize: Literal["machine", "all"] | None = None
-    smote: Smote | None = None
+    oversample: Smote | MemMixup | None = None
     view: tuple[int, int] | None = None
     parts: int = 1
     mix: Literal["mean", "max"] = "mean"
@@ -95,7 +95,7 @@ class Knn:
         """Score as `asdjax.scoring.score.score` says.
 
         Scores of training clips never use synthetic clips, which lie near the clips that they are
-        made from. So with SMOTE they tend to be larger than the scores of normal test clips, and a
+        made from. So with these they tend to be larger than the scores of normal test clips, and a
         threshold from them is high. `note` says which machines get no synthetic clips, and why.
 
         Raises:
@@ -130,7 +130,7 @@ class Knn:
     def _nearest(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
         sets = reference_sets(train, self.references)
         grown = None
-        if self.smote:
+        if self.oversample:
             grown = []
             for g, rows in sets:
                 target = any(train[g].clips[i].domain == "target" for i in rows)
@@ -146,15 +146,15 @@ class Knn:
 
     def _synthetic(self, train: Machines, note: Note) -> list[np.ndarray]:
         """Return the synthetic rows of each machine."""
-        if not self.smote:
+        if not self.oversample:
             return [machine.values[:0] for machine in train]
         synthetic = []
         for machine in train:
             domains = [clip.domain for clip in machine.clips]
-            made, why = oversample(unit(machine.values), domains, self.smote)
+            made, why = oversample(unit(machine.values), domains, self.oversample)
             synthetic.append(made)
             if why:
-                note(f"SMOTE skipped for {name(machine)}: {why}")
+                note(f"{self.oversample.name} skipped for {name(machine)}: {why}")
         return synthetic
 
     def _note_few(self, train: Machines, synthetic: Sequence[np.ndarray], note: Note) -> None:
@@ -185,7 +185,7 @@ class Knn:
             pairs = zip(train, folds, strict=True)
             others = [machine.take(np.flatnonzero(own != fold)) for machine, own in pairs]
             scaled = _standardized(train, others, self.standardize)
-            scores = replace(self, smote=None)._compare(scaled, none, lambda _: None)[1]
+            scores = replace(self, oversample=None)._compare(scaled, none, lambda _: None)[1]
             for values, score, own in zip(found, scores, folds, strict=True):
                 values[own == fold] = score[own == fold]
         return found

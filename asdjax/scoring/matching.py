@@ -117,14 +117,15 @@ def _scores(
             yield kind, *([one[None] for one in side] for side in zip(*pairs, strict=True))
             continue
         known = *_first(near, _length(setting)), domain, setting
-        m, (strength, strengths) = _scales(*known, kind), _strengths(*known, kind)
+        bounds = _exit_bounds(*known, kind) if kind.exits else None
+        m, (strength, strengths) = _scales(*known, bounds, kind), _strengths(*known, kind)
         left_out = [
             np.asarray(_left_out(*known, m, strengths, block, rows, kind))
             for rows, block in held or blocks()
         ]
         if added:
             few = _first(near_synthetic, _length(setting))
-            m = jnp.concatenate([m, _scales(*few, target, setting, kind)], -1)
+            m = jnp.concatenate([m, _scales(*few, target, setting, bounds, kind)], -1)
         tests = np.asarray(_tests(to_queries, m, strength, kind))
         yield kind, tests.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
 
@@ -155,14 +156,24 @@ def _lists(distance, domain, domains, length: int) -> tuple[Lists, Lists]:
 
 
 @partial(jax.jit, static_argnames="kind")
-def _scales(every, own, domain, settings, kind: Kind):
-    """Return m `[S, G, R]`."""
+def _exit_bounds(every, own, domain, settings, kind: Kind):
+    """Return `[S, G]`."""
 
     def of_bank(setting, every, own, domain):
-        near = neighbors(every, own, domain, setting, kind)
-        return density.scale(near, jnp.arange(len(domain)))
+        return density.exit_bound(neighbors(every, own, domain, setting, kind))
 
     return _of_each(of_bank, (settings,), every, own, domain)
+
+
+@partial(jax.jit, static_argnames="kind")
+def _scales(every, own, domain, settings, bounds, kind: Kind):
+    """Return m `[S, G, R]`."""
+
+    def of_bank(setting, bound, every, own, domain):
+        near = neighbors(every, own, domain, setting, kind)
+        return density.scale(near, jnp.arange(len(domain)), exit_bound=bound)
+
+    return _of_each(of_bank, (settings, bounds), every, own, domain)
 
 
 @partial(jax.jit, static_argnames="kind")
@@ -183,8 +194,6 @@ def _left_out(every, own, domain, settings, m, strengths, distance, clip, kind: 
         near = neighbors(every, own, domain, setting, kind)
         return density.least_of_neighbors(near, strengths)
 
-    found = _of_each(of_neighbors, (settings, strengths), every, own, domain)[:, :, clip]
-
     # The distances of one bank stay in the cache while all settings pass over them.
     def of_bank(bank):
         every, own, domain, distance, *rows = bank
@@ -193,13 +202,18 @@ def _left_out(every, own, domain, settings, m, strengths, distance, clip, kind: 
         def of_setting(row):
             setting, *of = row
             near = neighbors(every, own, domain, setting, kind)
+            if kind.exits:
+                return density.least_with_exits(near, x, clip)
             return density.least_of_others(near, x, clip, *of)
 
         return jax.lax.map(of_setting, (settings, *rows))
 
     known = every, own, domain, distance, m.swapaxes(0, 1), strengths.swapaxes(0, 1)
-    others = jax.lax.map(of_bank, known).swapaxes(0, 1)
-    return density.score(jnp.minimum(others, found), kind)
+    least = jax.lax.map(of_bank, known).swapaxes(0, 1)
+    if not kind.exits:
+        near = _of_each(of_neighbors, (settings, strengths), every, own, domain)
+        least = jnp.minimum(least, near[:, :, clip])
+    return density.score(least, kind)
 
 
 @partial(jax.jit, static_argnames="kind")

@@ -19,7 +19,7 @@ from asdjax.scoring.search import Candidate, Views, consistency
 from asdjax.stages import folder
 from asdjax.stages.folder import Group, Run
 from asdjax.stages.members import labelled_clips
-from asdjax.types import InputError, preview
+from asdjax.types import Embeddings, InputError, preview
 
 SHOWN = 15
 FILE = "search.csv"
@@ -70,6 +70,9 @@ def search(paths: Sequence[Path], labels: bool = False, out: Path | None = None)
     out = Path(paths[0]) / FILE if out is None else out
     write_csv(out, [list(rows[0]), *(list(row.values()) for row in rows)])
     _show(rows, name, list(runs))
+    for path, one in found.items():
+        if lacking := int(np.isnan(one.total).sum()):
+            console.note(f"{path}: {lacking} ways have no {name} there and come last")
     console.note(CHOSEN if labels else WORTH)
     console.note(f"all {len(rows)}, by machine: {out}")
     return rows
@@ -92,6 +95,7 @@ def _of_run(path: Path, run: Run, views: Views, labels: bool) -> Found:
     machines = [folder.load_embeddings(path, run, group) for group in run.groups]
     train, test = ([one.select(split) for one in machines] for split in ("train", "test"))
     refuse_not_finite(train, test)
+    _note_few(run, train)
     domains = [np.array([clip.domain or "" for clip in one.clips]) for one in train]
     clips = labelled_clips(run) if labels else {}
     labelled = {
@@ -120,6 +124,16 @@ def _of_run(path: Path, run: Run, views: Views, labels: bool) -> Found:
             for group, values in stacked.items()
         }
     return Found(candidates, total, {"/".join(group): values for group, values in each.items()})
+
+
+def _note_few(run: Run, train: Sequence[Embeddings]) -> None:
+    most, named = max(searching.NEIGHBORS), zip(run.groups, train, strict=True)
+    few = [f"{'/'.join(g)} ({len(one.clips)})" for g, one in named if len(one.clips) <= most]
+    if few:
+        console.note(
+            f"with fewer than {most + 1} training clips local scales are from all there are: "
+            f"{', '.join(few)}"
+        )
 
 
 def views_of(system: SystemConfig) -> Views:

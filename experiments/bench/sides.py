@@ -176,6 +176,21 @@ def hubert_torch() -> Callable:
     return torch_speech
 
 
+def mn04_input() -> tuple:
+    """Return the configuration, random weights and a normalized log-mel `[8, 1000, 128]`."""
+    from asdjax.models.backbone import initialize
+    from asdjax.models.efficientat import EfficientATConfig
+
+    config = EfficientATConfig(width_mult=0.4, num_classes=0)
+    return config, initialize(config), np.asarray(config.frontend(waves()[:8]))
+
+
+def mn04_torch() -> Callable:
+    from torch_efficientat import torch_efficientat
+
+    return torch_efficientat
+
+
 def convolutions_ours() -> Call:
     """Return the convolutional encoder of HuBERT alone."""
     import jax
@@ -410,6 +425,9 @@ ALIKE: dict[str, Sides] = {  # on both
         "ours, one by one": partial(autoencoders_ours, at_once=False),
         "torch, one by one": autoencoders_torch,
     },
+    "EfficientAT mn04 embedding, 8 x 10 s": forward_sides(
+        mn04_input, mn04_torch, "float32", ("float32",)
+    ),
     "convolutions of HuBERT-base, 8 x 10 s": {
         "ours": convolutions_ours,
         "transformers": convolutions_torch,

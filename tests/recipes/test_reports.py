@@ -133,7 +133,7 @@ STATED = {  # field of the configuration -> value, as the reports' sections say
         "train.heads.0.labels": "attributes",
         "train.heads.0.loss.kind": "arcface",
         "scorer.k": 1,
-        "scorer.smote.ratio": 1.0,  # "to balance"
+        "scorer.oversample.ratio": 1.0,  # "to balance"
     },
     "aithu2024/beats-lora": {  # 2.1
         "encoders.0.adapter.rank": 64,
@@ -176,7 +176,7 @@ STATED = {  # field of the configuration -> value, as the reports' sections say
         "train.optimizer.schedule.start": 1e-4,
         "train.optimizer.schedule.warmup": 8 * 10,
         "scorer.k": 1,
-        "scorer.smote.ratio": 1.0,
+        "scorer.oversample.ratio": 1.0,
         "train.optimizer.kind": "adam",
         "train.optimizer.schedule.peak": 1e-4,
         "train.optimizer.schedule.end": 1e-5,
@@ -263,7 +263,7 @@ def test_what_runs_of_xju_is_its_table_1(name):
     (cells,) = table("xju2025", "1").values()
     printed = {metric: value for (_, metric), value in cells.items()}
     recipe = RECIPES[name]
-    train, smote = recipe.config.train, recipe.config.scorer.smote
+    train, smote = recipe.config.train, recipe.config.scorer.oversample
     margin, contrastive = (head.loss for head in train.heads)
     schedule = train.optimizer.schedule
     assert printed == {

@@ -27,34 +27,41 @@ SETTINGS = [
     Density(4, decay=0.5, form="difference", strength="variance", scale="sum"),
     Density(50),
     Density(6, exits=True),
-    Density(30, exits=True, strength="variance"),
+    Density(30, target_neighbors=4, exits=True, form="difference"),
 ]
 ASKED = list(itertools.product(SETTINGS, (False, True)))
 
 
-def before_exit(d):
-    """How many of the rising distances lie before the exit."""
-    if len(d) < 3:
-        return min(len(d), 2)
+def smoothed(d):
     r = [a / max(b, COPY) for a, b in itertools.pairwise(d)]
-    s = [(a + b) / 2 for a, b in itertools.pairwise(r)]
-    if min(s) < SPARSE:
-        return 2
-    below = [n for n, one in enumerate(s, 1) if one < np.percentile(s, 4)]
+    return [(a + b) / 2 for a, b in itertools.pairwise(r)]
+
+
+def before_exit(d, every):
+    """How many of the rising distances lie before the exit; those of all of the bank."""
+    s = smoothed(d)
+    if len(d) < 3 or min(s) < SPARSE:
+        return min(len(d), 2)
+    bound = np.percentile([one for d in every for one in smoothed(d)], 4)
+    below = [n for n, one in enumerate(s, 1) if one < bound]
     return below[0] if below else len(d) - 2
 
 
-def local_scale(distances, domains, j, setting, by_domain):
-    """c_j of the bank whose distances are given; None where there is no neighbor."""
+def neighbor_distances(distances, domains, j, setting, by_domain):
+    """The rising distances of reference j to its K neighbors."""
     others = [i for i in range(len(domains)) if i != j and distances[j, i] > COPY]
     own = [i for i in others if domains[i] == domains[j]]
     chosen = own if by_domain and own else others
     count = setting.neighbors
     if domains[j] == TARGET and setting.target_neighbors is not None:
         count = setting.target_neighbors
-    d = sorted(distances[j, i] for i in chosen)[:count]
+    return sorted(distances[j, i] for i in chosen)[:count]
+
+
+def local_scale(d, setting, every):
+    """c of a reference at distances d to its neighbors; None where there is none."""
     if setting.exits:
-        d = d[: before_exit(d)]
+        d = d[: before_exit(d, every)]
     if not d:
         return None
     weights = [setting.decay**n for n in range(len(d))]
@@ -66,8 +73,9 @@ def coordinate(value, setting):
     return np.log(max(value, COPY)) if setting.form == "ratio" else value
 
 
-def m_of(distances, domains, j, setting, by_domain):
-    c = local_scale(distances, domains, j, setting, by_domain)
+def m_of(distances, domains, j, setting, by_domain, every):
+    d = neighbor_distances(distances, domains, j, setting, by_domain)
+    c = local_scale(d, setting, every)
     return 0.0 if c is None else coordinate(c, setting)
 
 
@@ -83,7 +91,8 @@ def strength(distances, domains, setting, by_domain):
         rest = [i for i in range(len(domains)) if i != z]
         x.append(coordinate(distances[z, j], setting))
         place = rest.index(j)
-        m.append(m_of(distances[np.ix_(rest, rest)], domains[rest], place, setting, by_domain))
+        without = distances[np.ix_(rest, rest)], domains[rest]
+        m.append(m_of(*without, place, setting, by_domain, None))
     x, m = np.array(x), np.array(m)
     if not len(m) or m.var() <= LEAST_VARIANCE * m.mean() ** 2 or m.var() < 1e-37:
         return 0.0
@@ -98,13 +107,17 @@ def oracle(references, domains, synthetic, query, setting, by_domain):
     if setting is None:
         return max(min(1 - query @ r for r in [*references, *synthetic]), 0)
     a = strength(distances, domains, setting, by_domain)
+    every = [
+        neighbor_distances(distances, domains, j, setting, by_domain)
+        for j in range(len(references))
+    ]
     found = []
     for j, row in enumerate(references):
-        m = m_of(distances, domains, j, setting, by_domain)
+        m = m_of(distances, domains, j, setting, by_domain, every)
         found.append(coordinate(1 - query @ row, setting) - a * m)
     for row in synthetic:
         near = np.maximum([[0, *(1 - r @ row for r in references)]], 0)
-        m = m_of(near, np.array([TARGET, *domains]), 0, setting, by_domain)
+        m = m_of(near, np.array([TARGET, *domains]), 0, setting, by_domain, every)
         found.append(coordinate(1 - query @ row, setting) - a * m)
     return np.exp(min(found)) if setting.form == "ratio" else min(found)
 

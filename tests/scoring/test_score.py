@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import gamma
 
 from asdjax.scoring.knn import Knn
+from asdjax.scoring.oversampling import Smote, oversample
 from asdjax.scoring.score import score, threshold
-from asdjax.scoring.smote import Smote, oversample
 from asdjax.types import Clip, Embeddings, InputError
 
 
@@ -249,7 +249,7 @@ def balanced(sources=60, targets=6):
 def test_smote_lowers_scores_between_target_clips_and_no_training_score(references):
     train, test = balanced()
     plain, left = score([train], [test], Knn(1, references))
-    smote = Knn(1, references, smote=Smote(ratio=1.0))
+    smote = Knn(1, references, oversample=Smote(ratio=1.0))
     found, still = score([train], [test], smote)
     assert (found[0] <= plain[0] + 1e-6).all()  # float32 rounding of a cosine
     assert (found[0] < plain[0] / 2).mean() > 0.5  # 54 rows on 12 segments: most middles are near
@@ -286,7 +286,7 @@ def test_machines_without_smote_are_noted_once_each_and_scored_as_ever(reference
     none = machine(train.values, [None] * 66)
     groups = [no_target, train, none], [test] * 3
     lines = []
-    found, _ = score(*groups, Knn(1, references, smote=Smote()), lines.append)
+    found, _ = score(*groups, Knn(1, references, oversample=Smote()), lines.append)
     assert lines == [
         "SMOTE skipped for fan/section_00: 0 target clips; 2 neighbors need at least 3",
         "SMOTE skipped for fan/section_00: its training clips have no domains",

@@ -16,9 +16,9 @@ from asdjax.scoring.knn import Knn
 from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.minimum import Minimum
 from asdjax.scoring.mixture import Mixture
+from asdjax.scoring.oversampling import MemMixup, Smote
 from asdjax.scoring.residual import Residual
 from asdjax.scoring.score import score
-from asdjax.scoring.smote import Smote
 from asdjax.types import Clip, Embeddings, InputError
 
 WIDTH = 6
@@ -34,7 +34,7 @@ SCORERS = {
     "density": Knn(normalize=Density(2)),
     "density-domain": Knn(references="domain", normalize=Density(3, 2, scale="sum")),
     "varmin-parts": Knn(parts=2, normalize=Density(4, form="difference", strength="variance")),
-    "exits": Knn(normalize=Density(16, strength="variance", exits=True)),
+    "exits": Knn(normalize=Density(16, exits=True)),
     "domain-scale": Knn(normalize=DomainScale(), parts=2),
     "minimum": Minimum((Knn(), Mahalanobis("pooled"), Residual(0.5))),
 }
@@ -150,10 +150,16 @@ def test_a_training_score_is_that_of_a_test_clip_of_a_bank_without_it(config):
 
 
 COMBINED = [
-    Knn(references=references, standardize=standardize, smote=smote, parts=parts, normalize=one)
+    Knn(
+        references=references,
+        standardize=standardize,
+        oversample=oversample,
+        parts=parts,
+        normalize=one,
+    )
     for references in ("pooled", "domain")
     for standardize in (None, "machine")
-    for smote in (None, Smote(0.5))
+    for oversample in (None, Smote(0.5), MemMixup())
     for parts in (1, 2)
     for one in (Density(2), Density(3, form="difference", strength="variance"), DomainScale())
 ]

@@ -1,11 +1,11 @@
-"""SMOTE against imbalanced-learn, and by meaning: rows between target clips and nowhere else."""
+"""SMOTE against imbalanced-learn, MemMixup against a loop, and both by meaning: where rows lie."""
 
 import numpy as np
 import pytest
 from imblearn.over_sampling import SMOTE
 
 from asdjax.scoring.folds import unit
-from asdjax.scoring.smote import Smote, oversample
+from asdjax.scoring.oversampling import MemMixup, Smote, oversample
 from asdjax.types import InputError
 
 
@@ -141,3 +141,31 @@ def test_rows_without_direction_stay_finite():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(InputError, match=f"{next(iter(wrong))}.*got {next(iter(wrong.values()))}"):
         Smote(**wrong)
+
+
+@pytest.mark.parametrize("supports", [1, 4, 990])
+def test_memmixup_moves_each_target_row_towards_its_nearest_source_rows(supports):
+    values, domains = made(12, 3)
+    rows, note = oversample(values, domains, MemMixup(0.9, supports))
+    source = values[np.array(domains) == "source"].astype(float)
+    target = values[np.array(domains) == "target"].astype(float)
+    expected = []
+    for t in target:
+        for s in sorted(source, key=lambda s: -s @ t)[:supports]:
+            mixed = 0.9 * t + 0.1 * s
+            expected.append(mixed / np.linalg.norm(mixed))
+    assert note == ""
+    np.testing.assert_allclose(rows, expected, rtol=0, atol=1e-6)  # float32 of numbers below 1
+
+
+@pytest.mark.parametrize(("sources", "targets"), [(0, 3), (3, 0)])
+def test_memmixup_needs_both_domains(sources, targets):
+    rows, note = oversample(*made(sources, targets), MemMixup())
+    assert len(rows) == 0
+    assert note == f"{targets} target and {sources} source clips"
+
+
+@pytest.mark.parametrize("wrong", [{"share": 0.0}, {"share": 1.0}, {"supports": 0}])
+def test_impossible_mixtures_are_refused(wrong):
+    with pytest.raises(InputError, match=f"{next(iter(wrong))}.*got {next(iter(wrong.values()))}"):
+        MemMixup(**wrong)

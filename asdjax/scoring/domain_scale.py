@@ -22,13 +22,17 @@ class DomainScale:
     """
 
 
-def scores(bank: Bank, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+def scores(
+    bank: Bank, away: np.ndarray, synthetic: np.ndarray, apart: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores of test clips `[Q]`, and of references in banks without them `[R]`.
 
     Both float32; inf where no other clip is left.
 
     Args:
-      apart: `[R or more, R or more]`, the distances of references, inf to themselves, where known.
+      away, synthetic: `[R, Q]` and `[N, Q]`, the distances of test clips from references and from
+        synthetic ones.
+      apart: `[R, R]`, those of references, inf to themselves; None: too many to be held.
     """
     count = len(bank.domain)
     domains = np.unique(bank.domain)
@@ -43,12 +47,11 @@ def scores(bank: Bank, apart: np.ndarray | None = None) -> tuple[np.ndarray, np.
         usual = np.stack([_median(nearest[:, rows]) for rows in of], 1)
         left_out.append((to_domain[clips] / usual).min(1))
     usual = np.stack([_median(first[None, rows]) for rows in of], 1)
-    rows = [bank.references[rows] for rows in of]
-    if TARGET in domains:
+    nearest = [away[rows].min(0) for rows in of]
+    if TARGET in domains and len(synthetic):
         place = domains.tolist().index(TARGET)
-        rows[place] = np.concatenate([rows[place], bank.synthetic])
-    nearest = np.stack([distances(bank.queries, one).min(1) for one in rows], 1)
-    return (nearest / usual).min(1), np.concatenate(left_out)
+        nearest[place] = np.minimum(nearest[place], synthetic.min(0))
+    return (np.stack(nearest, 1) / usual).min(1), np.concatenate(left_out)
 
 
 def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
@@ -58,7 +61,7 @@ def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
         distance = distances(bank.references[clips], bank.references)
         distance[np.arange(len(clips)), clips] = np.inf
     else:
-        distance = apart[clips, : len(bank.domain)]
+        distance = apart[clips]
     to_domain = [distance[:, bank.domain == one].min(1) for one in domains]
     every = np.where(distance <= COPY, np.inf, distance)
     own = np.where(bank.domain[clips, None] == bank.domain, every, np.inf)
@@ -74,7 +77,8 @@ def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
 
 def _median(values: np.ndarray) -> np.ndarray:
     """Return the medians of the finite values of rows; 1 where there is none."""
-    values, count = np.sort(values, 1), np.isfinite(values).sum(1)
-    row, last = np.arange(len(values)), values.shape[1] - 1
-    middle = [values[row, np.clip(at, 0, last)] for at in ((count - 1) // 2, count // 2)]
+    count, last = np.isfinite(values).sum(1), values.shape[1] - 1
+    places = [np.clip(at, 0, last) for at in ((count - 1) // 2, count // 2)]
+    values = np.partition(values, np.unique(places), 1)
+    middle = [values[np.arange(len(values)), at] for at in places]
     return np.where(count > 0, np.where(count > 0, sum(middle), 2) / 2, 1)

@@ -112,8 +112,12 @@ def _scores(
     to_queries = jax.device_put(np.concatenate(away, 1))
     for kind, setting in settings.items():
         if setting is None:
-            apart = [None] * len(banks) if held is None else held[0][1]
-            pairs = [domain_scale.scores(*one) for one in zip(banks, apart, strict=True)]
+            pairs = []
+            for g, bank in enumerate(banks):
+                r, n, q = map(len, (bank.references, bank.synthetic, bank.queries))
+                apart = None if held is None else held[0][1][g, :r, :r]
+                of_synthetic = away[-1][g, :n, :q]
+                pairs.append(domain_scale.scores(bank, away[0][g, :r, :q], of_synthetic, apart))
             yield kind, *([one[None] for one in side] for side in zip(*pairs, strict=True))
             continue
         known = *_first(near, _length(setting)), domain, setting

@@ -177,12 +177,21 @@ def hubert_torch() -> Callable:
 
 
 def mn04_input() -> tuple:
-    """Return the configuration, random weights and a normalized log-mel `[8, 1000, 128]`."""
+    """Return the configuration, random weights and a normalized log-mel `[8, 1000, 128]`.
+
+    Kernels are drawn so that every layer keeps the size of its values.
+    """
     from asdjax.models.backbone import initialize
     from asdjax.models.efficientat import EfficientATConfig
 
-    config = EfficientATConfig(width_mult=0.4, num_classes=0)
-    return config, initialize(config), np.asarray(config.frontend(waves()[:8]))
+    config, rng = EfficientATConfig(width_mult=0.4, num_classes=0), np.random.default_rng(0)
+    params = {name: np.asarray(value) for name, value in initialize(config).items()}
+    for name, value in params.items():
+        if name.endswith("kernel"):
+            inputs = value.shape[0] if value.ndim == 2 else value.shape[0] ** 2
+            drawn = (2 / inputs) ** 0.5 * rng.standard_normal(value.shape)
+            params[name] = drawn.astype(np.float32)
+    return config, params, np.asarray(config.frontend(waves()[:8]))
 
 
 def mn04_torch() -> Callable:

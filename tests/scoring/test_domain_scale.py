@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
+from asdjax.scoring import matching
 from asdjax.scoring.density import COPY
 from asdjax.scoring.distances import TARGET, Bank, unit_rows
-from asdjax.scoring.domain_scale import scores
+from asdjax.scoring.domain_scale import DomainScale
 
 
 def oracle(references, domains, synthetic, query):
@@ -42,7 +43,8 @@ def test_scores_are_those_of_the_formula(source, target, synthetic):
         domains[3:5] = 2  # clips without a domain
     more = unit_rows(1 + 0.3 * rng.normal(size=(synthetic, 5)))
     queries = unit_rows(1 + rng.normal(size=(4, 5)))
-    tests, left_out = scores(Bank(rows, domains, more, queries))
+    bank = Bank(rows, domains, more, queries)
+    ((tests,),), ((left_out,),) = matching.scores([bank], [(DomainScale(), True)])
     expected = [oracle(rows, domains, more, query) for query in queries]
     rest = [np.delete(np.arange(len(rows)), i) for i in range(len(rows))]
     without = [

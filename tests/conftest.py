@@ -16,6 +16,7 @@ import pytest
 # out. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 every test computes as users do.
 QUICK = os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0"
 if QUICK:
+    os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP takes a minute to compile
     quick = [processes.users_flags(), processes.ONE_PART]
     if version("jaxlib") < "0.12":  # newer ones have no other emitters
         quick.append(processes.OTHER_EMITTERS)

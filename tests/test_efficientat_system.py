@@ -3,9 +3,11 @@
 from dataclasses import asdict, replace
 
 import numpy as np
+import pytest
 from machines import one_encoder
 from trainings import small_system, two_machines
 
+from asdjax.models import efficientat as efficient
 from asdjax.models import weights_file
 from asdjax.models.backbone import initialize
 from asdjax.models.efficientat import EfficientATConfig
@@ -17,6 +19,14 @@ FIXED = ".mean", ".var"
 HEAD = "hidden.", "head."
 
 
+@pytest.fixture
+def few_blocks(monkeypatch):
+    """Four blocks, of 15, between which time and frequency are halved as often."""
+    some = (efficient.SETTINGS[i] for i in (1, 3, 6, 12))
+    monkeypatch.setattr(efficient, "SETTINGS", tuple(some))
+
+
+@pytest.mark.usefixtures("few_blocks")
 def test_all_but_the_statistics_and_the_class_head_trains_and_it_scores(tmp_path):
     start = initialize(TINY)
     weights = tmp_path / "mn01.safetensors"

@@ -74,16 +74,11 @@ def start(folder):
 
 @pytest.fixture(scope="module")
 def ran(start, folder):
-    """Return the folders of runs by name; those of two processes end in 2."""
-    waiting = []
-    for system, name in ((FROZEN, "frozen"), (BOTH, "both")):
-        waiting += [(name, start(name, "run", system))]
-        waiting[-1][1][0].join(600)
-        waiting += [(f"{name}2", start(f"{name}2", "run", system, count=2))]
-        for process in waiting[-1][1]:
-            process.join(600)
-    for name, started in waiting:
+    """Return the folder of two runs of an ensemble: "one" of one process, "two" of two."""
+    for count, name in ((1, "one"), (2, "two")):
+        started = start(name, "run", BOTH, count)
         for number, process in enumerate(started):
+            process.join(600)
             assert process.exitcode == 0, (folder / f"{name}.{number}.log").read_text()
     return folder
 
@@ -100,13 +95,15 @@ def files(run: Path) -> dict[str, bytes]:
 
 
 def test_two_processes_give_the_files_of_one(ran):
-    one, two = files(ran / "frozen"), files(ran / "frozen2")
+    member = Path("members", "test", "one")
+    one, two = (files(ran / name / member) for name in ("one", "two"))
     assert one.keys() == two.keys()
     embedded = {Path(file).stem for file in one if file.startswith("embeddings/")}
     assert embedded == {f"{machine}_section_00" for machine in MACHINES}
     for file, content in one.items():
         if file.endswith(".npz"):
-            with np.load(ran / "frozen" / file) as ours, np.load(ran / "frozen2" / file) as theirs:
+            paths = (ran / name / member / file for name in ("one", "two"))
+            with np.load(next(paths)) as ours, np.load(next(paths)) as theirs:
                 assert ours.files == theirs.files
                 for part in ours.files:
                     np.testing.assert_array_equal(theirs[part], ours[part], err_msg=file)
@@ -116,13 +113,13 @@ def test_two_processes_give_the_files_of_one(ran):
 
 def test_two_processes_run_an_ensemble_as_one(ran):
     """Both embed the first member; of the second, which has the same embeddings, they copy them."""
-    one, two = files(ran / "both"), files(ran / "both2")
+    one, two = files(ran / "one"), files(ran / "two")
     assert one.keys() == two.keys()
     scores = [file for file in one if Path(file).name.startswith("anomaly_score")]
     assert len(scores) == 3 * len(MACHINES)  # of two members and the ensemble
     for file in (*scores, "results.csv"):
         assert two[file] == one[file], file
-    told = [(ran / f"both2.{number}.log").read_text() for number in range(2)]
+    told = [(ran / f"two.{number}.log").read_text() for number in range(2)]
     assert told[0].count("scores:") == 3
     assert "scores:" not in told[1]
 
@@ -152,7 +149,7 @@ def test_processes_that_would_embed_differently_are_refused(start, folder):
 
 def test_each_process_embeds_its_share(ran):
     """Three machines of 21 clips: the first process embeds two of them, and alone tells of it."""
-    told = [(ran / f"frozen2.{number}.log").read_text() for number in range(2)]
+    told = [(ran / f"two.{number}.log").read_text() for number in range(2)]
     assert " 42/42 " in told[0]
     assert "scores:" in told[0]
     assert "embedding" not in told[1]

@@ -85,7 +85,7 @@ def errors(found, want):
 
 
 # On a TPU 641 tokens are the first that need several blocks; 700 are 768, of six blocks of 128.
-@pytest.mark.parametrize(("extras", "rate"), [((), 0.25), (("bias",), 0.0), (ALL, 0.25)])
+@pytest.mark.parametrize(("extras", "rate"), [(("bias",), 0.0), (ALL, 0.25)])
 @pytest.mark.parametrize(("platform", "tokens"), [("cuda", 70), ("tpu", 70), ("tpu", 700)])
 def test_kernels_give_the_definition_and_its_gradients(platform, tokens, extras, rate):
     arrays, slope = made(2, tokens, extras)
@@ -96,7 +96,7 @@ def test_kernels_give_the_definition_and_its_gradients(platform, tokens, extras,
 
 @pytest.mark.parametrize("platform", ["cuda", "tpu"])
 @pytest.mark.parametrize(
-    ("tokens", "all_of_it"), [(1, True), (129, True), (64, False), (65, False), (513, False)]
+    ("tokens", "all_of_it"), [(1, True), (64, False), (65, True), (513, False)]
 )
 def test_any_number_of_tokens(platform, tokens, all_of_it):
     rng = np.random.default_rng([tokens, platform == "tpu"])

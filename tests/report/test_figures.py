@@ -193,15 +193,15 @@ def blobs(count, of=3):
 
 
 def test_umap_keeps_neighbors_together_and_repeats_itself(tmp_path):
-    """One test: most of its time goes into compiling UMAP."""
-    rows, label = blobs(60), np.arange(60) % 3
+    rows, label = blobs(48), np.arange(48) % 3
     points = figures.umap(rows)
-    assert points.shape == (60, 2)
+    assert points.shape == (48, 2)
     assert silhouette_score(points, label) > 0.8  # 1: islands far apart
     np.testing.assert_array_equal(points, figures.umap(rows))
     np.testing.assert_array_equal(figures.umap(blobs(16)).shape, (16, 2))  # the fewest
-    figures.write_clusters(tmp_path / "new" / "fan.png", members(60), rows, label, pytest.fail)
-    height, width, _ = imread(tmp_path / "new" / "fan.png").shape
+    picture = tmp_path / "new" / "fan.png"
+    figures.write_clusters(picture, members(16), rows[:16], label[:16], pytest.fail)
+    height, width, _ = imread(picture).shape
     assert height > 0.9 * width  # two rows
 
 

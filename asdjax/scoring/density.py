@@ -54,7 +54,8 @@ class Density:
         For banks of thousands: each training clip is left out by a pass over all lists.
 
     With `references="domain"` neighbors are of the same domain; a clip that is alone in its domain
-    takes its neighbors from all.
+    takes its neighbors from all. A synthetic clip (`Knn.oversample`) has the scale of the target
+    clip nearest to it: its distance to that one says nothing of density.
 
     Source: Wilkinghoff et al. 2025, "Local density-based anomaly score normalization for domain
         generalization" (arXiv 2509.10951): both forms, K, weights; Matsumoto et al. 2025 (DCASE
@@ -114,19 +115,21 @@ def kind(asked: Density | None) -> Kind:
     return Kind(asked.form == "ratio", asked.exits) if asked else Kind(ratio=False, exits=False)
 
 
-def settings(asked: Sequence[tuple[Density | None, bool]]) -> Setting:
+def settings(asked: Sequence[tuple[Density | None, bool]], clips: int) -> Setting:
     """Return settings of one kind as arrays.
 
     Args:
       asked: of each its `Density`, None for plain distances, and whether neighbors are of the same
         domain.
+      clips: no bank has more; so many neighbors are all.
     """
-    most = max(max((one or Density()).counts) for one, _ in asked) + 2  # two may be left out
+    counts = [[min(n, clips) for n in (one or Density()).counts] for one, _ in asked]
+    most = max(map(max, counts)) + 2  # two may be left out
     rows = []
-    for given, by_domain in asked:
+    for (given, by_domain), own in zip(asked, counts, strict=True):
         one = given or Density()
         weight = np.zeros((2, most), np.float32)
-        for row, count in zip(weight, one.counts, strict=True):
+        for row, count in zip(weight, own, strict=True):
             row[:count] = one.decay ** np.arange(count)
         flags = one.scale == "sum", one.strength == "variance"
         strength = np.float32(given is not None)
@@ -264,9 +267,10 @@ def _scale_without_each(own: Lists, every: Lists, weight, near: Neighbors):
     there = jnp.where(jnp.isinf(own.value), 0.0, 1.0)
     earlier = jnp.pad(weight[:, :-1], ((0, 0), (1, 0)))
     sums = []
-    for x in (value * there, there):
-        before, behind = _running(weight * x), _running(earlier * x)
-        sums.append(before - weight * x + behind[:, -1:] - behind)
+    for x in (value * there, there):  # sums of positive numbers alone, so that small ones count
+        before = _product(weight * x, jnp.triu(jnp.ones((x.shape[-1],) * 2), 1))
+        behind = _product(earlier * x, jnp.tril(jnp.ones((x.shape[-1],) * 2), -1))
+        sums.append(before + behind)
     several = _m(*sums, near)
     instead = _local(_without(every, own.id[:, 0]).value, weight, near)
     return jnp.where(there[:, 1:2] > 0, several, instead[:, None])
@@ -301,10 +305,9 @@ def _before_exit(value, weight, bound):
     return jnp.where(sparse, jnp.minimum(count, 2), first)[:, None]
 
 
-def _running(x):
-    """Return the sums of `[R, M]` up to each place, as a product: a tenth of cumsum's time."""
-    upto = jnp.triu(jnp.ones((x.shape[-1],) * 2))
-    return jnp.matmul(x, upto, precision=jax.lax.Precision.HIGHEST)
+def _product(x, places):
+    """Return sums over some places of `[R, M]`: a tenth of the time of cumsum."""
+    return jnp.matmul(x, places, precision=jax.lax.Precision.HIGHEST)
 
 
 def strengths(near: Neighbors):

@@ -22,17 +22,14 @@ class DomainScale:
     """
 
 
-def scores(
-    bank: Bank, away: np.ndarray, synthetic: np.ndarray, apart: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores of test clips `[Q]`, and of references in banks without them `[R]`.
+def fit(bank: Bank, apart: np.ndarray | None) -> tuple[dict[int, float], np.ndarray]:
+    """Return u of each domain, and the scores of references in banks without them, `[R]`.
 
-    Both float32; inf where no other clip is left.
+    These are float32; inf where no other clip is left.
 
     Args:
-      away, synthetic: `[R, Q]` and `[N, Q]`, the distances of test clips from references and from
-        synthetic ones.
-      apart: `[R, R]`, those of references, inf to themselves; None: too many to be held.
+      apart: `[R or more, R or more]`, the distances of references, inf to themselves; None: they
+        are too many to be held.
     """
     count = len(bank.domain)
     domains = np.unique(bank.domain)
@@ -46,12 +43,20 @@ def scores(
         nearest[np.arange(len(clips)), clips] = np.inf
         usual = np.stack([_median(nearest[:, rows]) for rows in of], 1)
         left_out.append((to_domain[clips] / usual).min(1))
-    usual = np.stack([_median(first[None, rows]) for rows in of], 1)
-    nearest = [away[rows].min(0) for rows in of]
-    if TARGET in domains and len(synthetic):
-        place = domains.tolist().index(TARGET)
-        nearest[place] = np.minimum(nearest[place], synthetic.min(0))
-    return (np.stack(nearest, 1) / usual).min(1), np.concatenate(left_out)
+    usual = [_median(first[None, rows])[0] for rows in of]
+    return dict(zip(domains.tolist(), usual, strict=True)), np.concatenate(left_out)
+
+
+def scores(domain: np.ndarray, usual: dict[int, float], away: np.ndarray) -> np.ndarray:
+    """Return the scores of test clips, `[Q]` float32.
+
+    Args:
+      domain: `[R]`, of the references, other numbers where none is.
+      usual: u of each domain.
+      away: `[R + N, Q]`, distances from references and from synthetic rows of the target domain.
+    """
+    domain = np.pad(domain, (0, len(away) - len(domain)), constant_values=TARGET)
+    return np.min([away[domain == one].min(0) / u for one, u in usual.items()], 0)
 
 
 def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
@@ -61,7 +66,7 @@ def _nearest(bank: Bank, clips, domains, apart) -> tuple[np.ndarray, ...]:
         distance = distances(bank.references[clips], bank.references)
         distance[np.arange(len(clips)), clips] = np.inf
     else:
-        distance = apart[clips]
+        distance = apart[clips, : len(bank.domain)]
     to_domain = [distance[:, bank.domain == one].min(1) for one in domains]
     every = np.where(distance <= COPY, np.inf, distance)
     own = np.where(bank.domain[clips, None] == bank.domain, every, np.inf)

@@ -41,8 +41,9 @@ def scores(
     rows: dict[Kind | None, list[int]] = {}  # None: the scale of domains
     for i, (one, _) in enumerate(asked):
         rows.setdefault(None if isinstance(one, DomainScale) else density.kind(one), []).append(i)
+    most = max(len(bank.references) for bank in banks)
     settings = {
-        kind: None if kind is None else density.settings([asked[i] for i in own])
+        kind: None if kind is None else density.settings([asked[i] for i in own], most)
         for kind, own in rows.items()
     }
     for some in _chunks(banks, max(map(_length, settings.values()))):
@@ -100,25 +101,35 @@ def _scores(
             block[:, own, own - start] = np.inf
             yield np.minimum(start + np.arange(size), count - 1), block
 
+    width = max(HELD // (len(banks) * (count + added)) // ROWS, 1) * ROWS
+    width = min(width, max(asked, ROWS))
+
+    def away() -> Iterator[np.ndarray]:
+        """Yield the distances `[G, R + N, width]` of all from some test clips."""
+        for start in range(0, max(asked, 1), width):
+            some = [rows[start : start + width] for rows in queries]
+            parts = [_between(references, some, (count, width))]
+            if added:
+                parts.append(_between(synthetic, some, (added, width)))
+            yield np.concatenate(parts, 1)
+
     held = list(blocks()) if size == count else None  # else they are computed twice
+    held_away = list(away()) if width >= asked else None
     found = [_lists(block, domain[:, rows], domain, length) for rows, block in held or blocks()]
     near = jax.tree.map(lambda *rows: jnp.concatenate(rows, 1)[:, :count], *found)
-    away = [_between(references, queries, (count, asked))]
     if added:
-        target = np.full((len(banks), added), TARGET, np.int32)
-        block = _between(references, synthetic, (count, added))
-        near_synthetic = _lists(block, target, domain, length)
-        away.append(_between(synthetic, queries, (added, asked)))
-    to_queries = jax.device_put(np.concatenate(away, 1))
+        apart = _between(references, synthetic, (count, added))
+        parent = np.where(domain[..., None] == TARGET, apart, np.inf).argmin(1)
     for kind, setting in settings.items():
         if setting is None:
-            pairs = []
-            for g, bank in enumerate(banks):
-                r, n, q = map(len, (bank.references, bank.synthetic, bank.queries))
-                apart = None if held is None else held[0][1][g, :r, :r]
-                of_synthetic = away[-1][g, :n, :q]
-                pairs.append(domain_scale.scores(bank, away[0][g, :r, :q], of_synthetic, apart))
-            yield kind, *([one[None] for one in side] for side in zip(*pairs, strict=True))
+            apart = [None] * len(banks) if held is None else held[0][1]
+            pairs = [domain_scale.fit(*one) for one in zip(banks, apart, strict=True)]
+            usual, left_out = zip(*pairs, strict=True)
+            tests = [
+                [domain_scale.scores(*one) for one in zip(domain, usual, block, strict=True)]
+                for block in held_away or away()
+            ]
+            yield kind, np.concatenate(tests, -1)[:, None], [one[None] for one in left_out]
             continue
         known = *_first(near, _length(setting)), domain, setting
         bounds = _exit_bounds(*known, kind) if kind.exits else None
@@ -128,9 +139,9 @@ def _scores(
             for rows, block in held or blocks()
         ]
         if added:
-            few = _first(near_synthetic, _length(setting))
-            m = jnp.concatenate([m, _scales(*few, target, setting, bounds, kind)], -1)
-        tests = np.asarray(_tests(to_queries, m, strength, kind))
+            m = jnp.concatenate([m, jnp.take_along_axis(m, parent[None], -1)], -1)
+        tests = [np.asarray(_tests(block, m, strength, kind)) for block in held_away or away()]
+        tests = np.concatenate(tests, -1)
         yield kind, tests.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
 
 

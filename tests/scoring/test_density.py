@@ -116,8 +116,8 @@ def oracle(references, domains, synthetic, query, setting, by_domain):
         m = m_of(distances, domains, j, setting, by_domain, every)
         found.append(coordinate(1 - query @ row, setting) - a * m)
     for row in synthetic:
-        near = np.maximum([[0, *(1 - r @ row for r in references)]], 0)
-        m = m_of(near, np.array([TARGET, *domains]), 0, setting, by_domain, every)
+        parent = max(np.flatnonzero(domains == TARGET), key=lambda j: references[j] @ row)
+        m = m_of(distances, domains, parent, setting, by_domain, every)
         found.append(coordinate(1 - query @ row, setting) - a * m)
     return np.exp(min(found)) if setting.form == "ratio" else min(found)
 
@@ -171,6 +171,17 @@ def test_copies_are_no_neighbors():
     rows = np.concatenate([one.references, one.references[:2], one.references[:1]])
     domain = np.concatenate([one.domain, one.domain[:2], [TARGET]]).astype(np.int32)
     assert_agrees(one._replace(references=rows, domain=domain))
+
+
+@pytest.mark.parametrize("exponent", range(-9, -2))
+def test_near_copies_keep_their_digits(exponent):
+    """Distances of pairs from 1e-11 to 1e-5 beside those of 0.1 to others."""
+    rng = np.random.default_rng(exponent + 99)
+    one = bank(rng, clips=12, spread=3.0)
+    aside = unit_rows(one.references[::2] + 10.0 ** (exponent / 2) * rng.normal(size=(6, 6)))
+    rows = one.references.copy()
+    rows[1::2] = aside
+    assert_agrees(one._replace(references=rows, domain=one.domain))
 
 
 def test_equal_densities_change_no_order():

@@ -53,7 +53,8 @@ def near_alone(wave, lengths=None, how: How = "wiener"):
     peak is 0.9. "magnitude": |C| - |F| in place of |C| where that is positive, else 0.1 |C|.
 
     Frames under a periodic Hann window of 1024 ("magnitude": 512) samples, each half over the next,
-    the first around sample 0 of the reflected wave; back by their weighted sum.
+    the first around sample 0 of the reflected wave; back by their weighted sum. One more frame, of
+    which H knows nothing, covers the end.
 
     Args:
       wave: `[B, N, 2]` float in [-1, 1] or int16, near and far, N of at least a frame.
@@ -93,17 +94,23 @@ def _of_one(edges, length, how: How):
     """Return `[N]` from a mirrored wave `[N + size, 2]`."""
     size = FRAME_SAMPLES[how]
     hop, samples = size // 2, len(edges) - size
-    count = 1 + samples // hop
+    count = 2 + samples // hop
     window = jnp.asarray(_window(size))
-    whole = (jnp.arange(count) <= length // hop)[:, None]  # frames around samples of the clip
+    last = length // hop  # of the frames around samples of the clip
+    frame = jnp.arange(count)[:, None]
     peak = jnp.abs(edges).max()  # mirrored samples are samples of the clip
     scale = jnp.where(peak > SILENCE, PEAK / jnp.maximum(peak, SILENCE), 1.0)
-    hops = (scale * edges[: (count + 1) * hop].T).reshape(2, count + 1, hop)
+    edges = jnp.pad(edges, ((0, (count + 1) * hop - len(edges)), (0, 0)))
+    hops = (scale * edges.T).reshape(2, count + 1, hop)
     frames = jnp.concatenate([hops[:, :-1], hops[:, 1:]], -1)
-    near, far = jnp.where(whole[None], jnp.fft.rfft(frames * window[None, None]), 0.0)
-    left = {"wiener": _without_predicted, "magnitude": _without_magnitude}[how](near, far)
-    parts = (jnp.fft.irfft(left, size) * window[None]).reshape(count, 2, hop)
-    weights = jnp.where(whole, jnp.square(window)[None], 0.0).reshape(count, 2, hop)
+    near, far = jnp.fft.rfft(frames * window[None, None])
+    if how == "wiener":
+        left = _without_predicted(near, far, frame <= last)
+    else:
+        left = _without_magnitude(near, far)
+    parts = jnp.where(frame <= last + 1, jnp.fft.irfft(left, size) * window[None], 0.0)
+    weights = jnp.where(frame <= last + 1, jnp.square(window)[None], 0.0)
+    parts, weights = (x.reshape(count, 2, hop) for x in (parts, weights))
     total, weight = (_overlapping(x) for x in (parts, weights))
     found = jnp.where(weight > LEAST, total / jnp.maximum(weight, LEAST), 0.0) / scale
     return jnp.where(jnp.arange(samples) < length, found[:samples], 0.0)
@@ -119,9 +126,10 @@ def _overlapping(parts):
     return (second + jnp.pad(first[1:], ((0, 1), (0, 0)))).reshape(-1)
 
 
-def _without_predicted(near, far):
-    cross = (near * far.conj()).sum(0)
-    power = (jnp.square(far.real) + jnp.square(far.imag)).sum(0)
+def _without_predicted(near, far, known):
+    """Return the near frames without what is predicted by those of the `known [T, 1]`."""
+    cross = jnp.where(known, near * far.conj(), 0.0).sum(0)
+    power = jnp.where(known, jnp.square(far.real) + jnp.square(far.imag), 0.0).sum(0)
     return near - (cross / (power + SILENCE))[None] * far
 
 

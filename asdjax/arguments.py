@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import sys
 import textwrap
 import typing
@@ -20,6 +21,7 @@ import tyro
 
 from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.models.checkpoints import CHECKPOINTS, find
+from asdjax.models.pooling import Pool
 from asdjax.models.weights_file import read_header
 from asdjax.recipes import RECIPES
 from asdjax.stages.options import Options
@@ -103,6 +105,8 @@ def parse(command: str, args: list[str]) -> Arguments:
             f"--{LAYER}{word.removeprefix('--layer')}" if word.split("=")[0] == "--layer" else word
             for word in rest
         ]
+    if isinstance(config, SystemConfig):
+        config, rest = _with_poolings(config, rest)
     values, config, rest = _parse(prog, option_fields(command, config), config, rest)
     members = {}
     if isinstance(config, EnsembleConfig):
@@ -117,6 +121,25 @@ def parse(command: str, args: list[str]) -> Arguments:
     options = {f.name: values.pop(f.name) for f in dataclasses.fields(Options) if f.name in values}
     options["reported"] = recipe.reported
     return Arguments(name, config, values, options, members)
+
+
+def _with_poolings(config: SystemConfig, args: list[str]) -> tuple[SystemConfig, list[str]]:
+    """Return the system with the poolings that are given, each as one word, and the other words."""
+    encoders, others = list(config.encoders), []
+    starts = [i for i, word in enumerate(args) if word.startswith("--")] + [len(args)]
+    for start, stop in pairwise(starts):
+        flag, *words = [*args[start].split("=", 1), *args[start + 1 : stop]]
+        found = re.fullmatch(r"--encoders\.(\d+)\.(pools|scored)", flag)
+        number = int(found[1]) if found else len(encoders)
+        if number < len(encoders) and words and hasattr(encoders[number], found[2]):
+            try:
+                pools = () if words == ["none"] else tuple(map(Pool.parse, words))
+            except ValueError as error:
+                raise InputError(f"{flag}: {error}") from error
+            encoders[number] = dataclasses.replace(encoders[number], **{found[2]: pools})
+        else:
+            others += args[start:stop]
+    return dataclasses.replace(config, encoders=tuple(encoders)), args[: starts[0]] + others
 
 
 def _has_one_layer(config: SystemConfig | EnsembleConfig) -> bool:
@@ -250,7 +273,10 @@ def flags(value: Any, prefix: str = "") -> Iterator[Flag]:
     for one in dataclasses.fields(value):
         path, held = f"{prefix}{one.name.replace('_', '-')}", getattr(value, one.name)
         parts = [held] if is_dataclass(held) else held if isinstance(held, tuple) else ()
-        if parts and all(map(is_dataclass, parts)):
+        if one.name in ("pools", "scored"):
+            named = " ".join(str(pool).lower().replace(" ", "") for pool in held)
+            yield Flag(path, "POOLING ...", f"default: {named or 'none'}", texts[one.name])
+        elif parts and all(map(is_dataclass, parts)):
             for i, part in enumerate(parts):
                 yield from flags(part, f"{path}." if part is held else f"{path}.{i}.")
         elif held is not None or not _of_dataclasses(hints[one.name]):

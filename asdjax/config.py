@@ -102,6 +102,36 @@ class SystemConfig:
         return (scorer is Reconstruction) == isinstance(self.scorer, Reconstruction)
 
     @property
+    def views(self) -> tuple[tuple[str, ...], int]:
+        """Return the names of the vectors that lie side by side in an embedding, and their parts.
+
+        Those are poolings or layers, and the bands of each.
+        """
+        if len(self.encoders) > 1:
+            return ("all encoders",), 1
+        return getattr(self.encoders[0], "views", (("embedding",), 1))
+
+    def refuse_parts(self) -> None:
+        """Raise an InputError where nearest neighbors are by other parts than embeddings have."""
+        scorers = getattr(self.scorer, "scorers", (self.scorer,))
+        asked = [one for one in scorers if isinstance(one, Knn) and (one.parts > 1 or one.view)]
+        if not asked:
+            return
+        names, parts = self.views
+        for one in asked:
+            if one.view and one.view[1] != len(names):
+                raise InputError(
+                    f"expected a view of {len(names)} ({', '.join(names)}), got one of "
+                    f"{one.view[1]}; give --scorer.view NUMBER {len(names)}"
+                )
+            known = {1, parts} if one.view else {1, len(names), len(names) * parts}
+            if one.parts not in known:
+                raise InputError(
+                    f"expected parts that the embedding has, {' or '.join(map(str, sorted(known)))}"
+                    f", got {one.parts}; bands are made by --encoders.0.pools mean,bands"
+                )
+
+    @property
     def backbones(self) -> tuple[str, ...]:
         """Return the weights of the backbones, each once, in the order of the encoders."""
         return tuple(dict.fromkeys(one.weights for one in self.encoders if one.weights))

@@ -8,6 +8,7 @@ from machines import tiny_eat, tone_machine
 from test_two_microphones import with_far
 from trainings import two_machines
 
+from asdjax import arguments
 from asdjax.__main__ import main
 from asdjax.config import SystemConfig
 from asdjax.files import read_csv
@@ -82,11 +83,11 @@ def test_what_was_trained_is_scored_by_bands(weights, tmp_path):
 POOLS = Pool(bands=True), Pool(8.0, bands=True)
 SEARCHED = {
     "plain": RECIPES["frozen/logmel"].config,
-    "views": SystemConfig((LogMel(4, POOLS),), Knn(parts=4, normalize=Density(4, exits=True))),
+    "views": SystemConfig((LogMel(4, POOLS),), Knn(parts=8, normalize=Density(4, exits=True))),
 }
 
 
-@pytest.mark.parametrize(("system", "ways"), [("plain", 29), ("views", 174)])
+@pytest.mark.parametrize(("system", "ways"), [("plain", 29), ("views", 261)])
 def test_search_ranks_all_ways_and_its_options_score_alike(system, ways, data, tmp_path, capsys):
     """Whatever the run's own scorer has."""
     out = tmp_path / "run"
@@ -101,7 +102,8 @@ def test_search_ranks_all_ways_and_its_options_score_alike(system, ways, data, t
     assert values == sorted(values, reverse=True)
     labelled = search.search([out], labels=True)
     assert {row["labels of test clips used"] for row in labelled} == {1}
-    for row in (labelled[0], labelled[-1], labelled[12], labelled[20]):
+    together = next((row for row in labelled if row["view"] == "all"), labelled[1])
+    for row in (labelled[0], labelled[-1], labelled[12], labelled[20], together):
         words = ["asdjax", "score", str(out), *row["scorer"].split()]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.argv", words)
@@ -116,6 +118,26 @@ def test_search_ranks_all_ways_and_its_options_score_alike(system, ways, data, t
     assert "next to nothing of how well anomalies are detected" in " ".join(printed.split())
 
 
+def test_parts_that_an_embedding_does_not_have_are_refused_before_it_is_made(data, tmp_path):
+    config = RECIPES["frozen/logmel"].config
+    with pytest.raises(InputError, match="expected parts that the embedding has, 1, got 8"):
+        stages.run(replace(config, scorer=Knn(parts=8)), data, tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+    both = replace(config, encoders=(LogMel(4, POOLS),))
+    with pytest.raises(InputError, match=r"expected a view of 2 \(mean, bands, RDP 8, bands\)"):
+        stages.run(replace(both, scorer=Knn(view=(0, 3))), data, tmp_path / "run")
+    with pytest.raises(InputError, match="parts that the embedding has, 1 or 2 or 8, got 4"):
+        stages.run(replace(both, scorer=Knn(parts=4)), data, tmp_path / "run")
+
+
+def test_poolings_are_words_on_the_command_line():
+    words = ["--data", "d", "--out", "o", "--encoders.0.pools", "mean,bands", "rdp8,bands"]
+    given = arguments.parse("run", ["frozen/logmel", *words, "--encoders.0.bands", "4"])
+    assert given.config.encoders == (LogMel(4, POOLS),)
+    with pytest.raises(InputError, match=r"--encoders.0.pools: expected mean, rdp8.* got rpd8"):
+        arguments.parse("run", ["frozen/logmel", *words[:-1], "rpd8"])
+
+
 def test_search_refuses_what_nothing_can_be_ranked_by(data, tmp_path):
     out = tmp_path / "run"
     stages.run(RECIPES["frozen/logmel"].config, data, out)
@@ -125,6 +147,10 @@ def test_search_refuses_what_nothing_can_be_ranked_by(data, tmp_path):
         search.search([out, other])
     with pytest.raises(InputError, match="expected a run's folder"):
         search.search([tmp_path / "nothing"])
+    with pytest.raises(InputError, match="expected one or more folders of runs"):
+        search.search([])
+    with pytest.raises(InputError, match="expected a csv for --out, got the folder"):
+        search.search([out], out=tmp_path)
     made = folder.load(out)
     clips = tuple(replace(clip, domain="source") for clip in made.clips)
     folder.save(out, replace(made, clips=clips))

@@ -56,8 +56,8 @@ FACTORY = {
     "B": (-0.5, (400, 2500), 1.7, 1.2),  # press
     "C": (-0.7, (300, 1500, 4000), 3.1, 0.7),  # conveyor
 }
-FAR_MACHINE, FAR_SAMPLES = 0.15, 80  # of the machine at a second microphone, 1.7 m away
-COMMON = 0.9  # of the power of its noise comes from what the first microphone hears, too
+FAR_SAMPLES = 80  # from the machine to a second microphone, 1.7 m away
+COMMON, LEAK = 0.9, 0.05  # see `render`
 UNREST = {"source": 0.2, "target": 0.25}  # how much recording conditions differ between clips
 
 
@@ -409,12 +409,14 @@ def render(
     seed: int = 0,
     microphones: int = 1,
     common: float = COMMON,
+    leak: float = LEAK,
 ) -> np.ndarray:
     """Return one clip [N] float32, full scale 1: the machine in its room, factory noise, gain.
 
     Of two microphones [N, 2]: the first is the only one of one; the second is far away from the
-    machine. As much noise reaches it, of whose power the share `common` is the noise of the first
-    by another way, and the rest is noise of the same kind of its own.
+    machine, whose amplitude is `leak` of that at the first. As much noise reaches it, of whose
+    power the share `common` is the noise of the first by another way, and the rest is noise of the
+    same kind of its own.
     """
     machine, samples = MACHINES[plan.machine], round(seconds * SAMPLE_RATE_HZ)
     words = (seed, plan.machine, plan.split, plan.domain, plan.label, plan.index)
@@ -429,7 +431,7 @@ def render(
     gain_db = 0.3 * rng.normal()
     recorded = reverberate(sound, _room(seed, plan.machine, place, samples))
     background = 10 ** (background_db / 20) * factory(rng, kind, samples, unrest)
-    machine_far = FAR_MACHINE * np.roll(recorded, FAR_SAMPLES)
+    machine_far = leak * np.roll(recorded, FAR_SAMPLES)
     recorded += background
     if microphones == 2:
         noise_far = reverberate(background, _far_path(seed, plan.machine, samples))
@@ -459,6 +461,7 @@ def make(
     seed: int = 0,
     microphones: Literal[1, 2] = 1,
     common: float = COMMON,
+    leak: float = LEAK,
 ) -> Path:
     """Write a data set of synthetic machines and return `out`, which appears only when complete.
 
@@ -470,22 +473,22 @@ def make(
         test_per_cell: normal and anomalous test clips of each domain (4 cells).
         seconds: length of a clip.
         microphones: 2 writes a near and a far channel, as in DCASE 2026; near is that of 1.
-        common: share in [0, 1] of the power of the far noise that is noise of near, too.
+        common, leak: in [0, 1], as of `render`.
 
     Raises:
-        InputError: an unknown machine, a share outside [0, 1], a folder that holds something else,
+        InputError: an unknown machine, shares outside [0, 1], a folder that holds something else,
             or too little room.
     """
     out = Path(out)
-    if not 0 <= common <= 1:
-        raise InputError(f"expected a common share of noise in [0, 1], got {common}")
+    if not (0 <= common <= 1 and 0 <= leak <= 1):
+        raise InputError(f"expected shares in [0, 1], got common={common}, leak={leak}")
     if unknown := sorted(set(machines) - set(MACHINES)):
         known = ", ".join(MACHINES)
         raise InputError(f"no synthetic machine {', '.join(unknown)}; there are: {known}")
     counts = (train_source, train_target, test_per_cell)
     settings = {"machines": list(machines), "counts": counts, "seconds": seconds, "seed": seed}
     if microphones == 2:
-        settings |= {"microphones": microphones, "common": common}
+        settings |= {"microphones": microphones, "common": common, "leak": leak}
     recipe = json.dumps({"revision": REVISION, **settings})
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
         if (out / RECIPE).is_file() and (out / RECIPE).read_text() == recipe:
@@ -500,7 +503,8 @@ def make(
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         with full_disk(out):
-            how = {"seconds": seconds, "seed": seed, "microphones": microphones, "common": common}
+            how = {"seconds": seconds, "seed": seed, "microphones": microphones}
+            how |= {"common": common, "leak": leak}
             _write_clips(temporary, plans, partial(render, **how))
             for machine in machines:
                 _write_tables(temporary / machine, [p for p in plans if p.machine == machine])

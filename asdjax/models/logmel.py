@@ -32,8 +32,8 @@ class LogMel:
     Args:
       bands: parts of equal numbers of mel bands, the lowest first, so that a scorer can take each
         by itself (`Knn.parts`).
-      pools: means of the frames, whose vectors are concatenated; none: mean and standard deviation
-        over time, `[256]`, those of a part together.
+      pools: means of the frames, whose vectors are concatenated, such as mean,bands or rdp8power3;
+        none: mean and standard deviation over time, `[256]`, those of a part together.
     """
 
     bands: int = 1

@@ -6,6 +6,7 @@ Everything here is float32 whatever the tokens are, and padded tokens change not
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -75,6 +76,28 @@ class Pool:
             self,
             ("deviation", "a number >= 0", 0 <= self.deviation < math.inf),
             ("power", "> 0 or none", power > 0),
+        )
+
+    @classmethod
+    def parse(cls, text: str) -> Pool:
+        """Return the pooling that is called so: "mean", "RDP 8 power 3, bands", "rdp4,bands,clean".
+
+        Raises:
+          ValueError: another word.
+        """
+        number = r"(\d*\.?\d+|inf)"
+        form = rf"(mean|(rdp{number})?(power{number})?)((?:,?(?:bands|clean))*)"
+        found = re.fullmatch(form, text.lower().replace(" ", ""))
+        if not (text and found):
+            raise ValueError(
+                f"expected mean, rdp8, power3, rdp8power3, with ,bands or ,clean; got {text}"
+            )
+        deviation, power, flags = found.group(3, 5, 6)
+        return cls(
+            float(deviation or 0),
+            None if power is None else float(power),
+            "bands" in flags,
+            "clean" in flags,
         )
 
     def __str__(self):

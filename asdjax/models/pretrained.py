@@ -38,8 +38,8 @@ class Pretrained:
       layer: which layer's output is pooled (0: the input of the first), or "mean", that of all
         outputs; several: each by itself, concatenated; None: the last, behind the norm that ends
         some models.
-      pools: other means of the patches in place of `pooling`, whose vectors are concatenated; none:
-        that.
+      pools: other means of the patches in place of `pooling`, whose vectors are concatenated, such
+        as mean,bands or rdp8power3; none: that.
       scored: means of the patches of a trained backbone that make the vectors that are scored, in
         place of its pooling and dense layer; none: those.
       dropout: drop values and layers in training at the rates that the checkpoint carries. (Its

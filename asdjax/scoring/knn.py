@@ -61,7 +61,8 @@ class Knn:
       view: number, from 0, and count of vectors that lie side by side in an embedding, of several
         poolings or layers, of which this one is compared; None: the whole.
       parts: equal parts of an embedding, such as the bands of a pooling that keeps them, each with
-        neighbors of its own (BEAM); 1: it is searched as a whole.
+        neighbors of its own (BEAM); as many as there are layers or poolings: scores are averaged
+        over these; 1: it is searched as a whole.
       mix: of the scores of the parts, their "mean" or "max".
       normalize: of distances by how densely the references lie (`Density`), or by what is usual in
         their domain (`DomainScale`), where only the nearest counts (k = 1); None: as they are.
@@ -104,8 +105,8 @@ class Knn:
         width, count = train[0].values.shape[1], self.view[1] if self.view else 1
         if width % (count * self.parts):
             raise InputError(
-                f"Knn.parts: expected a number that divides the {width // count} values of an "
-                f"embedding, got {self.parts}"
+                f"expected views and parts that divide the {width} values of an embedding, got "
+                f"{counted(count, 'view')} of {counted(self.parts, 'part')}"
             )
         if self.view:
             train, test = (view(machines, *self.view) for machines in (train, test))

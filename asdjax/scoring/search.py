@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from asdjax.scoring import matching
 from asdjax.scoring.density import Density
 from asdjax.scoring.distances import Bank
 from asdjax.scoring.domain_scale import DomainScale
-from asdjax.scoring.folds import Machines
+from asdjax.scoring.folds import Machines, TestAndLeftOut
 from asdjax.scoring.knn import Knn, bank, mixed, split, view
 from asdjax.types import Embeddings
 
@@ -82,33 +82,49 @@ def score_all(
     """Yield candidates with their scores: of test clips, and of training clips left out.
 
     Each view is compared as a whole and, where it has parts, part by part with the mean and the
-    maximum over them, each with every normalization.
+    maximum over them, each with every normalization. So are all views together, which are the parts
+    then.
 
     Args:
       train, test: as of `asdjax.scoring.score.score`.
       views: of the vectors.
       advance: called with how many more candidates are scored.
     """
-    ways = normalizations()
+    ways, wholes = normalizations(), []
     for number, name in enumerate(views.names):
         of = (number, len(views.names)) if len(views.names) > 1 else None
         own = [view(machines, *of) if of else machines for machines in (train, test)]
         for parts in sorted({1, views.parts}):
             banks = list(map(_bank, *(split(machines, parts) for machines in own)))
             found = matching.scores(banks, [(way, one == "domain") for way, one in ways])
-            mixes = ("mean", "max") if parts > 1 else ("mean",)
-            for row, (way, references) in enumerate(ways):
-                scores = [[one[row] for one in side] for side in found]
-                for mix in mixes:
-                    how = {"view": of, "parts": parts, "mix": mix, "normalize": way}
-                    scorer = Knn(references=references, **how)
-                    yield Candidate(name, scorer), *(mixed(one, parts, mix) for one in scores)
-            advance(len(ways) * len(mixes))
+            if parts == 1:
+                wholes.append(found)
+            yield from _mixed(Candidate(name, Knn(view=of, parts=parts)), found)
+            advance(len(ways) * (2 if parts > 1 else 1))
+    if len(views.names) > 1:
+        banks = list(map(_bank, train, test))
+        found = matching.scores(banks, [(way, one == "domain") for way, one in ways])
+        yield from _mixed(Candidate("all", Knn()), found)
+        machines = range(len(train))
+        each = [[whole[side][g] for g in machines for whole in wholes] for side in (0, 1)]
+        yield from _mixed(Candidate("all", Knn(parts=len(wholes))), each)
+        advance(3 * len(ways))
+
+
+def _mixed(of: Candidate, found: TestAndLeftOut) -> Iterator[tuple]:
+    """Yield what `score_all` does, from the scores of parts by all ways."""
+    parts = of.scorer.parts
+    for row, (way, references) in enumerate(normalizations()):
+        scores = [[one[row] for one in side] for side in found]
+        for mix in ("mean", "max") if parts > 1 else ("mean",):
+            scorer = replace(of.scorer, references=references, mix=mix, normalize=way)
+            yield of._replace(scorer=scorer), *(mixed(one, parts, mix) for one in scores)
 
 
 def count(views: Views) -> int:
     """Return how many candidates `score_all` yields."""
-    return len(views.names) * len(normalizations()) * (3 if views.parts > 1 else 1)
+    names, together = len(views.names), 3 if len(views.names) > 1 else 0
+    return len(normalizations()) * (names * (3 if views.parts > 1 else 1) + together)
 
 
 def _bank(train: Embeddings, test: Embeddings) -> Bank:

@@ -122,6 +122,7 @@ def score(out: Path, scorer: Any = None) -> None:
         made = folder.load(out)
         if scorer is not None:
             made = replace(made, system=replace(made.system, scorer=scorer))
+            made.system.refuse_parts()
         old = [name for name in ("results.csv", "figures") if (out / name).exists()]
         _score(made, out, force=True)
         gone = f"; removed: {' and '.join(old)} of those before" if old else ""
@@ -189,6 +190,7 @@ def _prepare(
 
 def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
     """Return the run, with its recordings checked, which may work in the folder."""
+    system.refuse_parts()
     folder.refuse_others(out, options.force)
     made = prepare(system, data, options)
     inside = {clip.path.parents[1].resolve() for clip in made.clips}  # folders of machines

@@ -297,3 +297,15 @@ def test_gradients_are_finite_at_the_corners(pool):
     assert np.isfinite(value)
     assert np.isfinite(gradient).all()
     assert np.any(gradient)
+
+
+@pytest.mark.parametrize("pool", [*POOLS, Pool(0.5, bands=True), Pool(bands=True, clean=True)])
+def test_a_pool_is_called_by_a_word(pool):
+    assert Pool.parse(str(pool)) == pool
+    assert Pool.parse(str(pool).lower().replace(" ", "")) == pool
+
+
+@pytest.mark.parametrize("text", ["", "rpd8", "rdp", "rdp8,band", "mean3", "rdp-1"])
+def test_other_words_are_refused(text):
+    with pytest.raises(ValueError, match="expected mean, rdp8"):
+        Pool.parse(text)

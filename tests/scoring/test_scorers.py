@@ -166,13 +166,19 @@ COMBINED = [
 
 
 def test_no_combination_lets_test_clips_see_each_other():
+    """Removed, in another order, and beside others, each has the score that it had."""
     train, test = machine(normal()), machine(queries(), "test")
-    for config in COMBINED:
+    more = np.random.default_rng(8).normal(size=(5, WIDTH)).astype(np.float32)
+    others = machine(np.concatenate([more, test.values[[6, 1]]]), "test")
+    everything = Knn(standardize="all"), Knn(normalize=Density(9, exits=True)), *SCORERS.values()
+    for config in (*COMBINED, *everything):
         whole, left = score([train], [test], config)
-        few, same = score([train], [test.take([6, 1])], config)
-        np.testing.assert_allclose(few[0], whole[0][[6, 1]], err_msg=str(config), **close)
-        np.testing.assert_array_equal(same[0], left[0])
-        assert np.isfinite(left[0]).all()
+        for some, kept in ((test.take([6, 1]), slice(None)), (others, slice(5, None))):
+            found, same = score([train], [some], config)
+            np.testing.assert_allclose(
+                found[0][kept], whole[0][[6, 1]], err_msg=str(config), **close
+            )
+            np.testing.assert_array_equal(same[0], left[0])
 
 
 def test_one_part_is_the_whole_and_normalized_parts_are_those_alone():
@@ -204,7 +210,7 @@ def test_a_view_is_that_part_of_the_embedding_alone():
 
 
 def test_parts_that_do_not_divide_an_embedding_are_refused():
-    with pytest.raises(InputError, match=r"Knn\.parts: .* divides the 6 values .*, got 4"):
+    with pytest.raises(InputError, match="that divide the 6 values .*, got 1 view of 4 parts"):
         score([machine(normal())], [machine(queries(), "test")], Knn(parts=4))
     with pytest.raises(InputError, match=r"Knn\.k: expected 1 with normalize, got 2"):
         Knn(2, normalize=Density())

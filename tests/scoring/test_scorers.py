@@ -210,7 +210,7 @@ def test_a_view_is_that_part_of_the_embedding_alone():
 
 
 def test_parts_that_do_not_divide_an_embedding_are_refused():
-    with pytest.raises(InputError, match="that divide the 6 values .*, got 1 view of 4 parts"):
+    with pytest.raises(InputError, match=r"that divide the 6 values .*, got 1 view of 4 parts"):
         score([machine(normal())], [machine(queries(), "test")], Knn(parts=4))
     with pytest.raises(InputError, match=r"Knn\.k: expected 1 with normalize, got 2"):
         Knn(2, normalize=Density())

@@ -121,8 +121,8 @@ class SystemConfig:
         for one in asked:
             if one.view and one.view[1] != len(names):
                 raise InputError(
-                    f"expected a view of {len(names)} ({', '.join(names)}), got one of "
-                    f"{one.view[1]}; give --scorer.view NUMBER {len(names)}"
+                    f"expected a view NUMBER {len(names)} of {', '.join(names)}, got one of "
+                    f"{one.view[1]}"
                 )
             known = {1, parts} if one.view else {1, len(names), len(names) * parts}
             if one.parts not in known:

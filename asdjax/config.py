@@ -117,7 +117,10 @@ class SystemConfig:
         asked = [one for one in scorers if isinstance(one, Knn) and (one.parts > 1 or one.view)]
         if not asked:
             return
-        names, parts = self.views
+        try:
+            names, parts = self.views
+        except InputError:  # of weights that are not here, which an embedded run does not need
+            return
         for one in asked:
             if one.view and one.view[1] != len(names):
                 raise InputError(

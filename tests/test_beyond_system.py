@@ -1,5 +1,6 @@
 """Recipes beyond the reports on a tiny backbone: from recordings to scores, and the search."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -128,6 +129,17 @@ def test_parts_that_an_embedding_does_not_have_are_refused_before_it_is_made(dat
         stages.run(replace(both, scorer=Knn(view=(0, 3))), data, tmp_path / "run")
     with pytest.raises(InputError, match="parts that the embedding has, 1 or 2 or 8, got 4"):
         stages.run(replace(both, scorer=Knn(parts=4)), data, tmp_path / "run")
+
+
+def test_an_embedded_run_is_scored_by_parts_without_its_weights(weights, data, tmp_path):
+    moved = tmp_path / "eat.safetensors"
+    shutil.copy(weights, moved)
+    stages.run(of_eat("beyond/eat-beam", moved), data, tmp_path / "run")
+    with pytest.raises(InputError, match="parts that the embedding has, 1 or 8, got 4"):
+        stages.score(tmp_path / "run", Knn(parts=4))
+    moved.unlink()
+    stages.score(tmp_path / "run", Knn(parts=8))
+    assert folder.load(tmp_path / "run").system.scorer == Knn(parts=8)
 
 
 def test_poolings_are_words_on_the_command_line():

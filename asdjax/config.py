@@ -131,7 +131,8 @@ class SystemConfig:
             if one.parts not in known:
                 raise InputError(
                     f"expected parts that the embedding has, {' or '.join(map(str, sorted(known)))}"
-                    f", got {one.parts}; bands are made by --encoders.0.pools mean,bands"
+                    f", got {one.parts}; poolings by bands make them, --encoders.0.pools "
+                    "mean,bands, of log-mels with --encoders.0.bands 8"
                 )
 
     @property

@@ -19,7 +19,7 @@ How = Literal["wiener", "magnitude"]
 PEAK = 0.9
 SILENCE = 1e-12
 KEPT = 0.1  # of the magnitude where the far microphone has more
-LEAST = 1e-3  # sum of squared windows, below which the end of a clip has no whole frame
+LEAST = 1e-3  # sum of squared windows; it is less behind the frames of a clip alone
 AT_ONCE = 8  # clips on the host
 FRAME_SAMPLES = {"wiener": 1024, "magnitude": 512}  # each half over the next
 

@@ -118,8 +118,8 @@ def _scores(
     found = [_lists(block, domain[:, rows], domain, length) for rows, block in held or blocks()]
     near = jax.tree.map(lambda *rows: jnp.concatenate(rows, 1)[:, :count], *found)
     if added:
-        apart = _between(references, synthetic, (count, added))
-        parent = np.where(domain[..., None] == TARGET, apart, np.inf).argmin(1)
+        to_synthetic = _between(references, synthetic, (count, added))
+        parent = np.where(domain[..., None] == TARGET, to_synthetic, np.inf).argmin(1)
     for kind, setting in settings.items():
         if setting is None:
             apart = [None] * len(banks) if held is None else held[0][1]

@@ -173,6 +173,7 @@ def test_no_combination_lets_test_clips_see_each_other():
     everything = Knn(standardize="all"), Knn(normalize=Density(9, exits=True)), *SCORERS.values()
     for config in (*COMBINED, *everything):
         whole, left = score([train], [test], config)
+        assert np.isfinite(left[0]).all()
         for some, kept in ((test.take([6, 1]), slice(None)), (others, slice(5, None))):
             found, same = score([train], [some], config)
             np.testing.assert_allclose(

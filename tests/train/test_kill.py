@@ -87,7 +87,7 @@ def killing_itself(start):
     """Let a run kill itself, each time elsewhere; yield while it goes on."""
     draw = np.random.default_rng(0).integers
     moments = (
-        (draw(10, 100), ""),  # of about 300; a checkpoint has 25
+        (draw(10, 100), ""),  # of more: the call does not end before
         (draw(30, 120), "orbax-checkpoint-tmp"),  # while a checkpoint is written
         (draw(1, 3), "model.safetensors."),  # before it is written, or before it has its name
         (draw(1, 3), "finished.json."),  # the model is there, but nothing says so

@@ -120,13 +120,14 @@ def _join(scores: Sequence[Scores], clips: Sequence[Clip]) -> list[Scored]:
 @contextlib.contextmanager
 def _canvas(path: Path, width: float, height: float) -> Iterator:
     """Yield an empty matplotlib figure of `width` x `height` inches; save it if it shows data."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=110, layout="constrained")
     yield figure
     if any(axis.has_data() for axis in figure.axes):
-        with atomic(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+        with atomic(path) as temporary:  # `savefig` would draw all of it twice
+            FigureCanvasAgg(figure).print_png(temporary, pil_kwargs={"compress_level": 3})
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from sklearn.decomposition import PCA
@@ -24,11 +25,11 @@ def drawn(monkeypatch) -> dict[str, Figure]:
     """Return the figures that are saved from now on, by the name of their file."""
     figures_of = {}
 
-    def keep(figure, path, **_):
-        figures_of[path.name.split(".")[1]] = figure
+    def keep(canvas, path, **_):
+        figures_of[path.name.split(".")[1]] = canvas.figure
         path.touch()
 
-    monkeypatch.setattr(Figure, "savefig", keep)
+    monkeypatch.setattr(FigureCanvasAgg, "print_png", keep)
     return figures_of
 
 

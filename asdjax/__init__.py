@@ -1,5 +1,6 @@
 """asdjax: anomalous sound detection for machines, in JAX.
 
+asdjax.Detector.fit(folder)           learn how healthy machines sound; score, save, load
 asdjax.load_backbone("beats-iter3")   a pretrained encoder, jitted
 asdjax.RECIPES["frozen/logmel"]       named systems
 asdjax.run(system, data, out)         train, embed, score, evaluate and plot on a folder
@@ -16,6 +17,7 @@ from asdjax.version import __version__
 
 if TYPE_CHECKING:
     from asdjax.config import SystemConfig
+    from asdjax.detector.detector import Detector
     from asdjax.models.checkpoints import load_backbone
     from asdjax.recipes import RECIPES
     from asdjax.stages.stages import evaluate, run
@@ -23,13 +25,22 @@ if TYPE_CHECKING:
 choose_fusions()  # before JAX starts
 
 _PLACES = {  # of names that are imported when they are first used: JAX alone takes a second
+    "Detector": "asdjax.detector.detector",
     "SystemConfig": "asdjax.config",
     "load_backbone": "asdjax.models.checkpoints",
     "RECIPES": "asdjax.recipes",
     "evaluate": "asdjax.stages.stages",
     "run": "asdjax.stages.stages",
 }
-__all__ = ["RECIPES", "SystemConfig", "__version__", "evaluate", "load_backbone", "run"]
+__all__ = [
+    "RECIPES",
+    "Detector",
+    "SystemConfig",
+    "__version__",
+    "evaluate",
+    "load_backbone",
+    "run",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import json as jsons
 import signal
 import sys
 import typing
@@ -17,8 +19,11 @@ from tyro.conf import Positional
 from asdjax import arguments, devices
 from asdjax.compiled import keep_compiled
 from asdjax.config import EnsembleConfig, SystemConfig
-from asdjax.data import archives, audio, dcase, download, remarks, synthetic
+from asdjax.data import archives, audio, dcase, download, healthy, remarks, synthetic
 from asdjax.data.batches import Audio
+from asdjax.detector import fitting
+from asdjax.detector.detector import Detector
+from asdjax.detector.fitting import Alarms
 from asdjax.models import checkpoints
 from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
@@ -87,6 +92,63 @@ def embed(given: arguments.Arguments) -> None:
     """Only embed: one file of embeddings per machine, of a system that is trained or frozen."""
     _join(given)
     stages.embed(given.config, given.places["data"], given.places["out"], **given.options)
+
+
+def fit(args: list[str]) -> None:
+    """Learn how healthy machines sound: folders or files of recordings in, one detector out."""
+    sources, given = arguments.parse_fit(args, fitting.RECIPE)
+    out, skip_bad = given.places["out"], given.options["skip_bad"]
+    if out.is_dir():
+        raise InputError(f"{out}: expected a file for the detector, got a folder")
+    alarms = Alarms(**{f.name: given.places[f.name] for f in dataclasses.fields(Alarms)})
+    work = out.with_name(f"{out.name}.fit")  # what is finished, if this is interrupted
+    fitting.fit(sources, given.config, alarms, work, skip_bad).save(out)
+    console.note(f"detector: {out}; score recordings with `asdjax detect {out} FILES`")
+
+
+def export(
+    run: Positional[Path], out: Path, alarms: Annotated[Alarms, tyro.conf.arg(name="")]
+) -> None:
+    """Make a detector of a finished run.
+
+    Args:
+      run: the run's folder.
+      out: the detector's file.
+      alarms: when it raises an alarm.
+    """
+    fitting.of_run(run, alarms).save(out)
+    console.note(f"detector: {out}")
+
+
+def detect(
+    detector: Positional[Path],
+    sounds: Positional[tuple[Path, ...]],
+    machine: str = "",
+    skip_bad: bool = False,
+    json: bool = False,
+) -> None:
+    """Score recordings by a detector, each against its threshold.
+
+    Args:
+      detector: a file of `asdjax fit`.
+      sounds: recordings, or folders of them at any depth.
+      machine: whose they are, where the detector knows several and no folder is called so.
+      skip_bad: leave broken files out instead of stopping.
+      json: a line of JSON for each file in place of the table.
+    """
+    paths = list(healthy.recordings(sounds))
+    with console.progress("scoring", len(paths)) as advance:
+        judged = Detector.load(detector).judge_files(paths, machine, skip_bad, advance)
+    for line in judged.lines:
+        console.note(line)
+    for path, reason in judged.broken.items():
+        console.note(f"left out: {path}: {reason}")
+    if json:
+        for one in judged.verdicts:
+            print(jsons.dumps(dataclasses.asdict(one) | {"above": one.above}))
+    else:
+        columns = ("file", "machine", "score", "threshold", "nearest")
+        console.verdicts_table([[getattr(v, n) for n in columns] for v in judged.verdicts])
 
 
 def score(args: list[str]) -> None:
@@ -321,6 +383,9 @@ def weights_fetch(
 
 COMMANDS: dict[str, Callable] = {
     "quickstart": quickstart,
+    "fit": fit,
+    "detect": detect,
+    "export": export,
     "run": run,
     "train": train,
     "embed": embed,
@@ -338,7 +403,7 @@ COMMANDS: dict[str, Callable] = {
     "weights list": weights_list,
     "weights fetch": weights_fetch,
 }
-COMPILE = (quickstart, run, train, embed, score, search, pseudo)
+COMPILE = (quickstart, fit, detect, run, train, embed, score, search, pseudo)
 
 
 def main() -> None:
@@ -390,8 +455,8 @@ def dispatch(args: list[str]) -> None:
         console.note(reason)
     if command in (run, train, embed):
         command(arguments.parse(name, rest))
-    elif command is score:
-        score(rest)
+    elif command in (fit, score):
+        command(rest)
     else:
         tyro.cli(command, prog=f"asdjax {name}", args=rest)
 

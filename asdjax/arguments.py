@@ -1,4 +1,4 @@
-"""What `run`, `train` and `embed` take on the command line: a recipe, options, and all its fields.
+"""What `run`, `train`, `embed` and `fit` take on the command line: a recipe, options, its fields.
 
 Flags follow from the dataclasses: `Options`, and the recipe's own configuration as it is.
 """
@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from asdjax.config import EnsembleConfig, SystemConfig
+from asdjax.detector.fitting import Alarms
 from asdjax.models.checkpoints import CHECKPOINTS, find
 from asdjax.models.pooling import Pool
 from asdjax.models.weights_file import read_header
@@ -47,7 +48,7 @@ class Places:
     Args:
       data: the recordings: a DCASE Task 2 part of any year, or your own <machine>/train and
         <machine>/test.
-      out: the run's folder.
+      out: the run's folder; the detector's file.
       weights: names or converted files of the backbones, in place of the recipe's and in their
         order.
       distributed: with several processes, one on each host; give the same command on all. They
@@ -76,6 +77,31 @@ class Arguments(typing.NamedTuple):
     members: dict[str, SystemConfig]  # of an ensemble, by name
 
 
+def parse_fit(args: list[str], recipe: str) -> tuple[list[Path], Arguments]:
+    """Return the sources and what else the words after `fit` say; exit after help.
+
+    Args:
+      recipe: where no `--recipe` is given.
+    """
+    first = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+    sources, rest = args[:first], args[first:]
+    for i, word in enumerate(rest):
+        if word.split("=")[0] == "--recipe":
+            named = word.split("=", 1)[1:] or rest[i + 1 : i + 2]
+            recipe, rest = (named or [""])[0], rest[:i] + rest[i + (1 if "=" in word else 2) :]
+            break
+    given = parse("fit", [recipe, *rest])
+    if not sources:
+        raise InputError(f"expected folders or files of healthy recordings; {_usage('fit')}")
+    return list(map(Path, sources)), given
+
+
+def _usage(command: str, recipe: str = "RECIPE") -> str:
+    if command == "fit":
+        return f"usage: asdjax fit DATA ... --out FILE --recipe {recipe} [OPTIONS]"
+    return f"usage: asdjax {command} {recipe} --data DIR --out RUN [OPTIONS]"
+
+
 def parse(command: str, args: list[str]) -> Arguments:
     """Return what the words after `run`, `train` or `embed` say; exit after help.
 
@@ -88,7 +114,7 @@ def parse(command: str, args: list[str]) -> Arguments:
         close = difflib.get_close_matches(args[0], RECIPES, n=3, cutoff=0.8) if args else []
         meant = f"; close names: {', '.join(close)}" if close else ""
         unknown = f"unknown recipe {args[0]!r}{meant}\n" if args and not asked else ""
-        usage = f"{unknown}usage: asdjax {command} RECIPE --data DIR --out RUN [OPTIONS]; recipes:"
+        usage = f"{unknown}{_usage(command)}; recipes:"
         more = f"`asdjax recipes` describes them; `asdjax {command} RECIPE --help` lists options"
         lines = [usage, *(f"  {name}" for name in RECIPES), more]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
@@ -153,18 +179,22 @@ def option_fields(command: str, config: SystemConfig | EnsembleConfig) -> list[d
     trainings = [system.train for system in _systems(config) if system.train is not None]
     by_classes = all(isinstance(training, Train) for training in trainings)
     ensemble = isinstance(config, EnsembleConfig)
+    fit = command == "fit"
     absent = {
         "reported": True,
         "runs": not ensemble,
-        "reuse": ensemble,
+        "data": fit,
+        "force": fit,
+        "reuse": fit or ensemble,
         "weights": not (ensemble or config.backbones),
-        "distributed": not by_classes and command != "embed",
-        "pseudo_labels": ensemble or not (trainings and by_classes),
-        "keep_checkpoints": not trainings or command == "embed",
+        "distributed": fit or (not by_classes and command != "embed"),
+        "pseudo_labels": fit or ensemble or not (trainings and by_classes),
+        "keep_checkpoints": fit or not trainings or command == "embed",
         "year": command != "run",  # of scores and numbers
         "ground_truth": command != "run",
     }
-    every = (*dataclasses.fields(Places), *dataclasses.fields(Options))
+    every = [*dataclasses.fields(Places), *dataclasses.fields(Options)]
+    every += dataclasses.fields(Alarms) if fit else ()
     return [one for one in every if not absent.get(one.name)]
 
 
@@ -180,7 +210,7 @@ def _parse(prog: str, options: Sequence[dataclasses.Field], config: Any, args: l
 
     Only members of an ensemble may have further words.
     """
-    hints = typing.get_type_hints(Places) | typing.get_type_hints(Options)
+    hints = _hints()
     defaults = {
         o.name: tyro.MISSING if o.default is dataclasses.MISSING else o.default for o in options
     }
@@ -258,6 +288,12 @@ def replacements(systems: Iterable[SystemConfig], weights: Sequence[str]) -> dic
     return others
 
 
+def _hints() -> dict[str, Any]:
+    """Return the types of all options."""
+    every = map(typing.get_type_hints, (Places, Options, Alarms))
+    return {name: kind for hints in every for name, kind in hints.items()}
+
+
 class Flag(typing.NamedTuple):
     """One flag of a recipe."""
 
@@ -286,8 +322,7 @@ def flags(value: Any, prefix: str = "") -> Iterator[Flag]:
 def help_text(command: str, name: str) -> str:
     """Return the help of a recipe: what is changed most, then every other flag by its part."""
     recipe = RECIPES[name]
-    hints = typing.get_type_hints(Places) | typing.get_type_hints(Options)
-    texts = _texts(Places) | _texts(Options)
+    hints, texts = _hints(), _texts(Places) | _texts(Options) | _texts(Alarms)
     every = [
         Flag(
             o.name.replace("_", "-"),
@@ -308,7 +343,7 @@ def help_text(command: str, name: str) -> str:
     for one in every:
         if one not in used:
             groups.setdefault(one.flag.rpartition(".")[0] or "options", []).append(one)
-    lines = [f"usage: asdjax {command} {name} --data DIR --out RUN [OPTIONS]", "", recipe.summary]
+    lines = [_usage(command, name), "", recipe.summary]
     for group, members in groups.items():
         lines += ["", f"{group}:"]
         for one in members:

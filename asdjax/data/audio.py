@@ -243,7 +243,7 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
             )
         content = Content(info.rate_hz, info.channels, info.subtype, channel, told)
         for block in _blocks(file, info.samples):
-            wave = _take(block, channel)
+            wave = take(block, channel)
             content.add(block, wave)
             if _kept is not None:
                 parts.append(wave)
@@ -284,7 +284,7 @@ def _decode(
         wanted = info.samples
         if samples is not None and _kept is None:  # and a second more, which the resampler sees
             wanted = min(wanted, (samples + SAMPLE_RATE_HZ) * info.rate_hz // SAMPLE_RATE_HZ)
-        parts = [_take(block, channel) for block in _blocks(file, wanted)]
+        parts = [take(block, channel) for block in _blocks(file, wanted)]
     if not parts:
         raise InputError("expected samples, got none; remove the file or record longer")
     wave = np.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -293,7 +293,7 @@ def _decode(
     return info, wave
 
 
-def _take(data: np.ndarray, channel: Channel) -> np.ndarray:
+def take(data: np.ndarray, channel: Channel) -> np.ndarray:
     """Return what is used of samples `[N, channels]`.
 
     One channel as it is, the mean of several as float32, or two, `[N, 2]`.

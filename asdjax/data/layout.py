@@ -60,12 +60,12 @@ def machine_folders(root: Path) -> list[Path]:
         raise InputError(
             f"expected a directory of machine folders at {root}, got {what}; check the path"
         )
-    if _is_machine(root):
+    if is_machine(root):
         raise InputError(
             f"expected a directory of machine folders, got the folder of one machine: {root}; "
             f"pass the directory above it, {root.absolute().parent}"
         )
-    machines = [folder for base in _bases(root) for folder in _folders(base) if _is_machine(folder)]
+    machines = [folder for base in bases(root) for folder in folders(base) if is_machine(folder)]
     if not machines:
         content = preview(sorted(child.name for child in root.iterdir()), 20) or "nothing"
         raise InputError(
@@ -81,7 +81,7 @@ def recordings(machines: Sequence[Path]) -> list[Clip]:
         Clip(path, machine.name, SECTION, split, domain, NORMAL if split == "train" else None)
         for machine in machines
         for name, (split, domain) in SPLIT_FOLDERS.items()
-        for path in _files(machine / name)
+        for path in files(machine / name)
     ]
     return sorted(clips, key=lambda clip: clip.path)
 
@@ -90,17 +90,17 @@ def find_problems(machines: Sequence[Path], found: Sequence[Clip]) -> list[str]:
     """Return a line for each folder of misplaced or unreadable recordings, each machine without
     any, and for recordings found twice."""
     problems = [
-        f"{folder}: {counted(len(files), 'recording')} outside <machine>/train and <machine>/test; "
+        f"{folder}: {counted(len(stray), 'recording')} outside <machine>/train and <machine>/test; "
         "move or remove them"
         for folder in sorted(_other_folders(machines))
-        if (files := _files(folder))
+        if (stray := files(folder))
     ]
     problems += [
-        f"{machine / split}: {len(files)} recordings that are neither wav nor flac; convert or "
-        f"remove them: {preview([path.name for path in files])}"
+        f"{machine / split}: {len(others)} recordings that are neither wav nor flac; convert or "
+        f"remove them: {preview([path.name for path in others])}"
         for machine in machines
         for split in SPLIT_FOLDERS
-        if (files := _files(machine / split, OTHER_SUFFIXES))
+        if (others := files(machine / split, OTHER_SUFFIXES))
     ]
     paths = [str(clip.path) for clip in found]
     if undecoded := [ascii(path) for path in paths if re.search("[\ud800-\udfff]", path)]:
@@ -154,29 +154,31 @@ def label_notes(tests: Sequence[Clip], origins: Mapping[Path, str], remedy: str)
     return lines
 
 
-def _bases(directory: Path) -> list[Path]:
+def bases(directory: Path) -> list[Path]:
     """Return the directories that may hold machine folders."""
-    nested = [folder for folder in _folders(directory) if _NESTING.fullmatch(folder.name)]
-    return [directory] + [base for folder in nested for base in _bases(folder)]
+    nested = [folder for folder in folders(directory) if _NESTING.fullmatch(folder.name)]
+    return [directory] + [base for folder in nested for base in bases(folder)]
 
 
 def _other_folders(machines: Sequence[Path]) -> set[Path]:
     """Return the folders around and in the machines' where recordings belong to no split."""
-    bases = {machine.parent for machine in machines}
-    near = bases.union(*map(_folders, bases), *map(_folders, machines))
-    near.update(*[_folders(folder) for folder in near if folder.name in SPLIT_FOLDERS])
+    above = {machine.parent for machine in machines}
+    near = above.union(*map(folders, above), *map(folders, machines))
+    near.update(*[folders(folder) for folder in near if folder.name in SPLIT_FOLDERS])
     return {f for f in near if f.name not in SPLIT_FOLDERS and f.name != _COPIES}
 
 
-def _folders(directory: Path) -> list[Path]:
+def folders(directory: Path) -> list[Path]:
+    """Return the folders directly in `directory`; none that are hidden."""
     return sorted(p for p in directory.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _is_machine(folder: Path) -> bool:
+def is_machine(folder: Path) -> bool:
+    """Return whether a folder has one of the organisers' folders of a machine."""
     return any((folder / name).is_dir() for name in SPLIT_FOLDERS)
 
 
-def _files(folder: Path, suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[Path]:
+def files(folder: Path, suffixes: Iterable[str] = AUDIO_SUFFIXES) -> list[Path]:
     """Return the files directly in `folder` with these endings; none that are hidden."""
     files = folder.iterdir() if folder.is_dir() else ()
     return [p for p in files if p.suffix.lower() in suffixes and not p.name.startswith(".")]

@@ -143,8 +143,11 @@ def _checksum(table: dict, values: memoryview) -> str:
     return digest.hexdigest()
 
 
-def load(path: Path | str) -> WeightsFile:
+def load(path: Path | str, remedy: str = REMEDY) -> WeightsFile:
     """Read a file of `save`: arrays, header and SHA-256.
+
+    Args:
+        remedy: what helps against a damaged one.
 
     Raises:
         InputError: no such file, not safetensors, not written by this format version, damaged, or
@@ -161,9 +164,9 @@ def load(path: Path | str) -> WeightsFile:
     if header.checksum != metadata.pop("checksum", "") or (
         header.checksum and header.checksum != _checksum(table, values)
     ):
-        raise InputError(f"{path} is damaged: its checksum is of other content; {REMEDY}")
+        raise InputError(f"{path} is damaged: its checksum is of other content; {remedy}")
     if bad := sorted(name for name, array in arrays.items() if not np.isfinite(array).all()):
-        raise InputError(f"{path}: weights that are not finite in {preview(bad)}; {REMEDY}")
+        raise InputError(f"{path}: weights that are not finite in {preview(bad)}; {remedy}")
     return WeightsFile(arrays, header, hashlib.sha256(data).hexdigest())
 
 

@@ -116,6 +116,20 @@ def training_table(
     note(f"{total} parameters, {trained} trained{beside}")
 
 
+def verdicts_table(rows: Sequence[tuple[str, str, float, float | None, str]]) -> None:
+    """Print file, machine, score, threshold (None: there is none) and most similar clip of each."""
+    cells = []
+    for file, machine, score, threshold, nearest in rows:
+        limit, word = "", ""
+        if threshold is not None:
+            limit, word = f"{threshold:.4g}", "above" if score > threshold else ""
+        cells.append([file, machine, f"{score:.4g}", limit, word, nearest])
+    table(["file", "machine", "score", "threshold", "", "most similar normal clip"], cells)
+    known = [(score, threshold) for _, _, score, threshold, _ in rows if threshold is not None]
+    above = sum(score > threshold for score, threshold in known)
+    note(f"{above} of {len(rows)} above the threshold")
+
+
 def results_table(metrics: Sequence[Metric], title: str) -> None:
     """Print the official numbers: a row per section, then the totals."""
     values = {(m.machine, m.metric): m.value for m in metrics}

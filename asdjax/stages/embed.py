@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,7 +25,7 @@ from asdjax.data.batches import load_batches, padded_samples, plan_batches
 from asdjax.devices import copied, data_mesh, split
 from asdjax.files import full_disk, write_json
 from asdjax.models.system import Architecture, Embedder, of_two_microphones
-from asdjax.models.weights_file import load
+from asdjax.models.weights_file import Params, load
 from asdjax.report import console
 from asdjax.stages.folder import MODEL, PART, Group, Run, save_embeddings
 from asdjax.stages.options import Options
@@ -42,13 +42,17 @@ def embedder(run: Run, out: Path) -> Embedder:
     Raises:
       InputError: weights that are missing or do not fit; a system that is not trained in `out`.
     """
-    system = run.system
-    if system.train is None:
-        return Architecture(
-            tuple(e.network(system.audio.samples) for e in system.encoders)
-        ).embedder({})
     refuse_untrained(run, out)
-    return system.train.embedder(system.encoders, system.audio, load(out / MODEL).arrays)
+    trained = load(out / MODEL).arrays if run.system.train is not None else {}
+    return embedder_of(run.system, trained)
+
+
+def embedder_of(system: SystemConfig, trained: Params) -> Embedder:
+    """Return the embedder of a system with these trained weights, {} if it does not train."""
+    if system.train is not None:
+        return system.train.embedder(system.encoders, system.audio, trained)
+    networks = tuple(encoder.network(system.audio.samples) for encoder in system.encoders)
+    return Architecture(networks).embedder({})
 
 
 def refuse_untrained(run: Run, out: Path) -> None:
@@ -181,8 +185,37 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     Args:
       most_clips: in one call; batches need not be larger.
     """
-    mesh = data_mesh()
     batch = min(config.batch, most_clips)
+    compute = make_compute(embedder, config)
+
+    def embed(clips, infos, put, every=None) -> None:
+        compute(clips[0].group, file_batches(config, clips, infos, batch, every), put)
+
+    return embed
+
+
+def file_batches(
+    config: SystemConfig,
+    clips: Sequence[Clip],
+    infos: Sequence[AudioInfo],
+    batch: int,
+    every: Sequence[AudioInfo] | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Yield batches for `make_compute`; `batch` are the most clips in one, `every` as above."""
+    plans = plan_batches(infos, config.audio, batch, data_mesh().size)
+    lengths_of = [(info, padded_samples(info, config.audio)) for info in every or infos]
+    shorter = {n for info, n in lengths_of if padded([info], config.audio, n)}
+    for plan, wave, lengths in load_batches(clips, plans, config.audio):
+        yield plan.rows, wave, lengths if plan.samples in shorter else None  # spares masks
+
+
+def make_compute(embedder: Embedder, config: SystemConfig) -> Callable:
+    """Return `compute(group, batches, put)`, jitted over all local devices.
+
+    Batches are `(rows [b], wave [B, N] or [B, N, 2], lengths [B] or None)` of one machine, with
+    B >= b a multiple of the devices; `put` as of `make_embed`.
+    """
+    mesh = data_mesh()
     params = jax.device_put(embedder.params, copied(mesh))
     # Clips do not see each other: shard_map says so, where `jit` alone would gather the batch of
     # waves for the FFT on every device (jax 0.10).
@@ -193,28 +226,23 @@ def make_embed(embedder: Embedder, config: SystemConfig, most_clips: int) -> Cal
     )
     step = jax.jit(apply)
 
-    def embed(clips, infos, put, every=None) -> None:
-        own = embedder.select(params, clips[0].group)
+    def compute(group: Group, batches: Iterable[tuple], put: Callable) -> None:
+        own = embedder.select(params, group)
         computing: deque[tuple[np.ndarray, jax.Array]] = deque()
 
         def collect() -> None:
             rows, vectors = computing.popleft()
             put(rows, _wait(vectors)[: len(rows)])
 
-        plans = plan_batches(infos, config.audio, batch, mesh.size)
-        lengths_of = [(info, padded_samples(info, config.audio)) for info in every or infos]
-        shorter = {n for info, n in lengths_of if padded([info], config.audio, n)}
-        for plan, wave, lengths in load_batches(clips, plans, config.audio):
-            if plan.samples not in shorter:
-                lengths = None  # which spares masks
+        for rows, wave, lengths in batches:
             vectors = step(own, *jax.device_put((wave, lengths), split(mesh)))
-            computing.append((plan.rows, vectors))
+            computing.append((rows, vectors))
             if len(computing) == IN_FLIGHT:
                 collect()
         while computing:
             collect()
 
-    return embed
+    return compute
 
 
 def embed_in_memory(
@@ -223,7 +251,13 @@ def embed_in_memory(
     """Return the vectors `[n, E]` float32 of clips in memory, by what `make_embed` returns."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     embed(clips, infos, lambda *batch: found.append(batch))
-    values = np.zeros((len(clips), found[0][1].shape[1]), np.float32)
+    return in_order(found)
+
+
+def in_order(found: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """Return what was put, `[n, E]`, by rows."""
+    count = sum(len(rows) for rows, _ in found)
+    values = np.zeros((count, found[0][1].shape[1]), np.float32)
     for rows, vectors in found:
         values[rows] = vectors
     return values

@@ -27,8 +27,11 @@ FRAME_BYTES = 60  # of a sample of two microphones, for what makes one wave or e
 FREE_SHARE = 0.8  # of the free memory of a device that a clip may take
 
 
-def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
+def prepare(system: SystemConfig, data: Path | DataSet, options: Options) -> Run:
     """Scan a folder and decode every file once, so that all broken ones are listed at once.
+
+    Args:
+      data: the folder, or clips from anywhere, of which none need be a test clip.
 
     Returns:
       The run, without broken clips, with supplemental ones only for its training, and with its
@@ -40,7 +43,8 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     official.check_year(options.year)
     paths = [encoder.weights for encoder in system.encoders]
     weights = tuple(read_weights(find(path)) if path else "" for path in paths)
-    dataset = dcase.scan(Path(data).absolute(), options.ground_truth)
+    scored = not isinstance(data, DataSet)
+    dataset = dcase.scan(Path(data).absolute(), options.ground_truth) if scored else data
     clips = tuple(clip for clip in dataset.clips if clip.split != "supplemental")
     extra, lines = (), []
     if kinds := system.train.supplemental if system.train else ():
@@ -48,7 +52,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
     settings = replace(system.audio, channel=channel(system.audio, dataset))
     paths = [clip.path for clip in (*clips, *extra)]
     with console.progress("checking files", len(paths), "files") as advance:
-        shortest = _shortest_samples(system)
+        shortest = shortest_samples(system)
         infos, problems = audio.verify(paths, settings.channel, shortest, advance)
     if not options.skip_bad:
         refuse_broken(problems, len(paths))
@@ -74,7 +78,7 @@ def prepare(system: SystemConfig, data: Path, options: Options) -> Run:
         infos,
     )
     refuse_long(run)
-    check_complete(run)
+    check_complete(run, scored)
     return run
 
 
@@ -148,15 +152,18 @@ def refuse_long(run: Run) -> None:
     )
 
 
-def check_complete(run: Run) -> None:
-    """Refuse machines without training or test clips; note those with clips of one domain."""
+def check_complete(run: Run, scored: bool) -> None:
+    """Refuse machines without training clips, or without test clips where these are `scored`.
+
+    Those with clips of one domain are noted.
+    """
     problems = [] if run.clips else [f"{run.data}: no clip that can be used"]
     for (machine, section), clips in run.groups.items():
         domains = [clip.domain for clip in clips if clip.split == "train"]
         where = f"{machine}/{section} in {clips[0].path.parents[1]}"
         if not domains:
             problems.append(f"{where}: no training clip that can be used")
-        if len(domains) == len(clips):
+        if scored and len(domains) == len(clips):
             problems.append(f"{where}: no test clip that can be used")
         for domain in ("source", "target") if any(domains) else ():
             if domain not in domains:
@@ -178,7 +185,7 @@ def channel(config: Audio, dataset: DataSet) -> int | str:
     return 0 if is_challenge(dataset.clips, dataset.year) else "mean"
 
 
-def _shortest_samples(system: SystemConfig) -> int:
+def shortest_samples(system: SystemConfig) -> int:
     """Return how many samples a file must have: all of `audio.seconds` when only cropping."""
     least = audio.TWO_SAMPLES if system.audio.both else audio.FRAME_SAMPLES
     if system.audio.fit == "crop" and system.audio.samples is not None:

@@ -38,7 +38,7 @@ from asdjax.stages.folder import MODEL, SCORES, Run
 from asdjax.stages.lock import locked
 from asdjax.stages.options import Options
 from asdjax.stages.recordings import prepare
-from asdjax.types import ANOMALY, Clip, InputError, Scores, counted, preview
+from asdjax.types import ANOMALY, Clip, DataSet, InputError, Scores, counted, preview
 
 
 def run(system: SystemConfig, data: Path, out: Path, **options: Any) -> list[Metric]:
@@ -110,6 +110,13 @@ def embed(system: SystemConfig, data: Path, out: Path, **options: Any) -> None:
         _embed(made, out, options)
 
 
+def fit(system: SystemConfig, dataset: DataSet, out: Path, **options: Any) -> Run:
+    """Train (if it trains) and embed clips from anywhere, without a score; see `run`."""
+    out = Path(out)
+    with opened(out):
+        return _train_and_embed(system, dataset, out, Options(**options))
+
+
 def score(out: Path, scorer: Any = None) -> None:
     """Write the challenge's score and decision files from the embeddings of a run.
 
@@ -149,7 +156,9 @@ def opened(out: Path) -> Iterator[None]:
         yield
 
 
-def _train_and_embed(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+def _train_and_embed(
+    system: SystemConfig, data: Path | DataSet, out: Path, options: Options
+) -> Run:
     with kept_in_memory() if system.pseudo else nullcontext():  # both its trainings read them
         made = _prepare(system, data, out, options)
         if system.train is not None:
@@ -178,7 +187,7 @@ def _embed(made: Run, out: Path, options: Options) -> None:
 
 
 def _prepare(
-    system: SystemConfig, data: Path, out: Path, options: Options, trains: bool = True
+    system: SystemConfig, data: Path | DataSet, out: Path, options: Options, trains: bool = True
 ) -> Run:
     """Return the run, with its recordings checked and the labels that its training needs."""
     with together("recordings"):
@@ -188,12 +197,13 @@ def _prepare(
     return pseudo_labels.with_labels(made, out, options, trains)
 
 
-def _checked(system: SystemConfig, data: Path, out: Path, options: Options) -> Run:
+def _checked(system: SystemConfig, data: Path | DataSet, out: Path, options: Options) -> Run:
     """Return the run, with its recordings checked, which may work in the folder."""
     system.refuse_parts()
     folder.refuse_others(out, options.force)
     made = prepare(system, data, options)
-    inside = {clip.path.parents[1].resolve() for clip in made.clips}  # folders of machines
+    up = 0 if isinstance(data, DataSet) else 1  # from a clip's folder to its machine's
+    inside = {clip.path.parents[up].resolve() for clip in made.clips}
     if (
         inside.intersection((out.resolve(), *out.resolve().parents))
         or out.resolve() == made.data.resolve()

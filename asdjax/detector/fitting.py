@@ -1,0 +1,253 @@
+"""From healthy recordings, or from a finished run, to a detector."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from asdjax.config import EnsembleConfig, SystemConfig
+from asdjax.data import audio, healthy
+from asdjax.detector.alarms import Confirm, Cusum, KOfN, Rule, calibrate, count_blocks
+from asdjax.detector.detector import Detector, Machine, condition_of, heard
+from asdjax.models import weights_file
+from asdjax.recipes import RECIPES
+from asdjax.report import console
+from asdjax.scoring.folds import Machines
+from asdjax.scoring.score import score as score_machines
+from asdjax.stages import folder, stages
+from asdjax.stages.folder import MODEL, Run
+from asdjax.types import Clip, DataSet, Embeddings, InputError, check, counted
+
+RECIPE = "beyond/logmel"  # where none is named
+HELD_OUT = 4  # of so many blocks one is held out of a training
+LEAST_CLIPS = 5  # of a block
+
+
+@dataclass(frozen=True)
+class Alarms:
+    """What is asked of alarms.
+
+    Args:
+      alarms_per_week: false alarms a week of each machine that are tolerated, on average.
+      every: seconds from the beginning of a recording to that of the next; None: their length, as
+        of a recording without gaps.
+      confirm: k and n: an alarm begins with k of n consecutive clips above the limit.
+      cusum: in place of that by a cumulative sum with this allowance: finds faults that raise
+        scores little, but for long.
+    """
+
+    alarms_per_week: float = 1.0
+    every: float | None = None
+    confirm: tuple[int, int] = (2, 3)
+    cusum: float | None = None
+
+    def __post_init__(self):
+        every = 1.0 if self.every is None else self.every
+        check(
+            self,
+            ("alarms_per_week", "above 0", 0 < self.alarms_per_week < float("inf")),
+            ("every", "above 0 or none", 0 < every < float("inf")),
+        )
+        _ = self.rule
+
+    @property
+    def rule(self) -> Confirm:
+        """Return how scores become an alarm."""
+        return KOfN(*self.confirm) if self.cusum is None else Cusum(self.cusum)
+
+
+def fit(
+    sources: Path | str | Sequence[Path | str],
+    recipe: str | SystemConfig = RECIPE,
+    alarms: Alarms | None = None,
+    work: Path | None = None,
+    skip_bad: bool = False,
+) -> Detector:
+    """Fit a detector to recordings of healthy machines.
+
+    A system that trains does so without every fourth block of time, whose clips then set the limit
+    of alarms. One that does not train is compared with the clips of other blocks.
+
+    Args:
+      sources: as of `asdjax.data.healthy.gather`.
+      recipe: the name of a system, or the system.
+      alarms: what is asked of alarms.
+      work: a folder for what is finished if the fit is interrupted; None: a temporary one.
+      skip_bad: leave broken files out.
+
+    Raises:
+      InputError: recordings that cannot be used, an unknown recipe, no weights.
+    """
+    alarms, system = alarms or Alarms(), recipe
+    if isinstance(recipe, str) and recipe in RECIPES:
+        system = RECIPES[recipe].config
+    if not isinstance(system, SystemConfig):
+        what = "an ensemble" if isinstance(system, EnsembleConfig) else f"{recipe!r}"
+        raise InputError(f"expected the name of a single system (`asdjax recipes`), got {what}")
+    dataset = healthy.gather([sources] if isinstance(sources, str | Path) else list(sources))
+    if system.train is not None:
+        dataset = _held_out(dataset)
+    if work is None:
+        with TemporaryDirectory() as temporary:
+            return _fit(system, dataset, Path(temporary) / "run", alarms, skip_bad)
+    made = _fit(system, dataset, work, alarms, skip_bad)
+    shutil.rmtree(work)
+    return made
+
+
+def _fit(system, dataset: DataSet, work: Path, alarms: Alarms, skip_bad: bool) -> Detector:
+    run = stages.fit(system, dataset, work, skip_bad=skip_bad)
+    machines = [_in_memory(folder.load_embeddings(work, run, group)) for group in run.groups]
+    every = [
+        alarms.every or float(np.median([run.infos[clip.path].seconds for clip in machine.clips]))
+        for machine in machines
+    ]
+    if run.system.train is not None:
+        train, late = ([one.select(split) for one in machines] for split in ("train", "test"))
+        blocks = [_blocks(one.clips) for one in late]
+        found = score_machines(train, late, run.system.scorer, _silent)[0]
+    else:
+        late = machines
+        blocks = [_blocks(one.clips) for one in machines]
+        found = _left_out(machines, blocks, run.system.scorer)
+    parts = zip(late, found, blocks, every, strict=True)
+    rules = [_rule(one, scores, block, s, alarms) for one, scores, block, s in parts]
+    known = [[run.infos[clip.path] for clip in machine.clips] for machine in machines]
+    return _detector(run, work, machines, rules, list(map(heard, known)), every)
+
+
+def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
+    """Return the detector of a finished run, whose scores it gives.
+
+    The limit of alarms is from the run's training clips, each compared with those of other blocks
+    of time. If the system was trained on them, that limit is too low, which is told.
+
+    Args:
+      run: its folder.
+      alarms: what is asked of alarms.
+
+    Raises:
+      InputError: no run, one that is not complete, or lengths of clips that are not known.
+    """
+    alarms, made = alarms or Alarms(), folder.load_scored(run)
+    machines = [
+        _in_memory(folder.load_embeddings(run, made, group).select("train"))
+        for group in made.groups
+    ]
+    paths = [clip.path for one in machines for clip in one.clips]
+    infos, _ = audio.verify(paths, made.system.audio.channel)
+    known = [[infos[c.path] for c in one.clips if c.path in infos] for one in machines]
+    every = [
+        _every(one, infos, made.system, alarms) for one, infos in zip(machines, known, strict=True)
+    ]
+    blocks = [_blocks(one.clips) for one in machines]
+    found = _left_out(machines, blocks, made.system.scorer)
+    parts = zip(machines, found, blocks, every, strict=True)
+    rules = [_rule(one, scores, block, s, alarms) for one, scores, block, s in parts]
+    if made.system.train is not None:
+        console.note(
+            "the system was trained on the clips that set the limit: expect more alarms than "
+            "stated; `asdjax fit` holds clips out of the training"
+        )
+    return _detector(made, run, machines, rules, list(map(heard, known)), every)
+
+
+def _every(machine: Embeddings, infos, system: SystemConfig, alarms: Alarms) -> float:
+    if alarms.every:
+        return alarms.every
+    if infos:
+        return float(np.median([info.seconds for info in infos]))
+    if system.audio.seconds:
+        return system.audio.seconds
+    raise InputError(
+        f"{machine.clips[0].path.parent}: the recordings are gone, and with them their length; "
+        "give --every, the seconds from one recording to the next"
+    )
+
+
+def _detector(run: Run, out: Path, machines: Sequence[Embeddings], rules, known, every) -> Detector:
+    trained = weights_file.load(out / MODEL).arrays if run.system.train is not None else {}
+    kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
+    parts = zip(machines, rules, known, every, strict=True)
+    made = tuple(Machine(*own) for own in parts)
+    for one in made:
+        for line in one.rule.lines(one.name) if one.rule else ():
+            console.note(line)
+    return Detector(run.system, run.weights, kept, made)
+
+
+def _rule(machine: Embeddings, scores, blocks, every: float, alarms: Alarms) -> Rule | None:
+    """Return the rule of a machine; None, with a line, where its clips do not make one."""
+    usable = np.isfinite(scores)
+    if usable.sum() < 2:
+        name = "/".join(machine.clips[0].group) if machine.clips else "a machine"
+        console.note(f"{name}: no limit of alarms, as there are too few clips to compare")
+        return None
+    order = sorted(np.flatnonzero(usable), key=lambda i: healthy.natural(machine.clips[i].path))
+    conditions = [condition_of(machine.clips[i]) for i in order]
+    ordered = scores[order], conditions, blocks[order]
+    return calibrate(*ordered, every, alarms.alarms_per_week, alarms.rule)
+
+
+def _left_out(machines: Machines, blocks: Sequence[np.ndarray], scorer) -> list[np.ndarray]:
+    """Return the scores of clips by references of other blocks of time; inf without others."""
+    found = [np.full(len(one.clips), np.inf, np.float32) for one in machines]
+    for block in range(max(own.max() + 1 for own in blocks)):
+        inside = [np.flatnonzero(own == block) for own in blocks]
+        others = [np.flatnonzero(own != block) for own in blocks]
+        some = [g for g, rows in enumerate(inside) if len(rows) and len(others[g])]
+        if not some:
+            continue
+        train = [machines[g].take(others[g]) for g in some]
+        test = [machines[g].take(inside[g]) for g in some]
+        scores = score_machines(train, test, scorer, _silent)[0]
+        for g, own in zip(some, scores, strict=True):
+            found[g][inside[g]] = own
+    return found
+
+
+def _blocks(clips: Sequence[Clip]) -> np.ndarray:
+    """Return the block of time of each clip, `[n]` int.
+
+    Each operating condition that has enough clips is cut by itself, so that no block holds all
+    that is known of it.
+    """
+    names = np.array([condition_of(clip) for clip in clips], dtype=object)
+    count = count_blocks(len(clips), LEAST_CLIPS)
+    own = {name: int((names == name).sum()) for name in set(names)}
+    common = np.array([name if own[name] >= count else "" for name in names], dtype=object)
+    blocks = np.zeros(len(clips), int)
+    for name in set(common):
+        rows = np.flatnonzero(common == name)
+        order = sorted(rows, key=lambda i: healthy.natural(clips[i].path))
+        blocks[order] = np.arange(len(order)) * count // len(order)
+    return blocks
+
+
+def _held_out(dataset: DataSet) -> DataSet:
+    """Return the clips with every fourth block of each machine as test clips."""
+    clips = list(dataset.clips)
+    for group in {clip.group for clip in clips}:
+        rows = [i for i, clip in enumerate(clips) if clip.group == group]
+        own = [clips[i] for i in rows]
+        for i, block in zip(rows, _blocks(own), strict=True):
+            if block % HELD_OUT == HELD_OUT - 1:
+                clips[i] = replace(clips[i], split="test")
+    count = sum(clip.split == "test" for clip in clips)
+    console.note(
+        f"{counted(count, 'clip')} of {len(clips)} held out of the training, for the limit"
+    )
+    return replace(dataset, clips=tuple(clips))
+
+
+def _in_memory(machine: Embeddings) -> Embeddings:
+    return replace(machine, values=np.array(machine.values))
+
+
+def _silent(line: str) -> None:
+    """Lines on scores that are for the limit alone; those on the machine are told elsewhere."""

@@ -59,15 +59,24 @@ class Middle:
 
     power: float = 1.0
 
-    def score(self, train, test, note):
-        found, left_out = [], []
-        for own, other in zip(train, test, strict=True):
-            total, count = own.values.sum(0), len(own.values)
-            others = (total[None] - own.values) / (count - 1)
-            left_out.append(np.linalg.norm(own.values - others, axis=1) ** self.power)
-            found.append(np.linalg.norm(other.values - total[None] / count, axis=1) ** self.power)
+    def fit(self, train, note):
         note(f"{len(train)} means")
-        return found, left_out
+        means = [own.values.mean(0) for own in train]
+
+        def away(rows, mean):
+            return np.linalg.norm(rows - mean, axis=1) ** self.power
+
+        def score(test):
+            return [away(own.values, mean) for own, mean in zip(test, means, strict=True)]
+
+        def left_out():
+            found = []
+            for own, mean in zip(train, means, strict=True):
+                count = len(own.values)
+                found.append(away(own.values, (count * mean - own.values) / (count - 1)))
+            return found
+
+        return score, left_out
 
 
 @dataclass(frozen=True)

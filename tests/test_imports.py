@@ -31,7 +31,9 @@ ROOMS = {  # room -> rooms and modules of asdjax it may import
     | {"baseline", "config", "data", "frontend", "losses", "models", "scoring", "train"},
     "stages": EVERYWHERE
     | {"artifact", "config", "data", "devices", "metrics", "models", "report", "scoring", "train"},
-    "arguments": EVERYWHERE | {"config", "models", "recipes", "stages", "train"},
+    "detector": EVERYWHERE
+    | {"config", "data", "devices", "models", "recipes", "report", "scoring", "stages"},
+    "arguments": EVERYWHERE | {"config", "detector", "models", "recipes", "stages", "train"},
 }
 THIRD_PARTY = {  # what a room may import at module level besides the standard library and numpy
     "frontend": {"jax"},

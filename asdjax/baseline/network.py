@@ -70,19 +70,18 @@ class Reconstruction:
     def __post_init__(self):
         check(self)
 
-    def score(
-        self,
-        train: Sequence[Embeddings],
-        test: Sequence[Embeddings],
-        note: Callable[[str], object],
-    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return the scores of test and training clips; see `asdjax.scoring.score.score`.
+    def fit(self, train: Sequence[Embeddings], note: Callable[[str], object]) -> tuple:
+        """Return what scores clips, and the scores of the training clips, as other scorers do.
 
         The autoencoder was trained on the training clips: their scores are not left out, as in the
         baseline.
         """
         column = slice(0, 1) if self.kind == "mse" else slice(1, 3)
-        return tuple([own.values[:, column].min(1) for own in part] for part in (test, train))
+
+        def score(test: Sequence[Embeddings]) -> list[np.ndarray]:
+            return [own.values[:, column].min(1) for own in test]
+
+        return score, lambda: score(train)
 
 
 # Log-mel

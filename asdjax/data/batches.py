@@ -102,14 +102,17 @@ def load_batches(
     A last batch that is not full is filled with silent rows of full length; only the first
     `len(plan.rows)` rows mean anything.
     """
-    import grain
-
     def load(plan: BatchPlan):
         paths = [clips[row].path for row in plan.rows]
         wave, lengths = read_batch(paths, plan.samples, audio.fit, audio.channel)
         missing = plan.size - len(paths)
         wave = np.pad(wave, ((0, missing), *[(0, 0)] * (wave.ndim - 1)))
         return plan, wave, np.pad(lengths, (0, missing), constant_values=plan.samples)
+
+    if len(plans) == 1:  # nothing to read ahead, and grain takes most of a second to import
+        yield load(plans[0])
+        return
+    import grain
 
     ahead = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
     yield from grain.MapDataset.source(list(plans)).map(load).to_iter_dataset(ahead)

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from asdjax.config import SystemConfig, from_json, to_json
@@ -29,6 +28,7 @@ from asdjax.models.weights_file import Header, Params
 from asdjax.scoring.folds import unit
 from asdjax.scoring.score import refuse_not_finite
 from asdjax.stages import embed as embedding
+from asdjax.stages.recordings import shortest_samples
 from asdjax.types import SAMPLE_RATE_HZ, Clip, Embeddings, InputError, preview
 from asdjax.version import __version__
 
@@ -52,6 +52,10 @@ class Machine:
     rule: Rule | None
     heard: tuple[AudioInfo, ...]
     every: float
+
+    @cached_property
+    def unit(self) -> np.ndarray:
+        return unit(self.normal.values)
 
     @property
     def group(self) -> Group:
@@ -229,6 +233,8 @@ class Detector:
 
     def save(self, path: Path | str) -> None:
         """Write the detector as one file, complete or not at all."""
+        import jax
+
         config = {
             "format": FORMAT,
             "asdjax": __version__,
@@ -278,8 +284,6 @@ class Detector:
     @cached_property
     def shortest(self) -> int:
         """Return the samples at 16 kHz that a recording must have."""
-        from asdjax.stages.recordings import shortest_samples
-
         return shortest_samples(self.system)
 
     @cached_property
@@ -292,6 +296,11 @@ class Detector:
                     f"(SHA-256 {sha256[:12]}...), got others ({got[:12]}...)"
                 )
         return embedding.embedder_of(self.system, self.trained)
+
+    @cached_property
+    def _scored(self) -> Callable:
+        normal = [one.normal for one in self.machines]
+        return self.system.scorer.fit(normal, lambda line: None)[0]
 
     @cached_property
     def _compute(self):
@@ -369,13 +378,12 @@ class Detector:
         ]
         test = [Embeddings(tuple(clips[i] for i in own), values[own]) for own in rows]
         refuse_not_finite([], [one for one in test if one.clips])
-        train = [one.normal for one in self.machines]
-        scores, _ = self.system.scorer.score(train, test, lambda line: None)
+        scores = self._scored(test)
         verdicts: dict[int, Verdict] = {}
         for one, own, found in zip(self.machines, rows, scores, strict=True):
             if not len(own):
                 continue
-            nearest = (unit(values[own]) @ unit(one.normal.values).T).argmax(1)
+            nearest = (unit(values[own]) @ one.unit.T).argmax(1)
             for row, score, near in zip(own, found, nearest, strict=True):
                 verdicts[row] = one.verdict(clips[row], float(score), int(near))
         return [verdicts[row] for row in range(len(clips))]

@@ -1,4 +1,4 @@
-"""From embeddings to anomaly scores; a scorer is a configuration with the method `score`."""
+"""From embeddings to anomaly scores; a scorer is a configuration with the method `fit`."""
 
 from asdjax.scoring.centers import Centers
 from asdjax.scoring.knn import Knn

@@ -9,17 +9,17 @@ import numpy as np
 
 from asdjax.scoring.folds import (
     SMALLEST,
+    Fitted,
     Machines,
     Note,
     ReferenceSet,
-    TestAndLeftOut,
-    fitted_scores,
+    fit_sets,
     name,
     smallest,
     unit_rows,
 )
 from asdjax.scoring.kmeans import kmeans
-from asdjax.scoring.knn import search
+from asdjax.scoring.knn import nearest
 from asdjax.types import check
 
 
@@ -54,13 +54,13 @@ class Centers:
             ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
         )
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says.
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says.
 
         The score of a source clip of the training is by centers without its fold, that of a target
         clip is by the centers and the other target clips.
         """
-        train, test = unit_rows(train), unit_rows(test)
+        train = unit_rows(train)
         sources, targets = [], []
         for g, machine in enumerate(train):
             target = np.array([clip.domain == "target" for clip in machine.clips], bool)
@@ -70,22 +70,36 @@ class Centers:
         if few:
             clips = ", ".join(f"{machine} ({count} clips)" for machine, count in few)
             note(f"every source clip is one of the {self.count} centers of {clips}")
-        found, left_out = search(train, test, targets)
+        parts = []
         if sources:
             longest = max(len(machine.values) for machine in train)
             width = train[0].values.shape[1]
             held = self.starts * (longest + self.count) * (self.count + width)
-            by_centers = fitted_scores(train, test, sources, held, distance, self)
-            found, left_out = by_centers[0] + found, by_centers[1] + left_out
-        return smallest(found, sources + targets), smallest(left_out, sources + targets)
+            parts.append(fit_sets(train, sources, held, find_centers, distance, self)[0])
+        parts.append(nearest(train, targets))
+        sets = sources + targets
+
+        def score(test: Machines) -> list[np.ndarray]:
+            test = unit_rows(test)
+            return smallest([one for scored, _ in parts for one in scored(test)], sets)
+
+        def left_out() -> list[np.ndarray]:
+            return smallest([one for _, scored in parts for one in scored()], sets)
+
+        return score, left_out
 
 
-def distance(values, weight, query, config: Centers):
-    """Return the cosine distances `[q]` to the centers of rows `[n, E]`, and their inertia."""
+def find_centers(values, weight, config: Centers):
+    """Return centers `[K, E]` of rows `[n, E]` of weight 1, and their inertia."""
     centers, _, inertia = kmeans(values, weight, config.seed, config.count, config.starts)
+    return centers, inertia
+
+
+def distance(centers, query, config: Centers):
+    """Return the cosine distances `[q]` of queries `[q, E]` to the nearest of centers `[K, E]`."""
     length = jnp.sqrt(jnp.square(centers).sum(1))
     unit = centers / jnp.maximum(length, SMALLEST)[:, None]
     # Half the squared chord of unit rows is 1 - cos, but keeps the digits of small distances.
     chord = jnp.square(query[:, None] - unit[None]).sum(-1) / 2
     zero = (query == 0).all(1)[:, None] | (length < SMALLEST)[None]
-    return jnp.where(zero, 1.0, chord).min(1), inertia
+    return jnp.where(zero, 1.0, chord).min(1)

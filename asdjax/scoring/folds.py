@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,18 @@ from asdjax.types import Embeddings
 
 FOLDS = 5
 AT_ONCE = 2**24  # float32 values that the fits computed together may hold: 64 MiB
+QUERIES = 16  # numbers of queries are rounded up to a multiple
 SMALLEST = 1e-12  # length below which a row counts as zero
 
 Machines = Sequence[Embeddings]  # one for each machine and section
 Note = Callable[[str], object]  # takes a line for the user
-TestAndLeftOut = tuple[list[np.ndarray], list[np.ndarray]]  # as of `asdjax.scoring.score.score`
-# values [n, E], weight [n] of 0 and 1, query [q, E], settings -> scores [q], a value of the fit []
-Fit = Callable[..., tuple[jax.Array, jax.Array]]
+# What a scorer's `fit(train, note)` returns: a function from other clips of the same machines, in
+# the same order, to their scores, `[n]` float32 of each machine; and one without arguments, which
+# returns the scores that the training clips get without being in their reference set.
+Fitted = tuple[Callable[[Machines], list[np.ndarray]], Callable[[], list[np.ndarray]]]
+# values [n, E], weight [n] of 0 and 1, settings -> what is known of them, a value of the fit []
+Fit = Callable[..., tuple[Any, jax.Array]]
+Apply = Callable[..., jax.Array]  # what is known, query [q, E], settings -> scores [q]
 
 
 class ReferenceSet(NamedTuple):
@@ -84,43 +89,69 @@ def stack(arrays: Sequence[np.ndarray], fill=0) -> np.ndarray:
     return stacked
 
 
-def fitted_scores(
+def fit_sets(
     train: Machines,
-    test: Machines,
     sets: Sequence[ReferenceSet],
     values_held: int,
     fit: Fit,
+    apply: Apply,
     *settings: Hashable,
-) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Fit every reference set, and score all clips of its machine.
+) -> tuple[Fitted, np.ndarray]:
+    """Fit every reference set.
 
     Args:
-      train, test: the machines.
+      train: the machines.
       sets: what is fitted.
       values_held: float32 values that one fit needs, to bound the memory of all.
       fit: a function of a module (it is compiled once), which ignores rows of weight 0.
-      settings: its further arguments.
+      apply: another one, which scores by what the first returns.
+      settings: further arguments of both.
 
     Returns:
-      For each set: scores `[n]` float32 of the machine's test clips; those of its training clips,
-      each by a fit without it (inf where no clip remains); `[sets]`, the second result of the fit
-      to all clips of the set.
+      Two functions as of `Fitted`, but for each set: scores of its machine's clips; those of the
+      machine's training clips, each by a fit without it (inf where no clip remains). And `[sets]`,
+      the second result of the fits to all clips of a set.
     """
     values = stack([train[g].values for g, _ in sets])
-    query = np.concatenate([values, stack([test[g].values for g, _ in sets])], 1)
     deals = [deal(len(train[g].values), rows) for g, rows in sets]
     weight = stack([part.T for part, _ in deals]).transpose(0, 2, 1)
-    # The largest divisor of all fits that the memory allows: equal parts need one program, not two.
-    fits = weight.shape[0] * weight.shape[1]
-    most = max(AT_ONCE // values_held, 1)
-    together = max(part for part in range(1, fits + 1) if fits % part == 0 and part <= most)
     with _lapack_on_one_thread():
-        found, second = map(np.asarray, _all_fits(values, weight, query, together, fit, settings))
-    found = np.where(weight.any(2)[:, :, None], found, np.float32(np.inf))
-    of_test = found[:, 0, values.shape[1] :]
-    tests = [row[: len(test[g].values)] for row, (g, _) in zip(of_test, sets, strict=True)]
-    left_out = [of[own, np.arange(len(own))] for of, (_, own) in zip(found, deals, strict=True)]
-    return tests, left_out, second[:, 0]
+        how = _together(len(sets), values_held), fit, settings
+        known, second = _all_fits(values, weight[:, 0], *how)
+
+    def score(test: Machines) -> list[np.ndarray]:
+        asked = [i for i, (g, _) in enumerate(sets) if len(test[g].values)]
+        scores = [np.zeros(0, np.float32)] * len(sets)
+        if asked:
+            query = stack([test[sets[i].machine].values for i in asked])
+            query = np.pad(query, ((0, 0), (0, -query.shape[1] % QUERIES), (0, 0)))  # few programs
+            own = known if len(asked) == len(sets) else jax.tree.map(lambda x: x[asked, ...], known)
+            with _lapack_on_one_thread():
+                how = _together(len(asked), values_held), apply, settings
+                found = np.asarray(_all_scores(own, query, *how))
+            for i, row in zip(asked, found, strict=True):
+                scores[i] = row[: len(test[sets[i].machine].values)]
+        return scores
+
+    def left_out() -> list[np.ndarray]:
+        held = _together(len(sets) * FOLDS, values_held)
+        with _lapack_on_one_thread():
+            of_fits = np.array(_all_left_out(values, weight[:, 1:], held, fit, apply, settings))
+        of_fits[~weight[:, 1:].any(2)] = np.inf
+        found = []
+        for of, whole, (_, own) in zip(of_fits, score(train), deals, strict=True):
+            inside = of[own - 1, np.arange(len(own))]
+            found.append(np.where(own > 0, inside, whole))
+        return found
+
+    return (score, left_out), np.asarray(second)
+
+
+def _together(fits: int, values_held: int) -> int:
+    """Return how many fits are computed together: a divisor of all, so that parts need one program,
+    the largest that the memory allows."""
+    most = max(AT_ONCE // values_held, 1)
+    return max(part for part in range(1, fits + 1) if fits % part == 0 and part <= most)
 
 
 def deal(count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -158,13 +189,26 @@ def _lapack_on_one_thread():
 
 
 @partial(jax.jit, static_argnames=("together", "fit", "settings"))
-def _all_fits(values, weight, query, together: int, fit: Fit, settings: tuple):
-    """Return `[G, F, q]` scores and `[G, F]`, from `[G, n, E]`, `[G, F, n]` and `[G, q, E]`."""
-    groups, fits, _ = weight.shape
+def _all_fits(values, weight, together: int, fit: Fit, settings: tuple):
+    """Return what is known of sets, and `[G]`, from `[G, n, E]` and `[G, n]`."""
+    return jax.lax.map(lambda one: fit(*one, *settings), (values, weight), batch_size=together)
+
+
+@partial(jax.jit, static_argnames=("together", "apply", "settings"))
+def _all_scores(known, query, together: int, apply: Apply, settings: tuple):
+    """Return `[G, q]` of `[G, q, E]`."""
+    return jax.lax.map(lambda one: apply(*one, *settings), (known, query), batch_size=together)
+
+
+@partial(jax.jit, static_argnames=("together", "fit", "apply", "settings"))
+def _all_left_out(values, weight, together: int, fit: Fit, apply: Apply, settings: tuple):
+    """Return the scores `[G, F, n]` of rows `[G, n, E]` by fits to those of weight `[G, F, n]`."""
+    groups, fits, rows = weight.shape
 
     def one(place):
         group, number = place // fits, place % fits
-        return fit(values[group], weight[group, number], query[group], *settings)
+        known, _ = fit(values[group], weight[group, number], *settings)
+        return apply(known, values[group], *settings)
 
-    scores, second = jax.lax.map(one, jnp.arange(groups * fits), batch_size=together)
-    return scores.reshape(groups, fits, -1), second.reshape(groups, fits)
+    places = jnp.arange(groups * fits)
+    return jax.lax.map(one, places, batch_size=together).reshape(groups, fits, rows)

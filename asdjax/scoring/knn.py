@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Literal
 
@@ -26,10 +26,10 @@ from asdjax.scoring.distances import TARGET, Bank, unit_rows
 from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.folds import (
     FOLDS,
+    Fitted,
     Machines,
     Note,
     ReferenceSet,
-    TestAndLeftOut,
     name,
     reference_sets,
     smallest,
@@ -92,8 +92,8 @@ class Knn:
             ("parts", ">= 1", self.parts >= 1),
         )
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says.
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says.
 
         Scores of training clips never use synthetic clips, which lie near the clips that they are
         made from. So with these they tend to be larger than the scores of normal test clips, and a
@@ -108,27 +108,27 @@ class Knn:
                 f"expected views and parts that divide the {width} values of an embedding, got "
                 f"{counted(count, 'view')} of {counted(self.parts, 'part')}"
             )
-        if self.view:
-            train, test = (view(machines, *self.view) for machines in (train, test))
-        if not self.standardize:
-            return self._compare(train, test, note)
-        left_out = self._left_out_standardized(train)
-        test = _standardized(test, train, self.standardize)
-        train = _standardized(train, train, self.standardize)
-        return self._compare(train, test, note)[0], left_out
-
-    def _compare(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Return the scores of machines as they are."""
+        raw = view(train, *self.view) if self.view else train
+        train = _standardized(raw, raw, self.standardize) if self.standardize else raw
         synthetic = self._synthetic(train, note)
         self._note_few(train, synthetic, note)
-        parts = (
-            *(split(machines, self.parts) for machines in (train, test)),
-            [part for rows in synthetic for part in np.split(rows, self.parts, 1)],
-        )
+        added = [part for rows in synthetic for part in np.split(rows, self.parts, 1)]
         of_parts = self._nearest if self.normalize is None else self._normalized
-        return tuple(mixed(scores, self.parts, self.mix) for scores in of_parts(*parts))
+        scored, of_training = of_parts(split(train, self.parts), added)
 
-    def _nearest(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
+        def score(test: Machines) -> list[np.ndarray]:
+            test = view(test, *self.view) if self.view else test
+            test = _standardized(test, raw, self.standardize) if self.standardize else test
+            return mixed(scored(split(test, self.parts)), self.parts, self.mix)
+
+        def left_out() -> list[np.ndarray]:
+            if self.standardize:
+                return self._left_out_standardized(raw)
+            return mixed(of_training(), self.parts, self.mix)
+
+        return score, left_out
+
+    def _nearest(self, train: Machines, synthetic: Sequence[np.ndarray]) -> Fitted:
         sets = reference_sets(train, self.references)
         grown = None
         if self.oversample:
@@ -137,13 +137,20 @@ class Knn:
                 target = any(train[g].clips[i].domain == "target" for i in rows)
                 added = [synthetic[g]] if target else []
                 grown.append(np.concatenate([train[g].values[rows], *added]))
-        found = search(train, test, sets, self.k, grown)
-        return tuple(smallest(scores, sets) for scores in found)
+        scored, of_training = nearest(train, sets, self.k, grown)
+        return lambda test: smallest(scored(test), sets), lambda: smallest(of_training(), sets)
 
-    def _normalized(self, train: Machines, test: Machines, synthetic) -> TestAndLeftOut:
-        banks = list(map(bank, train, test, synthetic))
-        found = matching.scores(banks, [(self.normalize, self.references == "domain")])
-        return tuple([one for (one,) in scores] for scores in found)
+    def _normalized(self, train: Machines, synthetic: Sequence[np.ndarray]) -> Fitted:
+        banks = [bank(*one) for one in zip(train, synthetic, strict=True)]
+        asked = self.normalize, self.references == "domain"
+        known = cache(lambda: matching.fit(banks, asked))
+
+        def score(test: Machines) -> list[np.ndarray]:
+            queries = [unit_rows(one.values) for one in test]
+            pairs = zip(banks, queries, known(), strict=True)
+            return [matching.tests(of._replace(queries=rows), one) for of, rows, one in pairs]
+
+        return score, lambda: [one for (one,) in matching.scores(banks, [asked])[1]]
 
     def _synthetic(self, train: Machines, note: Note) -> list[np.ndarray]:
         """Return the synthetic rows of each machine."""
@@ -181,12 +188,12 @@ class Knn:
         """Return the scores of training clips, each standardized by statistics without its fold."""
         found = [np.zeros(len(machine.clips), np.float32) for machine in train]
         folds = [np.arange(len(machine.clips)) % FOLDS for machine in train]
-        none = [machine.take([]) for machine in train]
+        plain = replace(self, view=None, standardize=None, oversample=None)
         for fold in range(FOLDS):
             pairs = zip(train, folds, strict=True)
             others = [machine.take(np.flatnonzero(own != fold)) for machine, own in pairs]
             scaled = _standardized(train, others, self.standardize)
-            scores = replace(self, oversample=None)._compare(scaled, none, lambda _: None)[1]
+            scores = plain.fit(scaled, lambda _: None)[1]()
             for values, score, own in zip(found, scores, folds, strict=True):
                 values[own == fold] = score[own == fold]
         return found
@@ -212,12 +219,12 @@ def mixed(scores: Sequence[np.ndarray], parts: int, how: str) -> list[np.ndarray
     return [mix(scores[start : start + parts], 0) for start in range(0, len(scores), parts)]
 
 
-def bank(train: Embeddings, test: Embeddings, synthetic: np.ndarray) -> Bank:
-    """Return what the test clips of a machine are compared with."""
-    rows = map(unit_rows, (train.values, synthetic, test.values))
+def bank(train: Embeddings, synthetic: np.ndarray, test: np.ndarray | None = None) -> Bank:
+    """Return what the test clips `[Q, E]` of a machine are compared with."""
+    test = train.values[:0] if test is None else test
     number = {"source": 0, "target": TARGET, None: 2}
     domain = np.array([number[clip.domain] for clip in train.clips], np.int32)
-    references, added, queries = rows
+    references, added, queries = map(unit_rows, (train.values, synthetic, test))
     return Bank(references, domain, added, queries)
 
 
@@ -238,25 +245,32 @@ def _standardize(embeddings: Embeddings, by: np.ndarray) -> Embeddings:
     return replace(embeddings, values=(embeddings.values - mean) / deviation)
 
 
-def search(
+def nearest(
     train: Machines,
-    test: Machines,
     sets: Sequence[ReferenceSet],
     k: int = 1,
     grown: Sequence[np.ndarray] | None = None,
-) -> TestAndLeftOut:
-    """Return for each set the distances of its machine's test clips, and of its training clips.
+) -> Fitted:
+    """Return functions as of `Fitted`, but for each set: the distances to its clips.
 
-    A training clip is not its own neighbor. `grown`: what test clips are compared with in place of
-    the rows of the sets.
+    A training clip is not its own neighbor.
+
+    Args:
+      grown: what test clips are compared with in place of the rows of the sets.
     """
     references = [take_rows(train[g].values, rows) for g, rows in sets]
-    found = knn_scores([test[g].values for g, _ in sets], grown or references, k)
     places = []  # of each training clip in the set, or PADDING
     for g, rows in sets:
         places.append(np.full(len(train[g].values), PADDING))
         places[-1][rows] = np.arange(len(rows))
-    return found, knn_scores([train[g].values for g, _ in sets], references, k, places)
+
+    def score(test: Machines) -> list[np.ndarray]:
+        return knn_scores([test[g].values for g, _ in sets], grown or references, k)
+
+    def left_out() -> list[np.ndarray]:
+        return knn_scores([train[g].values for g, _ in sets], references, k, places)
+
+    return score, left_out
 
 
 def knn_scores(

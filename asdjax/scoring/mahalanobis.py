@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from asdjax.scoring.folds import (
+    Fitted,
     Machines,
     Note,
-    TestAndLeftOut,
-    fitted_scores,
+    fit_sets,
     name,
     reference_sets,
     smallest,
@@ -49,15 +49,15 @@ class Mahalanobis:
     def __post_init__(self):
         check(self)
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says; training clips by fits without their fold.
 
         `note` says which covariances could not have been inverted as they are.
         """
         sets = reference_sets(train, self.references)
         longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
         held = 4 * width * (width + longest)
-        found, left_out, shrinkage = fitted_scores(train, test, sets, held, distance)
+        (score, left_out), shrinkage = fit_sets(train, sets, held, fit_covariance, distance)
         lines = []
         for (g, rows), share in zip(sets, shrinkage, strict=True):
             moving = int((np.ptp(train[g].values[rows], 0) > 0).sum())
@@ -70,16 +70,21 @@ class Mahalanobis:
             note(
                 f"fewer clips than a covariance needs, shrunk towards a sphere: {'; '.join(lines)}"
             )
-        return smallest(found, sets), smallest(left_out, sets)
+        return lambda test: smallest(score(test), sets), lambda: smallest(left_out(), sets)
 
 
-def distance(values, weight, query):
-    """Return the distances `[q]` of `query [q, E]` to rows `[n, E]`, and the shrinkage."""
+def fit_covariance(values, weight):
+    """Return mean `[E]`, scale and factor `[E, E]` of the covariance of rows, and the shrinkage."""
     mean, scale, covariance, shrinkage = ledoit_wolf(values, weight)
-    factor = jnp.linalg.cholesky(covariance)
+    return (mean, scale, jnp.linalg.cholesky(covariance)), shrinkage
+
+
+def distance(known, query):
+    """Return the distances `[q]` of `query [q, E]` by what `fit_covariance` returns."""
+    mean, scale, factor = known
     centered = (query - mean[None]) / scale
     white = jax.scipy.linalg.solve_triangular(factor, centered.T, lower=True)
-    return jnp.sqrt(jnp.square(white).sum(0)), shrinkage
+    return jnp.sqrt(jnp.square(white).sum(0))
 
 
 def ledoit_wolf(values, weight):

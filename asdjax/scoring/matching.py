@@ -5,8 +5,9 @@ What is made of the distances is computed on the device, for many settings in on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -83,66 +84,151 @@ def _length(setting: Setting | None) -> int:
     return 1 if setting is None else setting.weight.shape[-1]
 
 
+class Chunk:
+    """The references of banks of equal rounded size, padded.
+
+    Args:
+      banks: the banks.
+      held: keep the distances of references where they are few; else they are computed each time.
+    """
+
+    def __init__(self, banks: Sequence[Bank], held: bool = True):
+        self.references, domains, self.synthetic, _ = zip(*banks, strict=True)
+        self.banks = banks
+        self.count, self.added = (_rounded(len(x[0])) for x in (self.references, self.synthetic))
+        self.domain = _padded(domains, (self.count,), PADDING)
+        self.size = max(HELD // (len(banks) * self.count) // ROWS, 1) * ROWS  # of a block
+        self.size = min(self.size, self.count)
+        self._held = list(self._blocks()) if held and self.size == self.count else None
+
+    def blocks(self) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids `[size]` of references, and the distances `[G, R, size]` of all to them."""
+        return self._held or self._blocks()
+
+    def _blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        for start in range(0, self.count, self.size):
+            some = [rows[start : start + self.size] for rows in self.references]
+            block = _between(self.references, some, (self.count, self.size))
+            own = np.arange(self.count)[start:][: self.size]
+            block[:, own, own - start] = np.inf
+            yield np.minimum(start + np.arange(self.size), self.count - 1), block
+
+    def away(self, queries: Sequence[np.ndarray], width: int) -> Iterator[np.ndarray]:
+        """Yield the distances `[G, R + N, width]` of all from some clips, `[Q, E]` of each bank."""
+        most = max(map(len, queries))
+        for start in range(0, max(most, 1), width):
+            some = [rows[start : start + width] for rows in queries]
+            parts = [_between(self.references, some, (self.count, width))]
+            if self.added:
+                parts.append(_between(self.synthetic, some, (self.added, width)))
+            yield np.concatenate(parts, 1)
+
+    def width(self, asked: int) -> int:
+        """Return how many of some clips are compared at once."""
+        most = HELD // (len(self.banks) * (self.count + self.added)) // ROWS
+        return min(max(most, 1) * ROWS, max(asked, ROWS))
+
+    def near(self, length: int) -> tuple[Lists, Lists]:
+        """Return `density.lists` of all references."""
+        found = [
+            _lists(block, self.domain[:, rows], self.domain, length)
+            for rows, block in self.blocks()
+        ]
+        return jax.tree.map(lambda *rows: jnp.concatenate(rows, 1)[:, : self.count], *found)
+
+    def usual(self) -> list[tuple[dict[int, float], np.ndarray]]:
+        """Return `domain_scale.fit` of each bank."""
+        apart = [None] * len(self.banks) if self._held is None else self._held[0][1]
+        return [domain_scale.fit(*one) for one in zip(self.banks, apart, strict=True)]
+
+    def grown(self, m):
+        """Return m `[S, G, R]` with that of synthetic rows behind: of the nearest target clip."""
+        if not self.added:
+            return m
+        to_synthetic = _between(self.references, self.synthetic, (self.count, self.added))
+        parent = np.where(self.domain[..., None] == TARGET, to_synthetic, np.inf).argmin(1)
+        return jnp.concatenate([m, jnp.take_along_axis(m, parent[None], -1)], -1)
+
+
+class Scales(NamedTuple):
+    """What a score by one setting needs of a bank beside distances."""
+
+    m: np.ndarray  # [1, R + N], of padding any
+    strength: np.ndarray  # [1]
+    kind: Kind
+
+
+def fit(
+    banks: Sequence[Bank], asked: tuple[Density | DomainScale, bool]
+) -> list[Scales | dict[int, float]]:
+    """Return what `tests` needs of each bank for one setting; queries are not looked at."""
+    one, _ = asked
+    banks = [bank._replace(queries=bank.queries[:0]) for bank in banks]
+    if isinstance(one, DomainScale):
+        return [domain_scale.fit(bank, None)[0] for bank in banks]
+    kind = density.kind(one)
+    setting = density.settings([asked], max(len(bank.references) for bank in banks))
+    found: list = [None] * len(banks)
+    for some in _chunks(banks, _length(setting)):
+        chunk = Chunk([banks[g] for g in some])
+        known = *chunk.near(_length(setting)), chunk.domain, setting
+        m, strength, _ = _of_kind(*known, kind)
+        for i, (g, of_bank) in enumerate(zip(some, np.asarray(chunk.grown(m))[0], strict=True)):
+            found[g] = Scales(of_bank[None], np.asarray(strength)[:, i], kind)
+    return found
+
+
+def tests(bank: Bank, fitted: Scales | dict[int, float]) -> np.ndarray:
+    """Return the scores `[Q]` float32 of a bank's queries, by what `fit` gives for it."""
+    chunk, found = Chunk([bank], held=False), []
+    for block in chunk.away([bank.queries], chunk.width(_rounded(len(bank.queries)))):
+        if isinstance(fitted, dict):
+            found.append(domain_scale.scores(chunk.domain[0], fitted, block[0]))
+        else:
+            m, strength, kind = fitted
+            found.append(np.asarray(_tests(block, m[:, None], strength[:, None], kind))[0, 0])
+    return np.concatenate(found)[: len(bank.queries)].astype(np.float32)
+
+
+def _of_kind(every, own, domain, settings, kind: Kind):
+    """Return m `[S, G, R]`, a `[S, G]`, and `[S, G, R]`, a in banks without each reference."""
+    known = every, own, domain, settings
+    bounds = _exit_bounds(*known, kind) if kind.exits else None
+    m = _scales(*known, bounds, kind)
+    if settings.fitted.any():
+        return m, *_strengths(*known, kind)
+    fixed = settings.strength[:, None, None]  # and nothing to compile
+    return m, np.broadcast_to(fixed[..., 0], m.shape[:2]), np.broadcast_to(fixed, m.shape)
+
+
 def _scores(
     banks: Sequence[Bank], settings: Mapping[Kind | None, Setting | None]
 ) -> Iterator[tuple[Kind | None, Sequence[np.ndarray], Sequence[np.ndarray]]]:
     """Yield kinds with `[S, Q]` and `[S, R]` of banks of equal rounded size, padded."""
-    references, domains, synthetic, queries = zip(*banks, strict=True)
-    count, added, asked = (_rounded(len(rows[0])) for rows in (references, synthetic, queries))
-    length = max(map(_length, settings.values()))
-    domain = _padded(domains, (count,), PADDING)
-    size = min(max(HELD // (len(banks) * count) // ROWS, 1) * ROWS, count)
-
-    def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield ids `[size]` of references, and the distances `[G, R, size]` of all to them."""
-        for start in range(0, count, size):
-            some = [rows[start : start + size] for rows in references]
-            block, own = _between(references, some, (count, size)), np.arange(count)[start:][:size]
-            block[:, own, own - start] = np.inf
-            yield np.minimum(start + np.arange(size), count - 1), block
-
-    width = max(HELD // (len(banks) * (count + added)) // ROWS, 1) * ROWS
-    width = min(width, max(asked, ROWS))
-
-    def away() -> Iterator[np.ndarray]:
-        """Yield the distances `[G, R + N, width]` of all from some test clips."""
-        for start in range(0, max(asked, 1), width):
-            some = [rows[start : start + width] for rows in queries]
-            parts = [_between(references, some, (count, width))]
-            if added:
-                parts.append(_between(synthetic, some, (added, width)))
-            yield np.concatenate(parts, 1)
-
-    held = list(blocks()) if size == count else None  # else they are computed twice
-    held_away = list(away()) if width >= asked else None
-    found = [_lists(block, domain[:, rows], domain, length) for rows, block in held or blocks()]
-    near = jax.tree.map(lambda *rows: jnp.concatenate(rows, 1)[:, :count], *found)
-    if added:
-        to_synthetic = _between(references, synthetic, (count, added))
-        parent = np.where(domain[..., None] == TARGET, to_synthetic, np.inf).argmin(1)
+    chunk, queries = Chunk(banks), [bank.queries for bank in banks]
+    asked = _rounded(len(queries[0]))
+    width = chunk.width(asked)
+    held = list(chunk.away(queries, width)) if width >= asked else None
+    near = chunk.near(max(map(_length, settings.values())))
     for kind, setting in settings.items():
+        away = held or chunk.away(queries, width)
         if setting is None:
-            apart = [None] * len(banks) if held is None else held[0][1]
-            pairs = [domain_scale.fit(*one) for one in zip(banks, apart, strict=True)]
-            usual, left_out = zip(*pairs, strict=True)
-            tests = [
-                [domain_scale.scores(*one) for one in zip(domain, usual, block, strict=True)]
-                for block in held_away or away()
+            usual, left_out = zip(*chunk.usual(), strict=True)
+            found = [
+                [domain_scale.scores(*one) for one in zip(chunk.domain, usual, block, strict=True)]
+                for block in away
             ]
-            yield kind, np.concatenate(tests, -1)[:, None], [one[None] for one in left_out]
+            yield kind, np.concatenate(found, -1)[:, None], [one[None] for one in left_out]
             continue
-        known = *_first(near, _length(setting)), domain, setting
-        bounds = _exit_bounds(*known, kind) if kind.exits else None
-        m, (strength, strengths) = _scales(*known, bounds, kind), _strengths(*known, kind)
+        known = *_first(near, _length(setting)), chunk.domain, setting
+        m, strength, strengths = _of_kind(*known, kind)
         left_out = [
             np.asarray(_left_out(*known, m, strengths, block, rows, kind))
-            for rows, block in held or blocks()
+            for rows, block in chunk.blocks()
         ]
-        if added:
-            m = jnp.concatenate([m, jnp.take_along_axis(m, parent[None], -1)], -1)
-        tests = [np.asarray(_tests(block, m, strength, kind)) for block in held_away or away()]
-        tests = np.concatenate(tests, -1)
-        yield kind, tests.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
+        m = chunk.grown(m)
+        found = np.concatenate([np.asarray(_tests(b, m, strength, kind)) for b in away], -1)
+        yield kind, found.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
 
 
 def _first(near: tuple[Lists, Lists], length: int) -> tuple[Lists, Lists]:

@@ -9,7 +9,7 @@ import numpy as np
 from asdjax.scoring.centers import Centers
 from asdjax.scoring.combine import varies
 from asdjax.scoring.density import Density
-from asdjax.scoring.folds import Machines, Note, TestAndLeftOut
+from asdjax.scoring.folds import Fitted, Machines, Note
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.mixture import Mixture
@@ -38,21 +38,30 @@ class Minimum:
     def __post_init__(self):
         check(self, ("scorers", "two or more", len(self.scorers) > 1))
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says."""
-        tests, left_outs = [], []
-        for scorer in self.scorers:
-            found, left_out = scorer.score(train, test, note)
-            scales = list(map(_scale, left_out))
-            tests.append(
-                [(x - mean) / deviation for x, (mean, deviation) in zip(found, scales, strict=True)]
-            )
-            left_outs.append(list(map(_left_out, left_out)))
-        smallest = [
-            [np.min(of, 0).astype(np.float32) for of in zip(*one, strict=True)]
-            for one in (tests, left_outs)
-        ]
-        return smallest[0], smallest[1]
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says."""
+        scored, of_training = zip(
+            *(scorer.fit(train, note) for scorer in self.scorers), strict=True
+        )
+        of_training = [one() for one in of_training]
+        scales = [list(map(_scale, own)) for own in of_training]
+
+        def score(test: Machines) -> list[np.ndarray]:
+            each = [
+                [
+                    (x - mean) / deviation
+                    for x, (mean, deviation) in zip(one(test), own, strict=True)
+                ]
+                for one, own in zip(scored, scales, strict=True)
+            ]
+            return _smallest(each)
+
+        return score, lambda: _smallest([list(map(_left_out, own)) for own in of_training])
+
+
+def _smallest(each: list[list[np.ndarray]]) -> list[np.ndarray]:
+    """Return the smallest scores `[n]` of each machine over scorers."""
+    return [np.min(of, 0).astype(np.float32) for of in zip(*each, strict=True)]
 
 
 def _scale(scores: np.ndarray) -> tuple[float, float]:

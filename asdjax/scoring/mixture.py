@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from asdjax.scoring.folds import (
+    Fitted,
     Machines,
     Note,
-    TestAndLeftOut,
-    fitted_scores,
+    fit_sets,
     name,
     reference_sets,
     unit_rows,
@@ -61,19 +61,19 @@ class Mixture:
             ("seed", "in [0, 2**32)", 0 <= self.seed < 2**32),
         )
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold.
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says; training clips by fits without their fold.
 
         `note` says which machines have too few clips for their covariances, and which fits did not
         converge.
         """
-        train, test = unit_rows(train), unit_rows(test)
+        train = unit_rows(train)
         sets = reference_sets(train, "pooled")  # one of each machine
         longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
         rows = width if self.covariance == "full" else 1  # of a covariance
         held = 4 * self.components * width * (rows + longest)
-        fit = negative_log_likelihood
-        found, left_out, converged = fitted_scores(train, test, sets, held, fit, self)
+        fitted = fit_sets(train, sets, held, fit_mixture, negative_log_likelihood, self)
+        (score, left_out), converged = fitted
         least = self.components * (rows + 1)
         if few := [f"{name(m)} ({len(m.clips)} clips)" for m in train if len(m.clips) < least]:
             note(
@@ -82,15 +82,20 @@ class Mixture:
             )
         if moving := [name(m) for m, done in zip(train, converged, strict=True) if not done]:
             note(f"mixtures that did not converge in {MOST_STEPS} steps: {', '.join(moving)}")
-        return found, left_out
+        return lambda test: score(unit_rows(test)), left_out
 
 
-def negative_log_likelihood(values, weight, query, config: Mixture):
-    """Return `[q]` negative log-likelihoods, and whether the fit to rows `[n, E]` converged."""
+def fit_mixture(values, weight, config: Mixture):
+    """Return the mixture of rows `[n, E]` of weight 1, and whether its fit converged."""
     _, label, _ = kmeans(values, weight, config.seed, config.components, STARTS)
     start = jax.nn.one_hot(label, config.components)
     gaussians, steps = expectation_maximization(values, weight, start, config)
-    return -jax.nn.logsumexp(log_joint(query, gaussians), 1), steps < MOST_STEPS
+    return gaussians, steps < MOST_STEPS
+
+
+def negative_log_likelihood(gaussians, query, config: Mixture):
+    """Return `[q]` negative log-likelihoods of queries `[q, E]`."""
+    return -jax.nn.logsumexp(log_joint(query, gaussians), 1)
 
 
 def expectation_maximization(values, weight, responsible, config: Mixture):

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from asdjax.scoring.folds import (
+    Fitted,
     Machines,
     Note,
-    TestAndLeftOut,
-    fitted_scores,
+    fit_sets,
     reference_sets,
     smallest,
     unit_rows,
@@ -41,18 +41,21 @@ class Residual:
     def __post_init__(self):
         check(self, ("variance", "in (0, 1)", 0 < self.variance < 1))
 
-    def score(self, train: Machines, test: Machines, note: Note) -> TestAndLeftOut:
-        """Score as `asdjax.scoring.score.score` says; training clips by fits without their fold."""
-        sets = reference_sets(train, self.references)
-        train, test = unit_rows(train), unit_rows(test)
+    def fit(self, train: Machines, note: Note) -> Fitted:
+        """Fit as `asdjax.scoring.folds.Fitted` says; training clips by fits without their fold."""
+        sets, train = reference_sets(train, self.references), unit_rows(train)
         longest, width = max(len(machine.values) for machine in train), train[0].values.shape[1]
         held = 4 * min(longest, width) * (longest + width)
-        found, left_out, _ = fitted_scores(train, test, sets, held, distance, self.variance)
-        return smallest(found, sets), smallest(left_out, sets)
+        fitted = fit_sets(train, sets, held, fit_subspace, distance, self.variance)
+        (score, left_out), _ = fitted
+        return (
+            lambda test: smallest(score(unit_rows(test)), sets),
+            lambda: smallest(left_out(), sets),
+        )
 
 
-def distance(values, weight, query, variance: float):
-    """Return the distances `[q]` of `query [q, E]` to the subspace of rows, and its dimension.
+def fit_subspace(values, weight, variance: float):
+    """Return the mean `[E]` and the components `[K, E]` of rows, and how many are not zero.
 
     Args:
       values: `[n, E]` float32.
@@ -62,16 +65,25 @@ def distance(values, weight, query, variance: float):
     count = jnp.maximum(weight.sum(), 1)
     mean = (weight[:, None] * values).sum(0) / count
     centered = weight[:, None] * (values - mean[None])
-    times = lambda a, b: jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
     few = centered.shape[0] < centered.shape[1]  # rows: the smaller matrix has the same variances
     pair = (centered, centered.T) if few else (centered.T, centered)
-    power, axes = jnp.linalg.eigh(times(*pair))
+    power, axes = jnp.linalg.eigh(_times(*pair))
     power, axes = jnp.maximum(power[::-1], 0), axes.T[::-1]  # falling
     before = jnp.cumsum(power) - power  # of the components in front of each
     kept = (before < variance * power.sum()) & (power > TINY * power[0])
     if few:
-        axes = times(axes, centered) / jnp.sqrt(jnp.where(kept, power, 1.0))[:, None]
+        axes = _times(axes, centered) / jnp.sqrt(jnp.where(kept, power, 1.0))[:, None]
     components = jnp.where(kept[:, None], axes, 0.0)
+    return (mean, components), kept.sum()
+
+
+def distance(known, query, variance: float):
+    """Return the distances `[q]` of `query [q, E]` to a subspace of `fit_subspace`."""
+    mean, components = known
     left = query - mean[None]
-    left = left - times(times(left, components.T), components)
-    return jnp.sqrt(jnp.square(left).sum(1)), kept.sum()
+    left = left - _times(_times(left, components.T), components)
+    return jnp.sqrt(jnp.square(left).sum(1))
+
+
+def _times(a, b):
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

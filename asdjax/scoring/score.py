@@ -11,7 +11,7 @@ import contextlib
 import numpy as np
 
 from asdjax.scoring import Scorer
-from asdjax.scoring.folds import Machines, Note, TestAndLeftOut, name
+from asdjax.scoring.folds import Machines, Note, name
 from asdjax.types import InputError
 
 ROWS = 2**14  # of embeddings that are looked at together
@@ -19,12 +19,12 @@ ROWS = 2**14  # of embeddings that are looked at together
 
 def score(
     train: Machines, test: Machines, scorer: Scorer, note: Note = lambda _: None
-) -> TestAndLeftOut:
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Score the test clips of every machine and, left out, its training clips.
 
     Args:
       train, test: one entry per machine and section, in the same order; `train` holds normal clips.
-      scorer: how to score; its method `score` does it.
+      scorer: how to score; its method `fit` knows.
       note: called with a line for what a user should know, such as too few clips.
 
     Returns:
@@ -35,7 +35,8 @@ def score(
       InputError: embeddings that are not finite.
     """
     refuse_not_finite(train, test)
-    return scorer.score(train, test, note)
+    scored, left_out = scorer.fit(train, note)
+    return scored(test), left_out()
 
 
 def refuse_not_finite(train: Machines, test: Machines) -> None:

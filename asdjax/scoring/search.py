@@ -13,7 +13,7 @@ from asdjax.scoring import matching
 from asdjax.scoring.density import Density
 from asdjax.scoring.distances import Bank
 from asdjax.scoring.domain_scale import DomainScale
-from asdjax.scoring.folds import Machines, TestAndLeftOut
+from asdjax.scoring.folds import Machines
 from asdjax.scoring.knn import Knn, bank, mixed, split, view
 from asdjax.types import Embeddings
 
@@ -111,7 +111,7 @@ def score_all(
         advance(3 * len(ways))
 
 
-def _mixed(of: Candidate, found: TestAndLeftOut) -> Iterator[tuple]:
+def _mixed(of: Candidate, found: tuple[list[np.ndarray], list[np.ndarray]]) -> Iterator[tuple]:
     """Yield what `score_all` does, from the scores of parts by all ways."""
     parts = of.scorer.parts
     for row, (way, references) in enumerate(normalizations()):
@@ -128,7 +128,7 @@ def count(views: Views) -> int:
 
 
 def _bank(train: Embeddings, test: Embeddings) -> Bank:
-    return bank(train, test, train.values[:0])
+    return bank(train, train.values[:0], test.values)
 
 
 def consistency(left_out: np.ndarray, domains: np.ndarray) -> float:

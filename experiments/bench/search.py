@@ -20,6 +20,7 @@ from asdjax.scoring import search as searching
 from asdjax.scoring.density import Density
 from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.knn import Knn, bank
+from asdjax.scoring.score import score
 from asdjax.scoring.search import Views
 from asdjax.types import Clip, Embeddings
 
@@ -145,7 +146,7 @@ def normalized(machines: int) -> Callable[[], np.ndarray]:
     train, test = embeddings(machines, bands=1)
 
     def call() -> np.ndarray:
-        banks = [bank(a, b, a.values[:0]) for a, b in zip(train, test, strict=True)]
+        banks = [bank(a, a.values[:0], b.values) for a, b in zip(train, test, strict=True)]
         return np.array(matching.scores(banks, NORMALIZATIONS)[0])
 
     return call
@@ -154,7 +155,7 @@ def normalized(machines: int) -> Callable[[], np.ndarray]:
 def nearest(machines: int) -> Callable[[], np.ndarray]:
     """Return what scores the same by distances as they are."""
     train, test = embeddings(machines, bands=1)
-    return lambda: np.array(Knn().score(train, test, print)[0])
+    return lambda: np.array(score(train, test, Knn())[0])
 
 
 def main() -> None:

@@ -10,7 +10,15 @@ from asdjax.scoring import mahalanobis as module
 from asdjax.scoring.mahalanobis import LEAST_SHRINKAGE, Mahalanobis
 from asdjax.types import InputError
 
-ledoit_wolf, distance = jax.jit(module.ledoit_wolf), jax.jit(module.distance)
+ledoit_wolf = jax.jit(module.ledoit_wolf)
+
+
+@jax.jit
+def distance(values, weight, query):
+    known, shrinkage = module.fit_covariance(values, weight)
+    return module.distance(known, query), shrinkage
+
+
 WIDTH = 12
 
 

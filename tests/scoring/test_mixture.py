@@ -11,6 +11,7 @@ from asdjax.scoring import folds
 from asdjax.scoring.mixture import (
     Mixture,
     expectation_maximization,
+    fit_mixture,
     log_joint,
     negative_log_likelihood,
 )
@@ -90,9 +91,8 @@ def test_the_density_is_that_of_scipy():
 def test_one_full_component_is_a_gaussian_of_all_rows():
     values, _ = clusters()
     weight = np.ones(len(values), np.float32)
-    got, converged = jax.jit(negative_log_likelihood, static_argnums=3)(
-        values, weight, values, Mixture(1)
-    )
+    gaussian, converged = fit_mixture(values, weight, Mixture(1))
+    got = negative_log_likelihood(gaussian, values, Mixture(1))
     covariance = np.cov(values.astype(np.float64).T, bias=True) + FLOOR * np.eye(WIDTH)
     want = multivariate_normal(values.astype(np.float64).mean(0), covariance).logpdf(values)
     assert converged
@@ -104,14 +104,18 @@ def test_components_without_rows_do_no_harm():
     two = np.eye(WIDTH, dtype=np.float32)[[0, 1, 0, 0]], np.array([1, 1, 0, 0], np.float32)
     same = np.repeat(two[0][:1], 4, 0), np.ones(4, np.float32)
     query = two[0][[0]] * np.float32([[1], [-1]])
-    fit = jax.jit(negative_log_likelihood, static_argnums=3)
+
+    @jax.jit
+    def fit(values, weight, query):
+        return negative_log_likelihood(fit_mixture(values, weight, Mixture(5))[0], query, None)
+
     for given in (two, same):
-        near, far = fit(*given, query, Mixture(5))[0]
+        near, far = fit(*given, query)
         assert np.isfinite([near, far]).all()
         assert near < far
     # Equal rows are a sphere of the floor's width; 1e-4: float32 logarithms.
     want = WIDTH / 2 * np.log(2 * np.pi * FLOOR)
-    np.testing.assert_allclose(fit(*same, query, Mixture(5))[0][0], want, rtol=1e-4)
+    np.testing.assert_allclose(fit(*same, query)[0], want, rtol=1e-4)
 
 
 def blas_threads():
@@ -120,16 +124,18 @@ def blas_threads():
 
 
 def test_lapack_has_one_thread_during_fits_and_as_many_as_before_after():
-    def fit(values, weight, query):
+    def fit(values, weight):
         threads = jax.pure_callback(blas_threads, jax.ShapeDtypeStruct((), np.float32))
-        return query.sum(1), threads
+        return values, threads
+
+    def apply(known, query):
+        return query.sum(1)
 
     machine = Embeddings((), np.eye(6, dtype=np.float32))
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()
-        *_, threads = folds.fitted_scores(
-            [machine], [machine], [folds.ReferenceSet(0, np.arange(6))], 1, fit
-        )
+        sets = [folds.ReferenceSet(0, np.arange(6))]
+        _, threads = folds.fit_sets([machine], sets, 1, fit, apply)
         assert blas_threads() == before
     assert threads == 1
 

@@ -1,5 +1,6 @@
 """The residual of principal components against scikit-learn, the minimum against its formula."""
 
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -11,9 +12,14 @@ from asdjax.scoring import residual
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.minimum import Minimum
 from asdjax.scoring.residual import Residual
+from asdjax.scoring.score import score
 from asdjax.types import Clip, Embeddings, InputError
 
-distance = jax.jit(residual.distance, static_argnums=3)
+
+@partial(jax.jit, static_argnums=3)
+def distance(values, weight, query, variance):
+    known, kept = residual.fit_subspace(values, weight, variance)
+    return residual.distance(known, query, variance), kept
 
 
 def rows(count, width=12, seed=0):
@@ -51,8 +57,8 @@ def test_the_minimum_is_in_deviations_of_left_out_scores():
         return [Embeddings(tuple(clips), 1 + 0.1 * rng.standard_normal((count, 6)))]
 
     train, test, scorers = machine(20, "train"), machine(5, "test"), (Knn(), Residual(0.5))
-    found, left_out = Minimum(scorers).score(train, test, print)
-    parts = [one.score(train, test, print) for one in scorers]
+    found, left_out = score(train, test, Minimum(scorers))
+    parts = [score(train, test, one) for one in scorers]
     want = [(x[0] - left[0].mean()) / left[0].std() for x, left in parts]
     # 1e-5: float32 scores
     np.testing.assert_allclose(found[0], np.min(want, 0), rtol=1e-5, atol=1e-5)

@@ -347,3 +347,15 @@ def test_lengths_of_embeddings_do_not_matter(name):
     scaled = score([longer[0]], [longer[1]], SCORERS[name])
     for got, want in zip(scaled, plain, strict=True):
         np.testing.assert_allclose(got[0], want[0], **close)
+
+
+@every
+def test_a_fitted_scorer_gives_each_clip_the_score_that_it_has_among_others(config):
+    """Also one by one, again and again, and where another machine has no clip at all."""
+    train = [machine(normal()), machine(normal(seed=5), name="pump")]
+    test = [machine(queries(), "test"), machine(queries(2), "test", name="pump")]
+    want, _ = score(train, test, config)
+    scored, _ = config.fit(train, lambda line: None)
+    for i in (3, 0, 3):
+        alone = [test[0].take([i]), test[1].take([])]
+        np.testing.assert_allclose(scored(alone)[0], want[0][[i]], **close)

@@ -57,7 +57,8 @@ def _undrawn(request):
         yield
         return
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("matplotlib.figure.Figure.savefig", lambda _, path, **__: path.touch())
+        agg = "matplotlib.backends.backend_agg.FigureCanvasAgg.print_png"
+        patch.setattr(agg, lambda _, path, **__: path.touch())
         yield
 
 

@@ -102,6 +102,7 @@ def load_batches(
     A last batch that is not full is filled with silent rows of full length; only the first
     `len(plan.rows)` rows mean anything.
     """
+
     def load(plan: BatchPlan):
         paths = [clips[row].path for row in plan.rows]
         wave, lengths = read_batch(paths, plan.samples, audio.fit, audio.channel)

@@ -43,7 +43,8 @@ def test_a_folder_of_folders_is_a_machine_each(tmp_path):
 def test_of_the_layout_of_a_run_only_the_training_clips_count(tmp_path):
     tone_machine(tmp_path, "fan")
     whole, one = healthy.gather([tmp_path]), healthy.gather([tmp_path / "fan"])
-    assert len(whole.clips) == 9 and set(named(whole)) == set(named(one))
+    assert len(whole.clips) == 9
+    assert set(named(whole)) == set(named(one))
     assert whole.notes == ("12 clips outside of train left out",)
     assert {c.domain for c in one.clips} == {"source", "target"}
     assert {c.attributes for c in whole.clips} == {"spd_1", "spd_2"}

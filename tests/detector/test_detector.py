@@ -145,7 +145,8 @@ def test_broken_files_are_all_named_and_may_be_left_out(fitted, data, tmp_path):
     empty.write_bytes(b"")
     with pytest.raises(InputError, match="2 of 3 files cannot be used") as refused:
         fitted.judge_files([clip, absent, empty], "fan")
-    assert "absent.wav" in str(refused.value) and "empty.wav" in str(refused.value)
+    assert "absent.wav" in str(refused.value)
+    assert "empty.wav" in str(refused.value)
     judged = fitted.judge_files([absent, clip, empty], "fan", skip_bad=True)
     assert [one.file for one in judged.verdicts] == [str(clip)]
     assert set(judged.broken) == {absent, empty}

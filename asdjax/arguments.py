@@ -32,6 +32,7 @@ from asdjax.types import InputError
 WIDTH = 100
 ON = "default: on; this turns it off"
 MOST_USED = 10
+BANDS = 8  # of poolings by bands, where an encoder has none yet
 LAYER = "encoders.0.layer"  # of a system with one backbone it is "layer" on the command line
 USED = (  # what people change, most often first; of these a recipe's first ten lead its help
     *("data", "out", "weights", "layer", "audio.seconds", "train.steps", "train.epochs"),
@@ -162,7 +163,10 @@ def _with_poolings(config: SystemConfig, args: list[str]) -> tuple[SystemConfig,
                 pools = () if words == ["none"] else tuple(map(Pool.parse, words))
             except ValueError as error:
                 raise InputError(f"{flag}: {error}") from error
-            encoders[number] = dataclasses.replace(encoders[number], **{found[2]: pools})
+            changed = {found[2]: pools}
+            if any(p.bands for p in pools) and getattr(encoders[number], "bands", None) == 1:
+                changed["bands"] = BANDS  # of log-mels; other encoders have bands of their own
+            encoders[number] = dataclasses.replace(encoders[number], **changed)
         else:
             others += args[start:stop]
     return dataclasses.replace(config, encoders=tuple(encoders)), args[: starts[0]] + others

@@ -128,11 +128,14 @@ class SystemConfig:
                     f"{one.view[1]}"
                 )
             known = {1, parts} if one.view else {1, len(names), len(names) * parts}
+            remedy = f"give --scorer.parts {max(known)}"
+            if parts == 1:
+                remedy = "poolings by bands make them, --encoders.0.pools mean,bands"
+                remedy += ", of log-mels with --encoders.0.bands 8"
             if one.parts not in known:
                 raise InputError(
                     f"expected parts that the embedding has, {' or '.join(map(str, sorted(known)))}"
-                    f", got {one.parts}; poolings by bands make them, --encoders.0.pools "
-                    "mean,bands, of log-mels with --encoders.0.bands 8"
+                    f", got {one.parts}; {remedy}"
                 )
 
     @property

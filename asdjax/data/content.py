@@ -15,6 +15,7 @@ LOUDEST = 10.0  # times full scale; beyond, float samples are in other units
 CANCELED = 0.01  # of the power of a mean of unrelated channels
 ALIKE = 1e-6  # of the power of a channel, that is not in the other
 TURNED = -0.5  # correlation of a channel with the others
+FAR_LOUDER = "channel 1 is louder than 0, the near microphone"
 PARTLY = 0.1  # of a file that has no sound, or is clipped, to be told
 BAND_HZ = 250  # steps of a bandwidth
 _LOWEST_HZ = 4000  # up to where there is sound in a file of which the bandwidth is looked at
@@ -169,7 +170,7 @@ class Content:
         near, far = np.diag(self._products)[:2]
         if 1 not in self._sounding():
             return ["channel 1 carries no sound: nothing is taken out of channel 0"]
-        return ["channel 1 is louder than 0, the near microphone (swapped?)"] if far > near else []
+        return [FAR_LOUDER] if far > near else []
 
     def _same(self) -> bool:
         """Return whether channel 0 is channel 1, scaled, up to the rounding of both."""

@@ -9,10 +9,11 @@ from pathlib import Path
 
 from asdjax.data.audio import AudioInfo, Channel
 from asdjax.data.batches import Audio
-from asdjax.data.content import BAND_HZ
+from asdjax.data.content import BAND_HZ, FAR_LOUDER
 from asdjax.types import ANOMALY, BOTH, NORMAL, SAMPLE_RATE_HZ, Clip, InputError, counted, preview
 
 FEW = 3  # names in a line
+SWAPPED = 0.8  # of the clips of a machine, with the far microphone louder, to be told
 LEVEL_DB = 20  # what a test clip is quieter or louder by, to be told: a factor of 10
 
 
@@ -41,6 +42,10 @@ def formats(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo], channel: Cha
             odd[clip.machine, remark].append(clip.name)
     for (machine, remark), names in sorted(odd.items()):
         remedy = "; choose with --audio.channel" if remark.startswith("channel") else ""
+        if remark == FAR_LOUDER:  # some clips of a quiet machine always are
+            if len(names) < SWAPPED * totals[machine]:
+                continue
+            remedy = " (swapped?); near has to be channel 0: export the files with that order"
         lines.append(
             f"{len(names)} of {counted(totals[machine], 'clip')} of {machine}: {remark}{remedy}: "
             f"{preview(names, FEW)}"

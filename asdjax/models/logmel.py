@@ -49,6 +49,10 @@ class LogMel:
         check(self, ("bands", f"a number that divides {MEL_BANDS}", divides))
         if len({pool.bands for pool in self.pools}) > 1:
             raise InputError("expected all pools by bands or none, so that parts are equal")
+        if self.bands == 1 and self.pools and self.pools[0].bands:
+            raise InputError(
+                "expected several bands for pools by bands, got 1; give --encoders.0.bands 8"
+            )
 
     @property
     def views(self) -> tuple[tuple[str, ...], int]:

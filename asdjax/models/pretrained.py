@@ -77,6 +77,8 @@ class Pretrained:
         for pools in (self.pools, self.scored):
             if len({pool.bands for pool in pools}) > 1:
                 raise InputError("expected all pools by bands or none, so that parts are equal")
+        if self.pools and self.pooling not in ("mean", "statistics"):
+            raise InputError(f"expected pools or a pooling, got pools beside {self.pooling!r}")
         if self._pooling == "statistics" and isinstance(self.layer, tuple):
             raise InputError("expected one layer for attentive statistics, or another pooling")
 

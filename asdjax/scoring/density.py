@@ -8,6 +8,9 @@ distances d_j from the references gets the score
     min_j d_j / c_j^a  ("ratio")    or    min_j d_j - a c_j  ("difference").
 
 With x = ln d and m = ln c, or x = d and m = c, both are min_j x_j - a m_j, which is computed here.
+Where a is fitted, a times the mean m of the training clips is added: for one bank that changes no
+rank, and the scores of several parts of an embedding, each with an a of its own, stay distances
+that can be averaged.
 
 Training clips are left out exactly: each gets the score that it would get as a test clip of a bank
 without it, in which also the scales and a are others. The lists of nearest references say where:
@@ -34,6 +37,7 @@ PERCENTILE = 4  # of the ratios of a bank, below which one is an exit
 SPARSE = 0.5  # ratio below which the neighbors of a reference are too far apart to look for exits
 LEAST_VARIANCE = 1e-10  # of m, as a share of the square of its mean: less is rounding
 ROUNDING = 1e-6  # of sums of squares in float32
+MOST_STRENGTH = 4.0  # a of a few clips has no bounds, and that of many is about 1
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Density:
       form: "ratio" divides distances by local scales, "difference" subtracts scales.
       strength: "full": a = 1; "variance": a = Cov(x, m) / Var(m) over the training clips with their
         nearest other references, so that the variance of x - a m is smallest (VarMin); 0 where the
-        scales are equal.
+        scales are equal, and in [-4, 4], which a few clips alone exceed.
       decay: the weight of each further neighbor, as a share of that of the one before.
       scale: the weighted "mean" of the distances to neighbors, or their "sum".
       exits: cluster exit detection: of the K neighbors those before the first jump of the distance.
@@ -113,6 +117,13 @@ class Setting(NamedTuple):
 
 def kind(asked: Density | None) -> Kind:
     return Kind(asked.form == "ratio", asked.exits) if asked else Kind(ratio=False, exits=False)
+
+
+class Factor(NamedTuple):
+    """What is taken off: scores are min_j x_j - a m_j + shift."""
+
+    a: jax.Array  # [] of a bank, or [R] of banks without each reference
+    shift: jax.Array  # a times the mean m of the training clips where a is fitted, else 0
 
 
 def settings(asked: Sequence[tuple[Density | None, bool]], clips: int) -> Setting:
@@ -310,15 +321,15 @@ def _product(x, places):
     return jnp.matmul(x, places, precision=jax.lax.Precision.HIGHEST)
 
 
-def strengths(near: Neighbors):
-    """Return a of the whole bank, and `[R]`, a of the banks without each reference."""
-    count = len(near.domain)
-    fixed = near.setting.strength, jnp.full(count, near.setting.strength)
+def factors(near: Neighbors) -> tuple[Factor, Factor]:
+    """Return the factor of the whole bank, and those of the banks without each reference."""
+    count, a = len(near.domain), near.setting.strength
+    fixed = Factor(a, jnp.zeros(())), Factor(jnp.full(count, a), jnp.zeros(count))
     return jax.lax.cond(near.setting.fitted, lambda: _fitted(near), lambda: fixed)
 
 
 def _fitted(near: Neighbors):
-    """Return Cov(x, m) / Var(m) over all training clips, and `[R]`, over all but each of them.
+    """Return factors with a = Cov(x, m) / Var(m) over all training clips, and all but each of them.
 
     Left out, a clip is no longer one of the pairs; it is not the nearest of another one, which
     takes its second; and it is no neighbor of the nearest of another one. So a few terms of the
@@ -346,17 +357,19 @@ def _fitted(near: Neighbors):
     moved = terms(x[:, None], other, (first != PADDING)[:, None]) - own[:, None]
     change = change.at[_drop(counting.id)].add(moved, mode="drop")
 
-    def strength(sums):
+    def factor(sums) -> Factor:
         count, x, m, both, square = jnp.moveaxis(sums, -1, 0)
         count = jnp.maximum(count, 1.0)
         variance = square / count - jnp.square(m / count)
         least = LEAST_VARIANCE * jnp.square(middle[1]) + ROUNDING * square / count
         varies = variance > jnp.maximum(least, jnp.finfo(jnp.float32).tiny)
         covariance = both / count - x * m / jnp.square(count)
-        return jnp.where(varies, covariance / jnp.where(varies, variance, 1.0), 0.0)
+        a = jnp.where(varies, covariance / jnp.where(varies, variance, 1.0), 0.0)
+        a = jnp.clip(a, -MOST_STRENGTH, MOST_STRENGTH)
+        return Factor(a, a * (middle[1] + m / count))
 
     total = own.sum(0)
-    return strength(total), strength(total[None] + change)
+    return factor(total), factor(total[None] + change)
 
 
 def _drop(identity):
@@ -364,12 +377,12 @@ def _drop(identity):
     return jnp.where(identity == PADDING, jnp.iinfo(jnp.int32).max, identity)
 
 
-def least(x, m, strength):
-    """Return min_j x_j - a m_j `[Q]` of clips, from x `[R, Q]`, inf where there is no reference."""
-    return (x - strength * m[:, None]).min(0)
+def least(x, m, factor: Factor):
+    """Return min_j x_j - a m_j + shift `[Q]` of clips, from x `[R, Q]`, inf without a reference."""
+    return (x - factor.a * m[:, None]).min(0) + factor.shift
 
 
-def least_of_others(near: Neighbors, x, clip, m, strength):
+def least_of_others(near: Neighbors, x, clip, m, factor: Factor):
     """Return for clips `[B]` the least over references that they are no neighbors of.
 
     These have the same scale in the banks without the clip.
@@ -378,24 +391,26 @@ def least_of_others(near: Neighbors, x, clip, m, strength):
       x: `[R, B]` of the distances of these clips, inf from the clip itself.
       clip: `[B]`, their ids.
       m: `[R]`, in the whole bank.
-      strength: `[R]`, a in the banks without each reference.
+      factor: `[R]`, in the banks without each reference.
     """
     count = (_weights(near) > 0).sum(-1, keepdims=True)
     reach = jnp.take_along_axis(near.own.value, count, -1)  # of the first that is no neighbor
     whole = (near.own.id == near.every.id).all(-1)[:, None]
     counts = whole | (near.domain[:, None] == near.domain[clip][None])
     is_neighbor = counts & (x > coordinate(COPY, near.kind)) & (x < coordinate(reach, near.kind))
-    return jnp.where(is_neighbor, jnp.inf, x - strength[clip][None] * m[:, None]).min(0)
+    x = jnp.where(is_neighbor, jnp.inf, x - factor.a[clip][None] * m[:, None])
+    return x.min(0) + factor.shift[clip]
 
 
-def least_of_neighbors(near: Neighbors, strength):
+def least_of_neighbors(near: Neighbors, factor: Factor):
     """Return `[R]`, the least over references that a clip may be a neighbor of.
 
     Their scales are those of the bank without it.
     """
     m = _scale_without_each(near.own, near.every, _weights(near), near)
-    x = coordinate(near.own.value, near.kind) - strength[near.own.id] * m
-    return jnp.full(len(strength), jnp.inf).at[_drop(near.own.id)].min(x, mode="drop")
+    a, shift = (one[near.own.id] for one in factor)
+    x = coordinate(near.own.value, near.kind) - a * m + shift
+    return jnp.full(len(factor.a), jnp.inf).at[_drop(near.own.id)].min(x, mode="drop")
 
 
 def least_with_exits(near: Neighbors, x, clip):
@@ -411,7 +426,7 @@ def least_with_exits(near: Neighbors, x, clip):
         own, every = (_without_row(one, gone) for one in (near.own, near.every))
         bank = near._replace(own=own, every=every)
         m = scale(bank, rows, exit_bound=exit_bound(bank))
-        return least(x[:, None], m, near.setting.strength)[0]
+        return least(x[:, None], m, Factor(near.setting.strength, 0.0))[0]
 
     return jax.lax.map(without, (clip, x.T))
 

@@ -177,11 +177,15 @@ class Knn:
                 note(f"{name(train[g])}: {there} in place of {self.k} neighbors")
             if isinstance(self.normalize, Density):
                 most = max(self.normalize.counts) if not of else self.normalize.count(of)
-                others = "clips of its machine" if of and len(rows) == 1 else f"{len(rows) - 1}"
+                others = (
+                    "clips of its machine"
+                    if of and len(rows) == 1
+                    else counted(len(rows) - 1, "neighbor")
+                )
                 if len(rows) <= most:
                     note(
                         f"{name(train[g])}: local scales of {of or 'all'} clips are from {others} "
-                        f"in place of {most} neighbors"
+                        f"in place of {most}"
                     )
 
     def _left_out_standardized(self, train: Machines) -> list[np.ndarray]:

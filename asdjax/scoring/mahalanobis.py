@@ -18,7 +18,7 @@ from asdjax.scoring.folds import (
     reference_sets,
     smallest,
 )
-from asdjax.types import check
+from asdjax.types import check, counted
 
 LEAST_SHRINKAGE = 1e-3  # a float32 factor of a matrix of condition 1,000 E keeps two digits or more
 SMALLEST_SPREAD = 1e-10  # of the mean square: float32 rounding of values that are equal
@@ -64,7 +64,9 @@ class Mahalanobis:
             if min(len(rows) - 1, moving) < width:
                 part = len(rows) < len(train[g].clips)
                 domain = f"{train[g].clips[rows[0]].domain} " if part else ""
-                clips = f"{len(rows)} {domain}clips, {moving} of {width} dimensions vary"
+                clips = (
+                    f"{counted(len(rows), f'{domain}clip')}, {moving} of {width} dimensions vary"
+                )
                 lines.append(f"{name(train[g])} ({clips}: {share:.0%})")
         if lines:
             note(

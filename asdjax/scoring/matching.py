@@ -15,7 +15,7 @@ import numpy as np
 
 from asdjax.scoring import density, domain_scale
 from asdjax.scoring.blocks import PADDING
-from asdjax.scoring.density import Density, Kind, Lists, Setting, neighbors
+from asdjax.scoring.density import Density, Factor, Kind, Lists, Setting, neighbors
 from asdjax.scoring.distances import HELD, TARGET, Bank, distances
 from asdjax.scoring.domain_scale import DomainScale
 
@@ -153,8 +153,8 @@ class Chunk:
 class Scales(NamedTuple):
     """What a score by one setting needs of a bank beside distances."""
 
-    m: np.ndarray  # [1, R + N], of padding any
-    strength: np.ndarray  # [1]
+    m: np.ndarray  # [R + N], of padding any
+    factor: Factor
     kind: Kind
 
 
@@ -172,9 +172,10 @@ def fit(
     for some in _chunks(banks, _length(setting)):
         chunk = Chunk([banks[g] for g in some])
         known = *chunk.near(_length(setting)), chunk.domain, setting
-        m, strength, _ = _of_kind(*known, kind)
-        for i, (g, of_bank) in enumerate(zip(some, np.asarray(chunk.grown(m))[0], strict=True)):
-            found[g] = Scales(of_bank[None], np.asarray(strength)[:, i], kind)
+        m, factor, _ = _of_kind(*known, kind)
+        m = np.asarray(chunk.grown(m))[0]
+        for i, g in enumerate(some):
+            found[g] = Scales(m[i], Factor(*(np.asarray(x)[0, i] for x in factor)), kind)
     return found
 
 
@@ -185,20 +186,22 @@ def tests(bank: Bank, fitted: Scales | dict[int, float]) -> np.ndarray:
         if isinstance(fitted, dict):
             found.append(domain_scale.scores(chunk.domain[0], fitted, block[0]))
         else:
-            m, strength, kind = fitted
-            found.append(np.asarray(_tests(block, m[:, None], strength[:, None], kind))[0, 0])
+            m, factor, kind = fitted
+            given = m[None, None], Factor(*(x[None, None] for x in factor))
+            found.append(np.asarray(_tests(block, *given, kind))[0, 0])
     return np.concatenate(found)[: len(bank.queries)].astype(np.float32)
 
 
 def _of_kind(every, own, domain, settings, kind: Kind):
-    """Return m `[S, G, R]`, a `[S, G]`, and `[S, G, R]`, a in banks without each reference."""
+    """Return m `[S, G, R]`, factors `[S, G]`, and `[S, G, R]` in banks without each reference."""
     known = every, own, domain, settings
     bounds = _exit_bounds(*known, kind) if kind.exits else None
     m = _scales(*known, bounds, kind)
+    no_shift = np.zeros_like(settings.strength)
     if settings.fitted.any():
-        return m, *_strengths(*known, kind)
-    fixed = settings.strength[:, None, None]  # and nothing to compile
-    return m, np.broadcast_to(fixed[..., 0], m.shape[:2]), np.broadcast_to(fixed, m.shape)
+        return m, *_factors(*known, kind)
+    fixed = [np.broadcast_to(x[:, None, None], m.shape) for x in (settings.strength, no_shift)]
+    return m, Factor(*(x[..., 0] for x in fixed)), Factor(*fixed)  # and nothing to compile
 
 
 def _scores(
@@ -221,13 +224,13 @@ def _scores(
             yield kind, np.concatenate(found, -1)[:, None], [one[None] for one in left_out]
             continue
         known = *_first(near, _length(setting)), chunk.domain, setting
-        m, strength, strengths = _of_kind(*known, kind)
+        m, factor, factors = _of_kind(*known, kind)
         left_out = [
-            np.asarray(_left_out(*known, m, strengths, block, rows, kind))
+            np.asarray(_left_out(*known, m, factors, block, rows, kind))
             for rows, block in chunk.blocks()
         ]
         m = chunk.grown(m)
-        found = np.concatenate([np.asarray(_tests(b, m, strength, kind)) for b in away], -1)
+        found = np.concatenate([np.asarray(_tests(b, m, factor, kind)) for b in away], -1)
         yield kind, found.swapaxes(0, 1), np.concatenate(left_out, -1).swapaxes(0, 1)
 
 
@@ -278,22 +281,22 @@ def _scales(every, own, domain, settings, bounds, kind: Kind):
 
 
 @partial(jax.jit, static_argnames="kind")
-def _strengths(every, own, domain, settings, kind: Kind):
-    """Return a `[S, G]`, and `[S, G, R]` in banks without each reference."""
+def _factors(every, own, domain, settings, kind: Kind):
+    """Return factors `[S, G]`, and `[S, G, R]` in banks without each reference."""
 
     def of_bank(setting, every, own, domain):
-        return density.strengths(neighbors(every, own, domain, setting, kind))
+        return density.factors(neighbors(every, own, domain, setting, kind))
 
     return _of_each(of_bank, (settings,), every, own, domain)
 
 
 @partial(jax.jit, static_argnames="kind")
-def _left_out(every, own, domain, settings, m, strengths, distance, clip, kind: Kind):
+def _left_out(every, own, domain, settings, m, factors, distance, clip, kind: Kind):
     """Return the scores `[S, G, B]` of the references `clip [B]`, at distances `[G, R, B]`."""
 
-    def of_neighbors(setting, strengths, every, own, domain):
+    def of_neighbors(setting, factor, every, own, domain):
         near = neighbors(every, own, domain, setting, kind)
-        return density.least_of_neighbors(near, strengths)
+        return density.least_of_neighbors(near, factor)
 
     # The distances of one bank stay in the cache while all settings pass over them.
     def of_bank(bank):
@@ -309,19 +312,20 @@ def _left_out(every, own, domain, settings, m, strengths, distance, clip, kind: 
 
         return jax.lax.map(of_setting, (settings, *rows))
 
-    known = every, own, domain, distance, m.swapaxes(0, 1), strengths.swapaxes(0, 1)
+    by_bank = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (m, factors))
+    known = every, own, domain, distance, *by_bank
     least = jax.lax.map(of_bank, known).swapaxes(0, 1)
     if not kind.exits:
-        near = _of_each(of_neighbors, (settings, strengths), every, own, domain)
+        near = _of_each(of_neighbors, (settings, factors), every, own, domain)
         least = jnp.minimum(least, near[:, :, clip])
     return density.score(least, kind)
 
 
 @partial(jax.jit, static_argnames="kind")
-def _tests(distance, m, strength, kind: Kind):
+def _tests(distance, m, factor: Factor, kind: Kind):
     """Return the scores `[S, G, Q]` of test clips at distances `[G, R + N, Q]`."""
     x = density.coordinate(distance, kind)
-    found = jax.lax.map(lambda row: jax.vmap(density.least)(x, *row), (m, strength))
+    found = jax.lax.map(lambda row: jax.vmap(density.least)(x, *row), (m, factor))
     return density.score(found, kind)
 
 

@@ -23,6 +23,7 @@ from asdjax.stages.options import Options
 from asdjax.train.batches import device_memory
 from asdjax.types import SAMPLE_RATE_HZ, Clip, DataSet, InputError, counted
 
+MOST_ALIKE = 3  # files with the same problem that are listed line by line
 FRAME_BYTES = 60  # of a sample of two microphones, for what makes one wave or embedding of them
 FREE_SHARE = 0.8  # of the free memory of a device that a clip may take
 
@@ -109,11 +110,19 @@ def read_weights(path: Path) -> str:
 def refuse_broken(problems: Mapping[Path, str], count: int) -> None:
     """Raise one InputError that lists every broken file of `count`, if there is one."""
     if problems:
-        listed = "\n  ".join(f"{path}: {reason}" for path, reason in problems.items())
-        raise InputError(
-            f"{len(problems)} of {count} files cannot be used; repair or remove them, or leave "
-            f"them out of a run with --skip-bad:\n  {listed}"
-        )
+        reasons: dict[str, list[Path]] = {}
+        for path, reason in problems.items():
+            reasons.setdefault(reason, []).append(path)
+        listed = []
+        for reason, paths in reasons.items():
+            alike = [f"{counted(len(paths), 'file')}: {reason}:", *(f"  {path}" for path in paths)]
+            each = [f"{path}: {reason}" for path in paths]
+            listed += alike if len(paths) > MOST_ALIKE else each
+        remedy = "repair or remove them, or leave them out of a run with --skip-bad"
+        what = f"{len(problems)} of {count} files cannot be used; {remedy}"
+        if len(problems) == count:
+            what = f"none of {counted(count, 'file')} can be used"
+        raise InputError("\n  ".join([f"{what}:", *listed]))
 
 
 def with_content(clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> list[Clip]:

@@ -147,12 +147,18 @@ def _refuse_one_domain(runs: Mapping[str, Run]) -> None:
     if lacking:
         raise InputError(
             "expected machines with training clips of source and target to rank by, got none in "
-            f"{preview(lacking)}; rank by --labels of test clips, or leave these runs out"
+            f"{preview(lacking)}; without domains nothing but --labels of test clips can rank"
         )
 
 
+def _names(runs: Sequence[str]) -> list[str]:
+    """Return the names of folders, or the paths where two have the same name."""
+    names = [Path(run).name for run in runs]
+    return names if len(set(names)) == len(names) else list(runs)
+
+
 def _show(rows: Sequence[dict], name: str, runs: Sequence[str]) -> None:
-    heading = ["scorer", "view", f"mean {name}", *(Path(run).name for run in runs)]
+    heading = ["scorer", "view", f"mean {name}", *_names(runs)]
     keys = ["scorer", "view", f"mean {name}", *(f"{name} of {run}" for run in runs)]
     if len(runs) == 1:
         heading, keys = heading[:3], keys[:3]

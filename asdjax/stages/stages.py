@@ -234,8 +234,7 @@ def _write_scores(made: Run, out: Path) -> None:
         if how.train is not None:
             of_normal = how.train.normal_scores(out / MODEL, group, how.scorer, made.year, normal)
         limit, line = threshold(of_normal, made.challenge)
-        same = f"{np.sum(normal == 0)} training clips have the embedding of another one: score 0"
-        for told in (line, same if (normal == 0).any() else ""):
+        for told in (line, _copies(train[i].values)):
             if told:
                 console.note(f"{'/'.join(group)}: {told}")
         if limit is not None:
@@ -244,6 +243,12 @@ def _write_scores(made: Run, out: Path) -> None:
         folder.save_left_out(out / SCORES, train[i].clips, normal)
     folder.save_thresholds(out / SCORES, limits)
     console.note(f"scores: {out / SCORES}")
+
+
+def _copies(values: np.ndarray) -> str:
+    """Return a line on training clips with the embedding of another one; "" if there is none."""
+    copies = len(values) - len({row.tobytes() for row in values})
+    return f"training clips with the embedding of another one: {copies}" if copies else ""
 
 
 def write_scores(

@@ -103,7 +103,7 @@ def one_by_one(machines: int, views: int) -> Callable[[], np.ndarray]:
 
         m = np.array([scale(row, target) for row, target in zip(near, domain, strict=True)])
         x, left = (np.log(apart), np.log(away)) if ratio else (apart, away)
-        a = 1.0
+        a, shift = 1.0, 0.0
         if way.strength == "variance":
             nearest = apart.argmin(1)
             pairs = [
@@ -112,8 +112,9 @@ def one_by_one(machines: int, views: int) -> Callable[[], np.ndarray]:
             ]
             found = x[np.arange(len(x)), nearest]
             a = np.cov(found, pairs, bias=True)[0, 1] / np.var(pairs)
+            shift = a * np.mean(pairs)
         (x - a * m[None]).min(1)
-        least = (left - a * m[None]).min(1)
+        least = (left - a * m[None]).min(1) + shift
         return np.exp(least) if ratio else least
 
     def call() -> np.ndarray:

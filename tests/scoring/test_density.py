@@ -79,9 +79,10 @@ def m_of(distances, domains, j, setting, by_domain, every):
     return 0.0 if c is None else coordinate(c, setting)
 
 
-def strength(distances, domains, setting, by_domain):
+def factor(distances, domains, setting, by_domain):
+    """a, and a times the mean m of the training clips."""
     if setting.strength == "full":
-        return 1.0
+        return 1.0, 0.0
     x, m = [], []
     for z in range(len(domains)):
         others = [j for j in range(len(domains)) if j != z and distances[z, j] > COPY]
@@ -95,8 +96,10 @@ def strength(distances, domains, setting, by_domain):
         m.append(m_of(*without, place, setting, by_domain, None))
     x, m = np.array(x), np.array(m)
     if not len(m) or m.var() <= LEAST_VARIANCE * m.mean() ** 2 or m.var() < 1e-37:
-        return 0.0
-    return np.mean((x - x.mean()) * (m - m.mean())) / m.var()
+        return 0.0, 0.0
+    a = np.mean((x - x.mean()) * (m - m.mean())) / m.var()
+    a = min(max(a, -4.0), 4.0)
+    return a, a * m.mean()
 
 
 def oracle(references, domains, synthetic, query, setting, by_domain):
@@ -106,7 +109,7 @@ def oracle(references, domains, synthetic, query, setting, by_domain):
     distances = np.maximum(gaps, 0).reshape(len(references), -1)
     if setting is None:
         return max(min(1 - query @ r for r in [*references, *synthetic]), 0)
-    a = strength(distances, domains, setting, by_domain)
+    a, shift = factor(distances, domains, setting, by_domain)
     every = [
         neighbor_distances(distances, domains, j, setting, by_domain)
         for j in range(len(references))
@@ -119,7 +122,27 @@ def oracle(references, domains, synthetic, query, setting, by_domain):
         parent = max(np.flatnonzero(domains == TARGET), key=lambda j: references[j] @ row)
         m = m_of(distances, domains, parent, setting, by_domain, every)
         found.append(coordinate(1 - query @ row, setting) - a * m)
-    return np.exp(min(found)) if setting.form == "ratio" else min(found)
+    least = min(found) + shift
+    return np.exp(least) if setting.form == "ratio" else least
+
+
+@pytest.mark.parametrize("form", ["ratio", "difference"])
+def test_a_fitted_score_has_the_unit_of_distances(form):
+    """All distances times 4 give scores times 4, so that those of several parts can be averaged."""
+    rng = np.random.default_rng(7)
+    offsets = rng.standard_normal((30, 6)) * np.geomspace(0.3, 3, 30)[:, None]
+    offsets[:, 0] = 0
+    asked = [(Density(2, form=form, strength="variance"), False)]
+
+    def scores(size):
+        rows = unit_rows(np.eye(6)[0] + size * offsets)
+        domain = np.zeros(24, np.int32)
+        found = matching.scores([Bank(rows[:24], domain, rows[:0], rows[24:])], asked)
+        return np.concatenate([one[0][0] for one in found])
+
+    small, large = scores(1e-3), scores(2e-3)
+    # 1e-3: float32, and chords of 6e-3, which bend by 1e-5
+    np.testing.assert_allclose(large, 4 * small, rtol=1e-3, atol=1e-9)
 
 
 def bank(rng, clips=14, target=4, dims=6, synthetic=0, test=3, spread=1.0):

@@ -16,26 +16,29 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import mean, median
+from statistics import harmonic_mean, mean, median
 
 import numpy as np
 
 from asdjax.config import SystemConfig
 from asdjax.data import synthetic
-from asdjax.metrics.official import TOTAL, official_scores
+from asdjax.metrics.official import TOTAL, Metric, official_scores
 from asdjax.models.logmel import LogMel
 from asdjax.models.pooling import Pool
 from asdjax.recipes import RECIPES
 from asdjax.recipes.frozen import frozen
 from asdjax.scoring.density import Density
+from asdjax.scoring.domain_scale import DomainScale
 from asdjax.scoring.knn import Knn
 from asdjax.scoring.mahalanobis import Mahalanobis
 from asdjax.scoring.minimum import Minimum
 from asdjax.scoring.oversampling import MemMixup, Smote
 from asdjax.scoring.residual import Residual
 from asdjax.scoring.score import score
+from asdjax.scoring.search import Views, score_all
 from asdjax.stages import folder, search, stages
 from asdjax.stages.members import labelled_clips
+from asdjax.types import Clip
 
 FROZEN = "frozen/logmel", "beyond/logmel", "frozen/mn04", "beyond/mn04"
 TRAINED = "small/dual", "small/mn04", "baseline/mse"
@@ -91,6 +94,16 @@ CHANNELS = {
     "magnitude": "magnitude",
     "residual": "residual",
 }
+TARGETS = 1, 2, 5, 10, 25, 50, 100  # training clips beside 100 of the source domain
+BALANCED = {
+    "distance": Knn(),
+    "LDN 1": Knn(normalize=Density()),
+    "LDN 16": Knn(normalize=Density(16)),
+    "LDN by domain": Knn(
+        references="domain", normalize=Density(16, target_neighbors=9, scale="sum")
+    ),
+    "domain scale": Knn(references="domain", normalize=DomainScale()),
+}
 FAR = (0.9, 0.0), (0.9, 0.05), (0.0, 0.0)  # common and leak of synthetic machines
 
 
@@ -102,28 +115,33 @@ def main() -> None:
     given = parser.parse_args()
     data = {name: Path(where) for name, where in (one.split("=", 1) for one in given.data)}
     lengths = dict(zip(data, given.seconds, strict=True))
-    scores, ways, others, two = {}, {}, {}, {}
+    scores, ways, others, two, gaps = {}, {}, {}, {}, {}
     with contextlib.redirect_stdout(io.StringIO()):
         for name, where in data.items():
             out = given.out / name
             for system in (*FROZEN, *TRAINED):
                 scores[name, system] = of_system(system, where, lengths[name], out)
             for system in SCORED:
-                others[name, system] = of_scorers(out / system / "0")
+                starts = sorted((out / system).iterdir())
+                others[name, system] = np.mean([of_scorers(one) for one in starts], 0).tolist()
             for view, encoders in VIEWS.items():
                 run = out / view.replace(" ", "-")
                 stages.run(SystemConfig(encoders, Knn()), where, run)
                 alike = search.search([run], out=run / "unlabelled.csv")
                 ways[name, view] = search.search([run], labels=True), alike
+                gaps |= {(name, view, machine): row for machine, row in of_domains(run).items()}
         for far in FAR:
             two[far] = of_two_microphones(*far, given.out / "two-{}-{}".format(*far))
+        balance = of_balance(given.out / "balance")
     print(text(list(data), scores, ways))
+    print("\n".join(["", "## Source and target", "", *table_of_domains(gaps)]))
+    print("\n".join(["", "## Balance of domains", "", *table_of_balance(balance)]))
     print("\n".join(["", "## Other scorers", "", *table_of_scorers(list(data), others)]))
     print("\n".join(["", "## Two microphones", "", *table_of_channels(two)]))
 
 
-def of_system(name: str, data: Path, seconds: float, out: Path) -> list[float]:
-    """Return the official scores of a recipe, one for each start, per cent."""
+def of_system(name: str, data: Path, seconds: float, out: Path) -> list[list[Metric]]:
+    """Return the official numbers of a recipe, for each start."""
     config, found = RECIPES[name].config, []
     for seed in range(STARTS if config.train else 1):
         own = config
@@ -131,14 +149,13 @@ def of_system(name: str, data: Path, seconds: float, out: Path) -> list[float]:
             own = replace(own, train=replace(own.train, seed=seed))
         if config.audio.seconds is not None:
             own = replace(own, audio=replace(own.audio, seconds=seconds))
-        found.append(official(own, data, out / name / str(seed)))
+        found.append(stages.run(own, data, out / name / str(seed)))
     return found
 
 
-def official(config: SystemConfig, data: Path, out: Path) -> float:
-    """Return the official score of a system, per cent."""
-    results = stages.run(config, data, out)
-    (value,) = [m.value for m in results if (m.machine, m.metric) == (TOTAL, "official_score")]
+def official(numbers: Sequence[Metric]) -> float:
+    """Return the official score, per cent."""
+    (value,) = [m.value for m in numbers if (m.machine, m.metric) == (TOTAL, "official_score")]
     return 100 * value
 
 
@@ -160,8 +177,110 @@ def of_two_microphones(common: float, leak: float, out: Path) -> dict[tuple[str,
         for name, channel in CHANNELS.items():
             config = RECIPES[system].config
             config = replace(config, audio=replace(config.audio, channel=channel))
-            found[system, name] = official(config, data, out / system / name)
+            found[system, name] = official(stages.run(config, data, out / system / name))
     return found
+
+
+def of_domains(path: Path) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+    """Return AUC source and target by distances and by LDN 1, of each machine and way of a run."""
+    run = folder.load(path)
+    machines = [folder.load_embeddings(path, run, group) for group in run.groups]
+    train, test = ([one.select(split) for one in machines] for split in ("train", "test"))
+    areas: dict[tuple, np.ndarray] = {}
+    for way, tests, _ in score_all(train, test, Views(*run.system.views)):
+        normalize = way.scorer.normalize
+        if normalize not in (None, Density()) or way.scorer.references == "domain":
+            continue
+        for (machine, _), of, values in zip(run.groups, test, tests, strict=True):
+            key = machine, way.view, way.scorer.view, way.scorer.parts, way.scorer.mix
+            areas[*key, normalize is None] = areas_of(of.clips, values)
+    pairs: dict[str, list] = {}
+    for (machine, *way, plain), area in areas.items():
+        if plain:
+            pairs.setdefault(machine, []).append((area, areas[machine, *way, False]))
+    return pairs
+
+
+def areas_of(clips: Sequence[Clip], values: np.ndarray) -> np.ndarray:
+    """Return AUC source and target: normal clips of a domain against all anomalies, per cent."""
+    from sklearn.metrics import roc_auc_score
+
+    found = []
+    for domain in ("source", "target"):
+        kept = np.array([clip.label == 1 or clip.domain == domain for clip in clips])
+        found.append(roc_auc_score([c.label for c in clips], values, sample_weight=kept))
+    return 100 * np.array(found)
+
+
+def of_balance(out: Path) -> dict[int, list[np.ndarray]]:
+    """Return official score, AUC source and target by all of `BALANCED` and `TARGETS`."""
+    data = synthetic.make(out / "data", train_target=max(TARGETS))
+    stages.run(RECIPES["frozen/logmel"].config, data, out / "run")
+    run = folder.load(out / "run")
+    machines = [folder.load_embeddings(out / "run", run, group) for group in run.groups]
+    test, found = [one.select("test") for one in machines], {}
+    for count in TARGETS:
+        train = []
+        for one in (machine.select("train") for machine in machines):
+            target = [i for i, clip in enumerate(one.clips) if clip.domain == "target"]
+            kept = np.setdiff1d(np.arange(len(one.clips)), target[count:])
+            train.append(one.take(kept))
+        found[count] = []
+        for scorer in BALANCED.values():
+            scores = score(train, test, scorer)[0]
+            rows = [one[None] for one in scores]
+            (total,) = 100 * official_scores(labelled_clips(run), rows, run.year)
+            of = [areas_of(one.clips, x) for one, x in zip(test, scores, strict=True)]
+            found[count].append(np.array([total, *np.mean(of, 0)]))
+    return found
+
+
+def table_of_domains(gaps: Mapping) -> list[str]:
+    """Return a row for each machine and view: what LDN 1 changes, means over ways."""
+    head = ["ways", "AUC source", "AUC target", "difference", "smaller in"]
+    lines = ["| distance -> LDN 1 | " + " | ".join(head) + " |", "|---|" + "---|" * len(head)]
+    for (name, view, machine), pairs in gaps.items():
+        before, after = np.swapaxes(pairs, 0, 1)
+        cells = [str(len(pairs))]
+        cells += [f"{a:.1f} -> {b:.1f}" for a, b in zip(before.mean(0), after.mean(0), strict=True)]
+        apart = [np.abs(one[:, 0] - one[:, 1]) for one in (before, after)]
+        cells.append("{:.1f} -> {:.1f}".format(*(one.mean() for one in apart)))
+        cells.append(f"{100 * np.mean(apart[1] < apart[0]):.0f} %")
+        lines.append(f"| {name}, {machine}, {view} | {' | '.join(cells)} |")
+    return lines
+
+
+def table_of_balance(balance: Mapping) -> list[str]:
+    """Return a row for each number of target clips, a column for each way."""
+    lines = ["| target clips | " + " | ".join(BALANCED) + " |", "|---|" + "---|" * len(BALANCED)]
+    for count, found in balance.items():
+        cells = ["{:.1f} ({:.0f} / {:.0f})".format(*one) for one in found]
+        lines.append(f"| {count} | {' | '.join(cells)} |")
+    return lines
+
+
+def table_of_machines(name: str, scores: Mapping) -> list[str]:
+    """Return a row for each system: AUC source, AUC target, pAUC and their harmonic mean."""
+    some = next(of for (data, _), of in scores.items() if data == name)[0]
+    machines = sorted({m.machine for m in some if m.metric == "auc_source"})
+    lines = ["| | " + " | ".join(machines) + " |", "|---|" + "---|" * len(machines)]
+    for system in (*FROZEN, *TRAINED):
+        cells = []
+        for machine in machines:
+            metrics = "auc_source", "auc_target", "pauc"
+            found = [
+                [
+                    100 * m.value
+                    for n in metrics
+                    for m in one
+                    if (m.machine, m.metric) == (machine, n)
+                ]
+                for one in scores[name, system]
+            ]
+            cells.append("{:.1f} / {:.1f} / {:.1f}".format(*np.mean(found, 0)))
+            cells[-1] += f", {mean(map(harmonic_mean, found)):.1f}"
+        lines.append(f"| `{system}` | {' | '.join(cells)} |")
+    return lines
 
 
 def table_of_scorers(data: Sequence[str], others: Mapping) -> list[str]:
@@ -192,10 +311,12 @@ def text(data: Sequence[str], scores: Mapping, ways: Mapping) -> str:
     for system in (*FROZEN, *TRAINED):
         cells = []
         for name in data:
-            values = scores[name, system]
+            values = list(map(official, scores[name, system]))
             spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
             cells.append(f"{mean(values):.1f}{spread}")
         lines.append(f"| `{system}` | " + " | ".join(cells) + " |")
+    for name in data:
+        lines += ["", f"By machine, {name}:", "", *table_of_machines(name, scores)]
     for name in data:
         lines += ["", f"## {name}", "", "| | " + " | ".join(SHOWN) + " |"]
         lines.append("|---|" + "---|" * len(SHOWN))

@@ -19,9 +19,10 @@ from tyro.conf import Positional
 from asdjax import arguments, devices
 from asdjax.compiled import keep_compiled
 from asdjax.config import EnsembleConfig, SystemConfig
-from asdjax.data import archives, audio, dcase, download, healthy, remarks, synthetic
+from asdjax.data import archives, audio, dcase, download, healthy, remarks, stream, synthetic
 from asdjax.data.batches import Audio
 from asdjax.detector import fitting
+from asdjax.detector import watch as watches
 from asdjax.detector.detector import Detector
 from asdjax.detector.fitting import Alarms
 from asdjax.models import checkpoints
@@ -32,7 +33,7 @@ from asdjax.scoring.combine import Ensemble
 from asdjax.scoring.minimum import Minimum
 from asdjax.stages import compare as comparing
 from asdjax.stages import ensemble as combining
-from asdjax.stages import folder, pseudo_labels, recordings, stages
+from asdjax.stages import folder, lock, pseudo_labels, recordings, stages
 from asdjax.stages import search as searching
 from asdjax.train.interrupt import TERMINATED
 from asdjax.types import InputError, counted
@@ -149,6 +150,46 @@ def detect(
     else:
         columns = ("file", "machine", "score", "threshold", "nearest")
         console.verdicts_table([[getattr(v, n) for n in columns] for v in judged.verdicts])
+
+
+def watch(
+    detector: Positional[Path],
+    source: Positional[str],
+    state: Path | None = None,
+    window: float | None = None,
+    hop: float | None = None,
+    machine: str = "",
+    once: bool = False,
+    rate: int = 16000,
+    channels: int = 1,
+    format: stream.Format = "s16",
+) -> None:
+    """Watch a folder that fills, a recording, or raw PCM: a line of JSON for each window and event.
+
+    Args:
+      detector: a file of `asdjax fit`.
+      source: a folder, a recording, or - for PCM on standard input.
+      state: a folder for the log and for what was read; None: DETECTOR.watch.
+      window: seconds; None: as the clips that the detector was fitted to.
+      hop: seconds from one window to the next; None: a window.
+      machine: whose sound it is, where the detector knows several and no folder is called so.
+      once: of a folder only what is there and complete.
+      rate: of PCM, in Hz.
+      channels: of PCM.
+      format: of PCM, little-endian; f32 has full scale 1.
+    """
+    state = state or detector.with_name(f"{detector.name}.watch")
+    with lock.locked(state):
+        watching = watches.Watch(detector, state)
+        if source == "-":
+            whose = watching.detector.named(machine)
+            pcm = rate, channels, format
+            watches.watch_stream(watching, sys.stdin.buffer, whose, *pcm, window, hop)
+            return
+        if not Path(source).exists():
+            raise InputError(f"{source}: no such folder or file")
+        filling = watches.Folder(Path(source), watching, window, hop, machine)
+        watches.watch_folder(filling, once or filling.only is not None)
 
 
 def score(args: list[str]) -> None:
@@ -385,6 +426,7 @@ COMMANDS: dict[str, Callable] = {
     "quickstart": quickstart,
     "fit": fit,
     "detect": detect,
+    "watch": watch,
     "export": export,
     "run": run,
     "train": train,
@@ -403,7 +445,7 @@ COMMANDS: dict[str, Callable] = {
     "weights list": weights_list,
     "weights fetch": weights_fetch,
 }
-COMPILE = (quickstart, fit, detect, run, train, embed, score, search, pseudo)
+COMPILE = (quickstart, fit, detect, watch, run, train, embed, score, search, pseudo)
 
 
 def main() -> None:
@@ -411,9 +453,9 @@ def main() -> None:
 
     Ctrl-C, SIGTERM and a closed pipe end the process by their signal: 130, 143, 141 in a shell.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names need not be UTF-8
-            stream.reconfigure(errors="backslashreplace", line_buffering=True)
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):  # file names need not be UTF-8
+            output.reconfigure(errors="backslashreplace", line_buffering=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         dispatch(sys.argv[1:])

@@ -215,11 +215,15 @@ def _header(file: SoundFile) -> AudioInfo:
     return AudioInfo(file.frames, file.samplerate, file.channels, file.subtype)
 
 
-def _blocks(file: SoundFile, samples: int) -> Iterator[np.ndarray]:
-    """Yield the first samples of a file, `[n, channels]` int16 for 16-bit files, else float32."""
+def blocks(file: SoundFile, samples: int, most: int = _BLOCK) -> Iterator[np.ndarray]:
+    """Yield the first samples of a file, `[n, channels]` int16 for 16-bit files, else float32.
+
+    Args:
+      most: values of all channels in one.
+    """
     dtype = "int16" if file.subtype == "PCM_16" else "float32"
-    for start in range(0, samples, _BLOCK // file.channels):
-        count = min(_BLOCK // file.channels, samples - start)
+    for start in range(0, samples, most // file.channels):
+        count = min(most // file.channels, samples - start)
         block = file.read(count, dtype=dtype, always_2d=True)
         if len(block) < count:
             raise InputError(
@@ -242,7 +246,7 @@ def _check(path: Path, channel: Channel, min_samples: int) -> AudioInfo:
                 "longer"
             )
         content = Content(info.rate_hz, info.channels, info.subtype, channel, told)
-        for block in _blocks(file, info.samples):
+        for block in blocks(file, info.samples):
             wave = take(block, channel)
             content.add(block, wave)
             if _kept is not None:
@@ -284,7 +288,7 @@ def _decode(
         wanted = info.samples
         if samples is not None and _kept is None:  # and a second more, which the resampler sees
             wanted = min(wanted, (samples + SAMPLE_RATE_HZ) * info.rate_hz // SAMPLE_RATE_HZ)
-        parts = [take(block, channel) for block in _blocks(file, wanted)]
+        parts = [take(block, channel) for block in blocks(file, wanted)]
     if not parts:
         raise InputError("expected samples, got none; remove the file or record longer")
     wave = np.concatenate(parts) if len(parts) > 1 else parts[0]

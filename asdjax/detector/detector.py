@@ -45,12 +45,14 @@ class Machine:
       normal: the embeddings of its normal clips, which others are compared with.
       rule: when it raises an alarm; None: too few clips to say.
       heard: formats, levels and lengths of its recordings; empty where they are not known.
-      every: seconds from one clip to the next.
+      seconds: the usual length of a clip.
+      every: seconds from the beginning of one to that of the next.
     """
 
     normal: Embeddings
     rule: Rule | None
     heard: tuple[AudioInfo, ...]
+    seconds: float
     every: float
 
     @cached_property
@@ -170,9 +172,22 @@ class Detector:
         if files:
             return self.judge_files(files, machine).verdicts
         waves = [self._wave(np.asarray(one), rate_hz) for one in sounds]
-        group = self._named(machine).group
-        clips = [Clip(Path(), *group, "test")] * len(waves)
-        return self._verdicts(clips, self._embed(group, self._of_waves(waves)))
+        group = self.named(machine).group
+        return self.judge_waves(waves, [group] * len(waves))
+
+    def judge_waves(self, waves: Sequence[np.ndarray], groups: Sequence[Group]) -> list[Verdict]:
+        """Return verdicts on waves `[N]` or `[N, 2]` at 16 kHz, each of a machine and section."""
+        clips = [Clip(Path(), *group, "test") for group in groups]
+        together: dict[Group | None, list[int]] = {}  # None: machines with the same weights
+        for row, group in enumerate(groups):
+            params = self._embedder.params
+            alike = self._embedder.select(params, group) is params
+            together.setdefault(None if alike else group, []).append(row)
+        parts = []
+        for rows in together.values():
+            batches = self._of_waves([waves[row] for row in rows])
+            parts.append((np.array(rows), self._embed(groups[rows[0]], batches)))
+        return self._verdicts(clips, embedding.in_order(parts))
 
     def judge_files(
         self,
@@ -390,7 +405,8 @@ class Detector:
 
     # --- whose sound it is
 
-    def _named(self, machine: str) -> Machine:
+    def named(self, machine: str) -> Machine:
+        """Return a machine by name, which one alone need not be asked for."""
         if machine or len(self.machines) > 1:
             return self.machine(machine)
         return self.machines[0]
@@ -398,8 +414,8 @@ class Detector:
     def _groups(self, paths: Sequence[Path], machine: str) -> list[Group]:
         """Return whose recordings files are: of the machine given, or by the names of folders."""
         if machine or len(self.machines) == 1:
-            return [self._named(machine).group] * len(paths)
-        found = [self._group_of(path) for path in paths]
+            return [self.named(machine).group] * len(paths)
+        found = [self.group_of(path) for path in paths]
         if unknown := [path for path, group in zip(paths, found, strict=True) if group is None]:
             raise InputError(
                 f"expected files in a folder called as their machine "
@@ -408,7 +424,8 @@ class Detector:
             )
         return found
 
-    def _group_of(self, path: Path) -> Group | None:
+    def group_of(self, path: Path) -> Group | None:
+        """Return whose recording a file is, by the names of the folders that it is in."""
         name = layout.parse(path.stem)
         section = name.section if name else layout.SECTION
         for folder in reversed(path.absolute().parts[:-1]):
@@ -456,6 +473,7 @@ def _described(machine: Machine) -> dict:
         "clips": clips,
         "rule": rule,
         "heard": [dataclasses.asdict(info) for info in machine.heard],
+        "seconds": machine.seconds,
         "every": machine.every,
     }
 
@@ -481,4 +499,5 @@ def _machine(described: Mapping, values: np.ndarray) -> Machine:
     known = [
         AudioInfo(**{**info, "remarks": tuple(info["remarks"])}) for info in described["heard"]
     ]
-    return Machine(Embeddings(clips, values), rule, tuple(known), described["every"])
+    times = described["seconds"], described["every"]
+    return Machine(Embeddings(clips, values), rule, tuple(known), *times)

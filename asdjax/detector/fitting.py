@@ -12,15 +12,16 @@ import numpy as np
 
 from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.data import audio, healthy
+from asdjax.data.audio import AudioInfo
 from asdjax.detector.alarms import Confirm, Cusum, KOfN, Rule, calibrate, count_blocks
 from asdjax.detector.detector import Detector, Machine, condition_of, heard
 from asdjax.models import weights_file
 from asdjax.recipes import RECIPES
 from asdjax.report import console
+from asdjax.scoring import Scorer
 from asdjax.scoring.folds import Machines
-from asdjax.scoring.score import score as score_machines
 from asdjax.stages import folder, stages
-from asdjax.stages.folder import MODEL, Run
+from asdjax.stages.folder import MODEL, Group, Run
 from asdjax.types import Clip, DataSet, Embeddings, InputError, check, counted
 
 RECIPE = "beyond/logmel"  # where none is named
@@ -103,22 +104,19 @@ def fit(
 def _fit(system, dataset: DataSet, work: Path, alarms: Alarms, skip_bad: bool) -> Detector:
     run = stages.fit(system, dataset, work, skip_bad=skip_bad)
     machines = [_in_memory(folder.load_embeddings(work, run, group)) for group in run.groups]
-    every = [
-        alarms.every or float(np.median([run.infos[clip.path].seconds for clip in machine.clips]))
-        for machine in machines
-    ]
+    known = [[run.infos[clip.path] for clip in machine.clips] for machine in machines]
+    seconds = [_seconds(*one, run.system) for one in zip(machines, known, strict=True)]
+    every = [alarms.every or one for one in seconds]
     if run.system.train is not None:
         train, late = ([one.select(split) for one in machines] for split in ("train", "test"))
         blocks = [_blocks(one.clips) for one in late]
-        found = score_machines(train, late, run.system.scorer, _silent)[0]
+        found = run.system.scorer.fit(train, _silent)[0](late)
     else:
         late = machines
-        blocks = [_blocks(one.clips) for one in machines]
-        found = _left_out(machines, blocks, run.system.scorer)
-    parts = zip(late, found, blocks, every, strict=True)
-    rules = [_rule(one, scores, block, s, alarms) for one, scores, block, s in parts]
-    known = [[run.infos[clip.path] for clip in machine.clips] for machine in machines]
-    return _detector(run, work, machines, rules, list(map(heard, known)), every)
+        blocks, found = _left_out(machines, run.system.scorer)
+    parts = zip(run.groups, late, found, blocks, every, strict=True)
+    rules = [_rule(*own, alarms) for own in parts]
+    return _detector(run, work, machines, rules, map(heard, known), seconds, every)
 
 
 def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
@@ -142,38 +140,35 @@ def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
     paths = [clip.path for one in machines for clip in one.clips]
     infos, _ = audio.verify(paths, made.system.audio.channel)
     known = [[infos[c.path] for c in one.clips if c.path in infos] for one in machines]
-    every = [
-        _every(one, infos, made.system, alarms) for one, infos in zip(machines, known, strict=True)
-    ]
-    blocks = [_blocks(one.clips) for one in machines]
-    found = _left_out(machines, blocks, made.system.scorer)
-    parts = zip(machines, found, blocks, every, strict=True)
-    rules = [_rule(one, scores, block, s, alarms) for one, scores, block, s in parts]
+    seconds = [_seconds(*one, made.system) for one in zip(machines, known, strict=True)]
+    every = [alarms.every or one for one in seconds]
+    blocks, found = _left_out(machines, made.system.scorer)
+    parts = zip(made.groups, machines, found, blocks, every, strict=True)
+    rules = [_rule(*own, alarms) for own in parts]
     if made.system.train is not None:
         console.note(
             "the system was trained on the clips that set the limit: expect more alarms than "
             "stated; `asdjax fit` holds clips out of the training"
         )
-    return _detector(made, run, machines, rules, list(map(heard, known)), every)
+    return _detector(made, run, machines, rules, map(heard, known), seconds, every)
 
 
-def _every(machine: Embeddings, infos, system: SystemConfig, alarms: Alarms) -> float:
-    if alarms.every:
-        return alarms.every
+def _seconds(machine: Embeddings, infos: Sequence[AudioInfo], system: SystemConfig) -> float:
+    """Return the usual length of a machine's clips."""
     if infos:
         return float(np.median([info.seconds for info in infos]))
     if system.audio.seconds:
         return system.audio.seconds
     raise InputError(
-        f"{machine.clips[0].path.parent}: the recordings are gone, and with them their length; "
-        "give --every, the seconds from one recording to the next"
+        f"{machine.clips[0].path.parent}: the recordings are gone, and with them their length; put "
+        "them back, or fit a detector with `asdjax fit`"
     )
 
 
-def _detector(run: Run, out: Path, machines: Sequence[Embeddings], rules, known, every) -> Detector:
+def _detector(run: Run, out: Path, machines: Sequence[Embeddings], *known) -> Detector:
     trained = weights_file.load(out / MODEL).arrays if run.system.train is not None else {}
     kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
-    parts = zip(machines, rules, known, every, strict=True)
+    parts = zip(machines, *known, strict=True)
     made = tuple(Machine(*own) for own in parts)
     for one in made:
         for line in one.rule.lines(one.name) if one.rule else ():
@@ -181,12 +176,15 @@ def _detector(run: Run, out: Path, machines: Sequence[Embeddings], rules, known,
     return Detector(run.system, run.weights, kept, made)
 
 
-def _rule(machine: Embeddings, scores, blocks, every: float, alarms: Alarms) -> Rule | None:
+def _rule(
+    group: Group, machine: Embeddings, scores, blocks, every: float, alarms: Alarms
+) -> Rule | None:
     """Return the rule of a machine; None, with a line, where its clips do not make one."""
     usable = np.isfinite(scores)
     if usable.sum() < 2:
-        name = "/".join(machine.clips[0].group) if machine.clips else "a machine"
-        console.note(f"{name}: no limit of alarms, as there are too few clips to compare")
+        console.note(
+            f"{'/'.join(group)}: no limit of alarms, as there are too few clips to compare"
+        )
         return None
     order = sorted(np.flatnonzero(usable), key=lambda i: healthy.natural(machine.clips[i].path))
     conditions = [condition_of(machine.clips[i]) for i in order]
@@ -194,8 +192,9 @@ def _rule(machine: Embeddings, scores, blocks, every: float, alarms: Alarms) -> 
     return calibrate(*ordered, every, alarms.alarms_per_week, alarms.rule)
 
 
-def _left_out(machines: Machines, blocks: Sequence[np.ndarray], scorer) -> list[np.ndarray]:
-    """Return the scores of clips by references of other blocks of time; inf without others."""
+def _left_out(machines: Machines, scorer: Scorer) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return blocks of time, and the scores of clips by those of other blocks; inf without any."""
+    blocks = [_blocks(one.clips) for one in machines]
     found = [np.full(len(one.clips), np.inf, np.float32) for one in machines]
     for block in range(max(own.max() + 1 for own in blocks)):
         inside = [np.flatnonzero(own == block) for own in blocks]
@@ -205,20 +204,20 @@ def _left_out(machines: Machines, blocks: Sequence[np.ndarray], scorer) -> list[
             continue
         train = [machines[g].take(others[g]) for g in some]
         test = [machines[g].take(inside[g]) for g in some]
-        scores = score_machines(train, test, scorer, _silent)[0]
-        for g, own in zip(some, scores, strict=True):
+        scored, _ = scorer.fit(train, _silent)
+        for g, own in zip(some, scored(test), strict=True):
             found[g][inside[g]] = own
-    return found
+    return blocks, found
 
 
-def _blocks(clips: Sequence[Clip]) -> np.ndarray:
-    """Return the block of time of each clip, `[n]` int.
+def _blocks(clips: Sequence[Clip], least: int = 1) -> np.ndarray:
+    """Return the block of time of each clip, `[n]` int, of at least `least` blocks.
 
     Each operating condition that has enough clips is cut by itself, so that no block holds all
     that is known of it.
     """
     names = np.array([condition_of(clip) for clip in clips], dtype=object)
-    count = count_blocks(len(clips), LEAST_CLIPS)
+    count = max(count_blocks(len(clips), LEAST_CLIPS), least)
     own = {name: int((names == name).sum()) for name in set(names)}
     common = np.array([name if own[name] >= count else "" for name in names], dtype=object)
     blocks = np.zeros(len(clips), int)
@@ -235,7 +234,7 @@ def _held_out(dataset: DataSet) -> DataSet:
     for group in {clip.group for clip in clips}:
         rows = [i for i, clip in enumerate(clips) if clip.group == group]
         own = [clips[i] for i in rows]
-        for i, block in zip(rows, _blocks(own), strict=True):
+        for i, block in zip(rows, _blocks(own, HELD_OUT), strict=True):
             if block % HELD_OUT == HELD_OUT - 1:
                 clips[i] = replace(clips[i], split="test")
     count = sum(clip.split == "test" for clip in clips)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import json as jsons
+import shutil
 import signal
 import sys
 import typing
@@ -22,9 +24,11 @@ from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.data import archives, audio, dcase, download, healthy, remarks, stream, synthetic
 from asdjax.data.batches import Audio
 from asdjax.detector import fitting
+from asdjax.detector import update as updating
 from asdjax.detector import watch as watches
 from asdjax.detector.detector import Detector
 from asdjax.detector.fitting import Alarms
+from asdjax.files import atomic
 from asdjax.models import checkpoints
 from asdjax.recipes import RECIPES, listing
 from asdjax.report import console
@@ -119,6 +123,35 @@ def export(
     """
     fitting.of_run(run, alarms).save(out)
     console.note(f"detector: {out}")
+
+
+def update(
+    detector: Positional[Path],
+    sounds: Positional[tuple[Path, ...]],
+    machine: str = "",
+    retire: str = "",
+    most: int = updating.MOST,
+    skip_bad: bool = False,
+) -> None:
+    """Add healthy recordings to a detector, without training; the file before is kept.
+
+    Args:
+      detector: a file of `asdjax fit`.
+      sounds: recordings, or folders of them at any depth.
+      machine: whose they are, where the detector knows several and no folder is called so.
+      retire: YYYY-MM-DD: leave out clips that were recorded before.
+      most: clips of a machine that are kept; of more, those that cover all others best.
+      skip_bad: leave broken files out instead of stopping.
+    """
+    made, lines = updating.update(Detector.load(detector), sounds, machine, retire, most, skip_bad)
+    numbers = itertools.count(1)
+    before = next(p for n in numbers if not (p := Path(f"{detector}.{n}")).exists())
+    with atomic(before) as temporary:
+        shutil.copyfile(detector, temporary)
+    made.save(detector)
+    for line in lines:
+        console.note(line)
+    console.note(f"detector: {detector}; before: {before}")
 
 
 def detect(
@@ -427,6 +460,7 @@ COMMANDS: dict[str, Callable] = {
     "fit": fit,
     "detect": detect,
     "watch": watch,
+    "update": update,
     "export": export,
     "run": run,
     "train": train,
@@ -445,7 +479,7 @@ COMMANDS: dict[str, Callable] = {
     "weights list": weights_list,
     "weights fetch": weights_fetch,
 }
-COMPILE = (quickstart, fit, detect, watch, run, train, embed, score, search, pseudo)
+COMPILE = (quickstart, fit, detect, watch, update, run, train, embed, score, search, pseudo)
 
 
 def main() -> None:

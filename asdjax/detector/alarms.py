@@ -20,7 +20,6 @@ Source: the ranks of conformal prediction, Vovk, Gammerman and Shafer 2005; Laxh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -126,6 +125,14 @@ class Checked(NamedTuple):
         return tuple(float(x) * WEEK_S / 3600 / self.hours for x in (self.alarms, low, high))
 
 
+class Healthy(NamedTuple):
+    """Scores of healthy clips, in the order of time, by which a limit is found."""
+
+    scores: np.ndarray  # [n] float32, each by references without the clips of its block
+    conditions: tuple[str, ...]  # [n], the operating condition of each
+    blocks: np.ndarray  # [n] int, the block of time of each, rising in the order of time
+
+
 @dataclass(frozen=True)
 class Rule:
     """When one machine raises an alarm.
@@ -219,20 +226,11 @@ def count_blocks(clips: int, least: int) -> int:
     return max(min(clips // least, MOST_BLOCKS), 1)
 
 
-def calibrate(
-    scores: np.ndarray,
-    conditions: Sequence[str],
-    blocks: np.ndarray,
-    every: float,
-    asked: float,
-    confirm: Confirm,
-) -> Rule:
-    """Return the rule of a machine from scores of healthy clips that are left out.
+def calibrate(healthy: Healthy, every: float, asked: float, confirm: Confirm) -> Rule:
+    """Return the rule of a machine from its healthy clips.
 
     Args:
-      scores: `[n]`, each by references without the clips of its block, in the order of time.
-      conditions: `[n]`, the operating condition of each.
-      blocks: `[n]` int, the block of time of each.
+      healthy: their scores.
       every: seconds from one clip to the next.
       asked: alarms a week.
       confirm: the rule's confirmation.
@@ -242,9 +240,13 @@ def calibrate(
     """
     if not 0 < asked < math.inf:
         raise InputError(f"expected alarms a week above 0, got {asked}")
+    scores, conditions, blocks = (
+        healthy.scores,
+        np.array(healthy.conditions, object),
+        healthy.blocks,
+    )
     if not np.isfinite(scores).all():
         raise InputError("expected finite scores of healthy clips; record more of them")
-    conditions = np.asarray(conditions, dtype=object)
     every_block = np.unique(blocks)
     m = len(every_block)
     rule = _rule(scores, conditions, blocks, every, asked, confirm)

@@ -8,8 +8,10 @@ machine its rule of alarms and the formats of its recordings.
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +23,7 @@ from asdjax.data import audio, layout, remarks
 from asdjax.data.audio import AudioInfo
 from asdjax.data.batches import BUCKET_SAMPLES
 from asdjax.data.content import LOUDEST, to_float
-from asdjax.detector.alarms import Checked, Confirm, Level, Rule
+from asdjax.detector.alarms import Checked, Confirm, Healthy, Level, Rule
 from asdjax.devices import data_mesh
 from asdjax.models import checkpoints, weights_file
 from asdjax.models.weights_file import Header, Params
@@ -34,6 +36,7 @@ from asdjax.version import __version__
 
 FORMAT = 1  # of the file
 KIND = "detector"
+OF_A_MACHINE = "normal", "healthy", "blocks"  # arrays of the file
 Group = tuple[str, str]  # machine and section
 
 
@@ -43,15 +46,19 @@ class Machine:
 
     Args:
       normal: the embeddings of its normal clips, which others are compared with.
+      healthy: the scores that the rule is from; None without a rule.
       rule: when it raises an alarm; None: too few clips to say.
       heard: formats, levels and lengths of its recordings; empty where they are not known.
+      dates: of the normal clips, YYYY-MM-DD, when they were recorded.
       seconds: the usual length of a clip.
       every: seconds from the beginning of one to that of the next.
     """
 
     normal: Embeddings
+    healthy: Healthy | None
     rule: Rule | None
     heard: tuple[AudioInfo, ...]
+    dates: tuple[str, ...]
     seconds: float
     every: float
 
@@ -108,6 +115,8 @@ class Verdict:
 class Judged(NamedTuple):
     """Verdicts on files, what is wrong with those left out, and lines for the user."""
 
+    clips: list[Clip]
+    values: np.ndarray  # [n, E], their embeddings
     verdicts: list[Verdict]
     broken: dict[Path, str]
     lines: list[str]
@@ -220,8 +229,9 @@ class Detector:
             own = [clips[i] for i in rows]
             batches = self._of_files(own, [infos[clip.path] for clip in own])
             parts.append((rows, self._embed(group, batches, advance)))
-        verdicts = self._verdicts(clips, embedding.in_order(parts))
-        return Judged(verdicts, broken, self._remarks(clips, infos))
+        values = embedding.in_order(parts)
+        verdicts = self._verdicts(clips, values)
+        return Judged(clips, values, verdicts, broken, self._remarks(clips, infos))
 
     def _remarks(self, clips: Sequence[Clip], infos: Mapping[Path, AudioInfo]) -> list[str]:
         """Return lines on files that reading changes, or that are unlike the normal clips."""
@@ -259,6 +269,10 @@ class Detector:
             "machines": [_described(machine) for machine in self.machines],
         }
         banks = {f"normal.{i}": one.normal.values for i, one in enumerate(self.machines)}
+        for i, one in enumerate(self.machines):
+            if one.healthy is not None:
+                banks[f"healthy.{i}"] = np.asarray(one.healthy.scores, np.float32)
+                banks[f"blocks.{i}"] = np.asarray(one.healthy.blocks, np.int32)
         trained = {f"trained.{name}": value for name, value in self.trained.items()}
         weights_file.save(path, {**banks, **trained}, Header(KIND, config))
 
@@ -282,7 +296,8 @@ class Detector:
             )
         try:
             machines = tuple(
-                _machine(one, arrays[f"normal.{i}"]) for i, one in enumerate(config["machines"])
+                _machine(one, *(arrays.get(f"{name}.{i}") for name in OF_A_MACHINE))
+                for i, one in enumerate(config["machines"])
             )
             system = from_json(config["system"])
             trained = {
@@ -443,6 +458,12 @@ def condition_of(clip: Clip) -> str:
     return " ".join(filter(None, (clip.domain, clip.attributes)))
 
 
+def date_of(path: Path) -> str:
+    """Return the day a file was changed, YYYY-MM-DD (UTC); today where it is gone."""
+    seconds = path.stat().st_mtime if path.exists() else time.time()
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"
+
+
 def heard(infos: Sequence[AudioInfo]) -> tuple[AudioInfo, ...]:
     """Return what stands for the recordings of a machine: of each format those at the ends."""
     formats: dict[tuple, list[AudioInfo]] = {}
@@ -472,13 +493,15 @@ def _described(machine: Machine) -> dict:
         "group": machine.group,
         "clips": clips,
         "rule": rule,
+        "conditions": machine.healthy.conditions if machine.healthy else (),
         "heard": [dataclasses.asdict(info) for info in machine.heard],
+        "dates": machine.dates,
         "seconds": machine.seconds,
         "every": machine.every,
     }
 
 
-def _machine(described: Mapping, values: np.ndarray) -> Machine:
+def _machine(described: Mapping, values: np.ndarray, scores, blocks) -> Machine:
     group = tuple(described["group"])
     clips = tuple(
         Clip(Path(name), *group, "train", domain, 0, attributes, content=content)
@@ -486,8 +509,9 @@ def _machine(described: Mapping, values: np.ndarray) -> Machine:
     )
     if len(clips) != len(values):
         raise ValueError(f"{len(values)} embeddings of {len(clips)} clips")
-    rule = described["rule"]
+    rule, healthy = described["rule"], None
     if rule is not None:
+        healthy = Healthy(scores, tuple(described["conditions"]), blocks)
         rule = Rule(
             **{
                 **rule,
@@ -500,4 +524,5 @@ def _machine(described: Mapping, values: np.ndarray) -> Machine:
         AudioInfo(**{**info, "remarks": tuple(info["remarks"])}) for info in described["heard"]
     ]
     times = described["seconds"], described["every"]
-    return Machine(Embeddings(clips, values), rule, tuple(known), *times)
+    dates = tuple(described["dates"])
+    return Machine(Embeddings(clips, values), healthy, rule, tuple(known), dates, *times)

@@ -13,15 +13,15 @@ import numpy as np
 from asdjax.config import EnsembleConfig, SystemConfig
 from asdjax.data import audio, healthy
 from asdjax.data.audio import AudioInfo
-from asdjax.detector.alarms import Confirm, Cusum, KOfN, Rule, calibrate, count_blocks
-from asdjax.detector.detector import Detector, Machine, condition_of, heard
+from asdjax.detector.alarms import Confirm, Cusum, Healthy, KOfN, Rule, calibrate, count_blocks
+from asdjax.detector.detector import Detector, Machine, condition_of, date_of, heard
 from asdjax.models import weights_file
 from asdjax.recipes import RECIPES
 from asdjax.report import console
 from asdjax.scoring import Scorer
 from asdjax.scoring.folds import Machines
 from asdjax.stages import folder, stages
-from asdjax.stages.folder import MODEL, Group, Run
+from asdjax.stages.folder import MODEL, Run
 from asdjax.types import Clip, DataSet, Embeddings, InputError, check, counted
 
 RECIPE = "beyond/logmel"  # where none is named
@@ -105,18 +105,13 @@ def _fit(system, dataset: DataSet, work: Path, alarms: Alarms, skip_bad: bool) -
     run = stages.fit(system, dataset, work, skip_bad=skip_bad)
     machines = [_in_memory(folder.load_embeddings(work, run, group)) for group in run.groups]
     known = [[run.infos[clip.path] for clip in machine.clips] for machine in machines]
-    seconds = [_seconds(*one, run.system) for one in zip(machines, known, strict=True)]
-    every = [alarms.every or one for one in seconds]
-    if run.system.train is not None:
-        train, late = ([one.select(split) for one in machines] for split in ("train", "test"))
-        blocks = [_blocks(one.clips) for one in late]
-        found = run.system.scorer.fit(train, _silent)[0](late)
-    else:
-        late = machines
-        blocks, found = _left_out(machines, run.system.scorer)
-    parts = zip(run.groups, late, found, blocks, every, strict=True)
-    rules = [_rule(*own, alarms) for own in parts]
-    return _detector(run, work, machines, rules, map(heard, known), seconds, every)
+    if run.system.train is None:
+        return _detector(run, work, machines, known, _left_out(machines, run.system.scorer), alarms)
+    train, late = ([one.select(split) for one in machines] for split in ("train", "test"))
+    scores = run.system.scorer.fit(train, _silent)[0](late)
+    parts = zip(late, scores, strict=True)
+    found = [(one.clips, own, _blocks(one.clips)) for one, own in parts]
+    return _detector(run, work, machines, known, found, alarms)
 
 
 def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
@@ -140,17 +135,42 @@ def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
     paths = [clip.path for one in machines for clip in one.clips]
     infos, _ = audio.verify(paths, made.system.audio.channel)
     known = [[infos[c.path] for c in one.clips if c.path in infos] for one in machines]
-    seconds = [_seconds(*one, made.system) for one in zip(machines, known, strict=True)]
-    every = [alarms.every or one for one in seconds]
-    blocks, found = _left_out(machines, made.system.scorer)
-    parts = zip(made.groups, machines, found, blocks, every, strict=True)
-    rules = [_rule(*own, alarms) for own in parts]
     if made.system.train is not None:
         console.note(
             "the system was trained on the clips that set the limit: expect more alarms than "
             "stated; `asdjax fit` holds clips out of the training"
         )
-    return _detector(made, run, machines, rules, map(heard, known), seconds, every)
+    found = _left_out(machines, made.system.scorer)
+    return _detector(made, run, machines, known, found, alarms)
+
+
+def _detector(
+    run: Run,
+    out: Path,
+    machines: Machines,
+    known: Sequence[Sequence[AudioInfo]],
+    found: Sequence[tuple],
+    alarms: Alarms,
+) -> Detector:
+    """Return the detector of a run in `out`.
+
+    Args:
+      machines: the embeddings of the normal clips of each machine.
+      known: what is known of their files.
+      found: of each machine healthy clips, their scores and blocks of time, `[n]` each.
+    """
+    trained = weights_file.load(out / MODEL).arrays if run.system.train is not None else {}
+    kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
+    made = []
+    for normal, infos, own in zip(machines, known, found, strict=True):
+        seconds = _seconds(normal, infos, run.system)
+        every = alarms.every or seconds
+        scores, rule = _rule("/".join(normal.clips[0].group), *own, every, alarms)
+        dates = tuple(date_of(clip.path) for clip in normal.clips)
+        made.append(Machine(normal, scores, rule, heard(infos), dates, seconds, every))
+        for line in rule.lines(made[-1].name) if rule else ():
+            console.note(line)
+    return Detector(run.system, run.weights, kept, tuple(made))
 
 
 def _seconds(machine: Embeddings, infos: Sequence[AudioInfo], system: SystemConfig) -> float:
@@ -165,35 +185,29 @@ def _seconds(machine: Embeddings, infos: Sequence[AudioInfo], system: SystemConf
     )
 
 
-def _detector(run: Run, out: Path, machines: Sequence[Embeddings], *known) -> Detector:
-    trained = weights_file.load(out / MODEL).arrays if run.system.train is not None else {}
-    kept = {name: value for name, value in trained.items() if not name.startswith("heads.")}
-    parts = zip(machines, *known, strict=True)
-    made = tuple(Machine(*own) for own in parts)
-    for one in made:
-        for line in one.rule.lines(one.name) if one.rule else ():
-            console.note(line)
-    return Detector(run.system, run.weights, kept, made)
-
-
 def _rule(
-    group: Group, machine: Embeddings, scores, blocks, every: float, alarms: Alarms
-) -> Rule | None:
-    """Return the rule of a machine; None, with a line, where its clips do not make one."""
+    name: str,
+    clips: Sequence[Clip],
+    scores: np.ndarray,
+    blocks: np.ndarray,
+    every: float,
+    alarms: Alarms,
+) -> tuple[Healthy, Rule] | tuple[None, None]:
+    """Return scores and rule of a machine; None, with a line, where its clips make none."""
     usable = np.isfinite(scores)
     if usable.sum() < 2:
-        console.note(
-            f"{'/'.join(group)}: no limit of alarms, as there are too few clips to compare"
-        )
-        return None
-    order = sorted(np.flatnonzero(usable), key=lambda i: healthy.natural(machine.clips[i].path))
-    conditions = [condition_of(machine.clips[i]) for i in order]
-    ordered = scores[order], conditions, blocks[order]
-    return calibrate(*ordered, every, alarms.alarms_per_week, alarms.rule)
+        console.note(f"{name}: no limit of alarms, as there are too few clips to compare")
+        return None, None
+    rows = np.flatnonzero(usable)
+    order = sorted(rows, key=lambda i: (blocks[i], healthy.natural(clips[i].path)))
+    conditions = tuple(condition_of(clips[i]) for i in order)
+    known = Healthy(scores[order], conditions, blocks[order])
+    return known, calibrate(known, every, alarms.alarms_per_week, alarms.rule)
 
 
-def _left_out(machines: Machines, scorer: Scorer) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Return blocks of time, and the scores of clips by those of other blocks; inf without any."""
+def _left_out(machines: Machines, scorer: Scorer) -> list[tuple]:
+    """Return of each machine its clips, their scores by those of other blocks (inf without any),
+    and blocks of time."""
     blocks = [_blocks(one.clips) for one in machines]
     found = [np.full(len(one.clips), np.inf, np.float32) for one in machines]
     for block in range(max(own.max() + 1 for own in blocks)):
@@ -202,12 +216,11 @@ def _left_out(machines: Machines, scorer: Scorer) -> tuple[list[np.ndarray], lis
         some = [g for g, rows in enumerate(inside) if len(rows) and len(others[g])]
         if not some:
             continue
-        train = [machines[g].take(others[g]) for g in some]
+        scored, _ = scorer.fit([machines[g].take(others[g]) for g in some], _silent)
         test = [machines[g].take(inside[g]) for g in some]
-        scored, _ = scorer.fit(train, _silent)
         for g, own in zip(some, scored(test), strict=True):
             found[g][inside[g]] = own
-    return blocks, found
+    return list(zip([one.clips for one in machines], found, blocks, strict=True))
 
 
 def _blocks(clips: Sequence[Clip], least: int = 1) -> np.ndarray:

@@ -36,6 +36,8 @@ SETTLED_S = 2.0  # for so long a file has not changed when it is read
 POLL_S = 0.5
 SAVED_S = 10.0  # between two `state.json`
 TOGETHER = 32  # windows that are scored at once
+CHUNK, CHUNKS = 100, 20  # windows of a median, and medians that are remembered
+MOVED = 1.0  # deviations of a median: half of the windows lie above the healthy upper quartile
 CLIPPED = 0.1  # of the tenths of a second of a window that reach full scale, at least
 FULL_SCALE = 1 - 2**-14
 OF_AN_END = "begin", "peak", "peak_time", "file", "start", "nearest"
@@ -61,6 +63,9 @@ class State:
       done: size and time of change of files that are read, by name.
       reached: of files that are not read to their end, where the last window begins, in seconds.
       rules: memory and alarm of each machine, by name.
+      recent: the latest deviations of scores, by machine.
+      medians: of the windows before, `CHUNK` at a time, by machine; the latest.
+      told: the median of the last drift or shift that was told, by machine.
       open: alarms that have begun and not ended, by machine: begin, peak and its place.
       detector: a digest of its file.
     """
@@ -71,6 +76,9 @@ class State:
     done: dict[str, list[int]] = field(default_factory=dict)
     reached: dict[str, float] = field(default_factory=dict)
     rules: dict[str, tuple] = field(default_factory=dict)
+    recent: dict[str, list[float]] = field(default_factory=dict)
+    medians: dict[str, list[float]] = field(default_factory=dict)
+    told: dict[str, float] = field(default_factory=dict)
     open: dict[str, dict] = field(default_factory=dict)
 
 
@@ -169,7 +177,32 @@ class Watch:
             del self.state.open[name]
             ordered = {what: now[what] for what in OF_AN_END}
             events.append({"event": "end", "machine": name, "time": line["time"], **ordered})
-        return events
+        return events + self._drift(line, rule.deviation(line["score"], line["condition"]))
+
+    def _drift(self, line: dict, deviation: float) -> list[dict]:
+        """Return an event where the scores have moved as a whole: slowly (drift), or at once.
+
+        What counts is the median of `CHUNK` windows. It is a drift if no step between two medians
+        is more than half of the way.
+        """
+        state, name = self.state, line["machine"]
+        recent = state.recent.setdefault(name, [])
+        recent.append(round(deviation, 4))
+        if len(recent) < CHUNK:
+            return []
+        median = float(np.median(recent))
+        recent.clear()
+        medians = state.medians[name] = [*state.medians.get(name, []), median][-CHUNKS:]
+        told = state.told.get(name, 0.0)
+        if median < MOVED / 2:
+            state.told.pop(name, None)
+        if median < told + MOVED:
+            return []
+        state.told[name] = median
+        steps, way = np.diff([0.0, *medians]), median - min(0.0, *medians)
+        event = "drift" if steps.max() <= way / 2 else "shift"
+        of = {"median": round(median, 3), "windows": CHUNK}
+        return [{"event": event, "machine": name, "time": line["time"], **of}]
 
     # --- log and state
 
@@ -223,7 +256,9 @@ class Watch:
             if missing:  # of the last window
                 self._write(missing)
         else:
-            self.state.rules, self.state.open = {}, {}
+            empty = State()
+            for one in ("rules", "open", "recent", "medians", "told"):
+                setattr(self.state, one, getattr(empty, one))
         self.save()
 
 

@@ -13,6 +13,7 @@ from asdjax.detector.alarms import (
     Checked,
     Cusum,
     Follower,
+    Healthy,
     KOfN,
     Level,
     Rule,
@@ -90,7 +91,8 @@ def autoregressive(rng, count, memory):
 def calibrated(scores, per_week, confirm, every=60.0, least=40):
     count = count_blocks(len(scores), least)
     blocks = np.arange(len(scores)) * count // len(scores)
-    return calibrate(scores, [""] * len(scores), blocks, every, per_week, confirm)
+    healthy = Healthy(scores, ("",) * len(scores), blocks)
+    return calibrate(healthy, every, per_week, confirm)
 
 
 @pytest.mark.parametrize("confirm", [KOfN(1, 1), KOfN(2, 3), Cusum(1.0)], ids=str)
@@ -151,7 +153,7 @@ def test_conditions_with_enough_scores_have_levels_of_their_own():
     rng = np.random.default_rng(3)
     scores = np.concatenate([rng.exponential(1, 60), 5 + rng.exponential(3, 60), [50.0]])
     names = ["slow"] * 60 + ["fast"] * 60 + ["rare"]
-    one = calibrate(scores, names, np.arange(121) // 13, 10.0, 1000.0, KOfN(1, 1))
+    one = calibrate(Healthy(scores, tuple(names), np.arange(121) // 13), 10.0, 1000.0, KOfN(1, 1))
     assert set(one.levels) == {"", "slow", "fast"}
     assert one.levels["fast"].center == pytest.approx(np.median(scores[60:120]))
     spread = np.quantile(scores[:60], 0.75) - np.median(scores[:60])

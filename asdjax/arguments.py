@@ -35,7 +35,8 @@ MOST_USED = 10
 BANDS = 8  # of poolings by bands, where an encoder has none yet
 LAYER = "encoders.0.layer"  # of a system with one backbone it is "layer" on the command line
 USED = (  # what people change, most often first; of these a recipe's first ten lead its help
-    *("data", "out", "weights", "layer", "audio.seconds", "train.steps", "train.epochs"),
+    *("data", "out", "alarms_per_week", "every", "confirm", "cusum", "weights", "layer"),
+    *("audio.seconds", "train.steps", "train.epochs"),
     *("train.batch", "train.optimizer.schedule.peak", "train.learning_rate", "train.seed"),
     *("scorer.k", "scorer.count", "scorer.components", "scorer.kind"),
     *("force", "skip_bad", "reuse", "batch"),

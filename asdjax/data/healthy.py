@@ -56,6 +56,8 @@ def recordings(sources: Iterable[Path]) -> Iterator[Path]:
       InputError: no such file or folder, or a folder without recordings.
     """
     seen = set()
+    if not (sources := list(sources)):
+        raise InputError("expected recordings or folders of them, got none")
     for source in map(Path, sources):
         if not source.exists():
             raise InputError(f"{source}: no such folder or file")

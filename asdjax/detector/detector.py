@@ -30,7 +30,7 @@ from asdjax.models.weights_file import Header, Params
 from asdjax.scoring.folds import unit
 from asdjax.scoring.score import refuse_not_finite
 from asdjax.stages import embed as embedding
-from asdjax.stages.recordings import shortest_samples
+from asdjax.stages.recordings import refuse_broken, shortest_samples
 from asdjax.types import SAMPLE_RATE_HZ, Clip, Embeddings, InputError, preview
 from asdjax.version import __version__
 
@@ -187,15 +187,10 @@ class Detector:
     def judge_waves(self, waves: Sequence[np.ndarray], groups: Sequence[Group]) -> list[Verdict]:
         """Return verdicts on waves `[N]` or `[N, 2]` at 16 kHz, each of a machine and section."""
         clips = [Clip(Path(), *group, "test") for group in groups]
-        together: dict[Group | None, list[int]] = {}  # None: machines with the same weights
-        for row, group in enumerate(groups):
-            params = self._embedder.params
-            alike = self._embedder.select(params, group) is params
-            together.setdefault(None if alike else group, []).append(row)
         parts = []
-        for rows in together.values():
+        for rows in self._alike(groups):
             batches = self._of_waves([waves[row] for row in rows])
-            parts.append((np.array(rows), self._embed(groups[rows[0]], batches)))
+            parts.append((rows, self._embed(groups[rows[0]], batches)))
         return self._verdicts(clips, embedding.in_order(parts))
 
     def judge_files(
@@ -219,16 +214,14 @@ class Detector:
         groups = dict(zip(paths, self._groups(paths, machine), strict=True))
         channel = self.system.audio.channel
         infos, broken = audio.verify(list(groups), channel, self.shortest)
-        if broken and not (skip_bad and infos):
-            listed = "\n  ".join(f"{path}: {reason}" for path, reason in broken.items())
-            raise InputError(f"{len(broken)} of {len(groups)} files cannot be used:\n  {listed}")
+        if not (skip_bad and infos):
+            refuse_broken(broken, len(groups))
         clips = [Clip(path, *groups[path], "test") for path in paths if path in infos]
         parts = []
-        for group in dict.fromkeys(clip.group for clip in clips):
-            rows = np.array([i for i, clip in enumerate(clips) if clip.group == group])
+        for rows in self._alike([clip.group for clip in clips]):
             own = [clips[i] for i in rows]
             batches = self._of_files(own, [infos[clip.path] for clip in own])
-            parts.append((rows, self._embed(group, batches, advance)))
+            parts.append((rows, self._embed(own[0].group, batches, advance)))
         values = embedding.in_order(parts)
         verdicts = self._verdicts(clips, values)
         return Judged(clips, values, verdicts, broken, self._remarks(clips, infos))
@@ -306,6 +299,8 @@ class Detector:
                 if name.startswith("trained.")
             }
             return cls(system, tuple(config["weights"]), trained, machines)
+        except InputError as error:  # such as a part of a newer system
+            raise InputError(f"{path}: {error}") from error
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: a damaged header ({error!r}); {REMEDY}") from error
 
@@ -326,6 +321,14 @@ class Detector:
                     f"(SHA-256 {sha256[:12]}...), got others ({got[:12]}...)"
                 )
         return embedding.embedder_of(self.system, self.trained)
+
+    def _alike(self, groups: Sequence[Group]) -> list[np.ndarray]:
+        """Return rows that the same weights embed: all together, but for autoencoders."""
+        params, together = self._embedder.params, {}
+        for row, group in enumerate(groups):
+            alike = self._embedder.select(params, group) is params
+            together.setdefault(None if alike else group, []).append(row)
+        return [np.array(rows) for rows in together.values()]
 
     @cached_property
     def _scored(self) -> Callable:

@@ -86,6 +86,8 @@ def test_recordings_are_found_at_any_depth_each_once(tmp_path):
     assert found.index(files[2]) < found.index(files[1])
     with pytest.raises(InputError, match="no such folder or file"):
         list(healthy.recordings([tmp_path / "absent"]))
+    with pytest.raises(InputError, match="expected recordings or folders of them, got none"):
+        list(healthy.recordings([]))
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="got none"):
         list(healthy.recordings([tmp_path / "empty"]))

@@ -28,7 +28,7 @@ import numpy as np
 from asdjax.types import InputError, check, counted
 
 WEEK_S = 7 * 24 * 3600.0
-MOST_BLOCKS = 60
+MOST_BLOCKS = 20  # of the healthy time of a machine: long ones depend less on each other
 FEW = 20  # scores of a condition, fewer of which have no level of their own
 CHECKED = 1 / 3  # of the blocks, the last ones, that check the limit of the others
 Memory = tuple[float, ...]  # what a rule has to know of the scores so far

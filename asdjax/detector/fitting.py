@@ -25,7 +25,8 @@ from asdjax.stages.folder import MODEL, Run
 from asdjax.types import Clip, DataSet, Embeddings, InputError, check, counted
 
 RECIPE = "beyond/logmel"  # where none is named
-HELD_OUT = 4  # of so many blocks one is held out of a training
+HELD_OUT = 1 / 4  # of the blocks, the last ones, that a training does not see
+FOLDS = 5  # of consecutive blocks, each compared with the others; neighbors in time are too alike
 LEAST_CLIPS = 5  # of a block
 
 
@@ -71,8 +72,8 @@ def fit(
 ) -> Detector:
     """Fit a detector to recordings of healthy machines.
 
-    A system that trains does so without every fourth block of time, whose clips then set the limit
-    of alarms. One that does not train is compared with the clips of other blocks.
+    A system that trains does so without the last quarter of the time, whose clips then set the
+    limit of alarms. One that does not train compares each fifth with the others.
 
     Args:
       sources: as of `asdjax.data.healthy.gather`.
@@ -117,8 +118,8 @@ def _fit(system, dataset: DataSet, work: Path, alarms: Alarms, skip_bad: bool) -
 def of_run(run: Path, alarms: Alarms | None = None) -> Detector:
     """Return the detector of a finished run, whose scores it gives.
 
-    The limit of alarms is from the run's training clips, each compared with those of other blocks
-    of time. If the system was trained on them, that limit is too low, which is told.
+    The limit of alarms is from the run's training clips, each compared with those of other parts
+    of the time. If the system was trained on them, that limit is too low, which is told.
 
     Args:
       run: its folder.
@@ -206,13 +207,14 @@ def _rule(
 
 
 def _left_out(machines: Machines, scorer: Scorer) -> list[tuple]:
-    """Return of each machine its clips, their scores by those of other blocks (inf without any),
-    and blocks of time."""
+    """Return of each machine its clips, their scores by those of other parts of the time (inf
+    without any), and blocks of time."""
     blocks = [_blocks(one.clips) for one in machines]
+    folds = [own * min(FOLDS, own.max() + 1) // (own.max() + 1) for own in blocks]
     found = [np.full(len(one.clips), np.inf, np.float32) for one in machines]
-    for block in range(max(own.max() + 1 for own in blocks)):
-        inside = [np.flatnonzero(own == block) for own in blocks]
-        others = [np.flatnonzero(own != block) for own in blocks]
+    for fold in range(FOLDS):
+        inside = [np.flatnonzero(own == fold) for own in folds]
+        others = [np.flatnonzero(own != fold) for own in folds]
         some = [g for g, rows in enumerate(inside) if len(rows) and len(others[g])]
         if not some:
             continue
@@ -242,13 +244,14 @@ def _blocks(clips: Sequence[Clip], least: int = 1) -> np.ndarray:
 
 
 def _held_out(dataset: DataSet) -> DataSet:
-    """Return the clips with every fourth block of each machine as test clips."""
+    """Return the clips with the last blocks of each machine as test clips."""
     clips = list(dataset.clips)
     for group in {clip.group for clip in clips}:
         rows = [i for i, clip in enumerate(clips) if clip.group == group]
         own = [clips[i] for i in rows]
-        for i, block in zip(rows, _blocks(own, HELD_OUT), strict=True):
-            if block % HELD_OUT == HELD_OUT - 1:
+        blocks = _blocks(own, round(1 / HELD_OUT))
+        for i, block in zip(rows, blocks, strict=True):
+            if block >= round((1 - HELD_OUT) * (blocks.max() + 1)):
                 clips[i] = replace(clips[i], split="test")
     count = sum(clip.split == "test" for clip in clips)
     console.note(

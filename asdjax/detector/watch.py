@@ -36,7 +36,9 @@ SETTLED_S = 2.0  # for so long a file has not changed when it is read
 POLL_S = 0.5
 SAVED_S = 10.0  # between two `state.json`
 TOGETHER = 32  # windows that are scored at once
-CHUNK, CHUNKS = 100, 20  # windows of a median, and medians that are remembered
+CHUNK, CHUNK_S, CHUNKS = 30, 6 * 3600, 40  # windows and time of a median at least; remembered
+EDGES = np.sinh(np.linspace(-3, 6, 181))  # between which deviations are counted: 5 % apart
+STEP = 2 / 3
 MOVED = 1.0  # deviations of a median: half of the windows lie above the healthy upper quartile
 CLIPPED = 0.1  # of the tenths of a second of a window that reach full scale, at least
 FULL_SCALE = 1 - 2**-14
@@ -63,8 +65,9 @@ class State:
       done: size and time of change of files that are read, by name.
       reached: of files that are not read to their end, where the last window begins, in seconds.
       rules: memory and alarm of each machine, by name.
-      recent: the latest deviations of scores, by machine.
-      medians: of the windows before, `CHUNK` at a time, by machine; the latest.
+      recent: of the windows since a median was taken: when the first began, and how many have
+        deviations between two `EDGES`, by place; by machine.
+      medians: the latest, by machine.
       told: the median of the last drift or shift that was told, by machine.
       open: alarms that have begun and not ended, by machine: begin, peak and its place.
       detector: a digest of its file.
@@ -76,7 +79,7 @@ class State:
     done: dict[str, list[int]] = field(default_factory=dict)
     reached: dict[str, float] = field(default_factory=dict)
     rules: dict[str, tuple] = field(default_factory=dict)
-    recent: dict[str, list[float]] = field(default_factory=dict)
+    recent: dict[str, dict] = field(default_factory=dict)
     medians: dict[str, list[float]] = field(default_factory=dict)
     told: dict[str, float] = field(default_factory=dict)
     open: dict[str, dict] = field(default_factory=dict)
@@ -182,16 +185,18 @@ class Watch:
     def _drift(self, line: dict, deviation: float) -> list[dict]:
         """Return an event where the scores have moved as a whole: slowly (drift), or at once.
 
-        What counts is the median of `CHUNK` windows. It is a drift if no step between two medians
-        is more than half of the way.
+        What counts are medians of some hours. It is a drift if no step between two of them is more
+        than `STEP` of the way.
         """
         state, name = self.state, line["machine"]
-        recent = state.recent.setdefault(name, [])
-        recent.append(round(deviation, 4))
-        if len(recent) < CHUNK:
+        recent = state.recent.setdefault(name, {"begin": line["time"], "counts": {}})
+        counts, place = recent["counts"], str(np.searchsorted(EDGES, deviation))
+        counts[place] = counts.get(place, 0) + 1
+        windows = sum(counts.values())
+        if windows < CHUNK or _seconds(line["time"]) - _seconds(recent["begin"]) < CHUNK_S:
             return []
-        median = float(np.median(recent))
-        recent.clear()
+        del state.recent[name]
+        median = _median(counts)
         medians = state.medians[name] = [*state.medians.get(name, []), median][-CHUNKS:]
         told = state.told.get(name, 0.0)
         if median < MOVED / 2:
@@ -200,8 +205,8 @@ class Watch:
             return []
         state.told[name] = median
         steps, way = np.diff([0.0, *medians]), median - min(0.0, *medians)
-        event = "drift" if steps.max() <= way / 2 else "shift"
-        of = {"median": round(median, 3), "windows": CHUNK}
+        event = "drift" if steps.max() <= STEP * way else "shift"
+        of = {"median": round(median, 3), "windows": windows}
         return [{"event": event, "machine": name, "time": line["time"], **of}]
 
     # --- log and state
@@ -431,6 +436,19 @@ def _unusable(wave: np.ndarray) -> str:
     if np.mean(np.maximum(high, -low) >= FULL_SCALE) >= CLIPPED:
         return "clipped"
     return ""
+
+
+def _median(counts: dict[str, int]) -> float:
+    """Return the median of deviations by how many lie between two edges, to 5 %."""
+    places = np.sort([int(place) for place in counts])
+    total = np.cumsum([counts[str(place)] for place in places])
+    middle = places[np.searchsorted(total, total[-1] / 2)]
+    around = EDGES[np.clip([middle - 1, middle], 0, len(EDGES) - 1)]
+    return float(around.mean())
+
+
+def _seconds(iso: str) -> float:
+    return datetime.fromisoformat(iso).timestamp()
 
 
 def _iso(seconds: float) -> str:

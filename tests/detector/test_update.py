@@ -16,7 +16,7 @@ from asdjax import __main__ as command_line
 from asdjax.config import SystemConfig
 from asdjax.detector.fitting import Alarms
 from asdjax.detector.update import centers, update
-from asdjax.detector.watch import CHUNK, Watch
+from asdjax.detector.watch import EDGES, Watch, _iso, _median
 from asdjax.models.logmel import LogMel
 from asdjax.scoring.knn import Knn
 from asdjax.types import InputError
@@ -129,12 +129,27 @@ def test_a_watch_tells_a_slow_change_of_all_scores_from_a_sudden_one(slow, event
     watch = Watch(path, tmp_path / "state", lambda line: None)
     rule, rng, events = old.machines[0].rule, np.random.default_rng(0), []
     level = rule.levels[""]
-    for i in range(12 * CHUNK):
-        moved = 3 * i / (12 * CHUNK) if slow else 3.0 * (i >= 8 * CHUNK)
+    for i in range(12 * 72):  # twelve times six hours
+        moved = 3 * i / (12 * 72) if slow else 3.0 * (i >= 8 * 72)
         score = level.center + level.spread * (moved + 0.3 * rng.standard_normal())
-        line = {"machine": "fan", "file": "-", "start": i, "time": "", "condition": "", "state": ""}
+        line = {
+            "machine": "fan",
+            "file": "-",
+            "start": i,
+            "time": _iso(300.0 * i),
+            "condition": "",
+            "state": "",
+        }
         line |= {"score": score, "threshold": rule.threshold(), "nearest": ""}
         events += [one for one in watch._follow(line) if one["event"] not in ("begin", "end")]
     assert {one["event"] for one in events} == {event}
     assert events[0]["median"] >= 1
     json.dumps(events)
+
+
+def test_medians_of_counts_are_right_to_five_per_cent():
+    rng = np.random.default_rng(1)
+    for values in (rng.standard_normal(501), 40 * rng.exponential(1, 300), np.full(3, 0.7)):
+        places = np.searchsorted(EDGES, values)
+        counts = {str(place): int((places == place).sum()) for place in np.unique(places)}
+        assert _median(counts) == pytest.approx(np.median(values), rel=0.06, abs=0.06)

@@ -290,7 +290,9 @@ class Folder:
         self.watch, self.machine = watch, machine
         self.window_s, self.hop_s = window_s, hop_s
         for one in [watch.detector.named(machine)] if machine else watch.detector.machines:
-            window_samples(watch.detector, one, window_s, hop_s)
+            _, hop = window_samples(watch.detector, one, window_s, hop_s)
+            if hop_s or self.only:
+                note_rate(one, hop)
         self._sizes: dict[Path, tuple[int, float]] = {}  # size, and since when
 
     def poll(self) -> int:
@@ -382,6 +384,7 @@ def watch_stream(
 ) -> None:
     """Watch raw PCM until it ends; times are those of the clock when it began."""
     lengths = window_samples(watch.detector, machine, window_s, hop_s)
+    note_rate(machine, lengths[1])
     channel = watch.detector.system.audio.channel
     begin = watch.clock()
     for window in stream.of_pcm(file, rate_hz, channels, form, channel, *lengths):
@@ -399,6 +402,16 @@ def watch_folder(folder: Folder, once: bool = False) -> None:
             return
         if not found:
             time.sleep(POLL_S)
+
+
+def note_rate(machine: Machine, hop: int) -> None:
+    """Tell where windows follow each other faster than the clips that the limit is from."""
+    times = machine.every * SAMPLE_RATE_HZ / hop
+    if machine.rule is not None and times > 1.01:
+        console.note(
+            f"{machine.name}: a window each {hop / SAMPLE_RATE_HZ:g} s, where the limit is for a "
+            f"clip each {machine.every:g} s: expect up to {times:.3g} times as many false alarms"
+        )
 
 
 def window_samples(

@@ -251,13 +251,18 @@ def test_broken_files_are_named_once_and_passed_over(saved, tmp_path, capsys):
     assert "passed over" not in capsys.readouterr().err
 
 
-def test_long_recordings_are_windows_and_the_machine_can_be_named(saved, tmp_path):
+def test_long_recordings_are_windows_and_the_machine_can_be_named(saved, tmp_path, capsys):
     path = write(tmp_path / "new" / "long.wav", seconds=2.2, rate=48000)
     lines = polled(saved, path, tmp_path / "state", window_s=1.0, hop_s=0.5, machine="pump")
     assert [one["start"] for one in lines] == [0.0, 0.5, 1.0, 1.2]
     assert {one["machine"] for one in lines} == {"pump"}
     times = [one["time"] for one in lines]
     assert times == sorted(times)
+    told = " ".join(capsys.readouterr().err.split())
+    assert "for a clip each 0.5 s" not in told
+    polled(saved, path, tmp_path / "fast", hop_s=0.25, machine="pump")
+    told = " ".join(capsys.readouterr().err.split())
+    assert "where the limit is for a clip each 0.5 s: expect up to 2 times as many" in told
     with pytest.raises(InputError, match="expected windows of"):
         Folder(path, begun(saved, tmp_path / "other"), 1.0, 2.0, "pump")
 
@@ -285,6 +290,7 @@ def test_pcm_on_standard_input_is_watched(saved, tmp_path, monkeypatch, capsys):
     watch = begun(saved, tmp_path / "state", lines := [])
     pcm = io.BytesIO(sound.tobytes())
     watch_stream(watch, pcm, watch.machines["fan"], 16000, 1, "s16")
+    assert "false alarms" not in capsys.readouterr().err  # a window each clip's length
     lines = [json.loads(line) for line in lines]
     assert [one["start"] for one in lines] == [0.0, 0.5, 1.0]
     waves = [sound[i : i + SAMPLES] for i in (0, 8000, 16000)]

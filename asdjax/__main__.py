@@ -170,9 +170,9 @@ def detect(
       skip_bad: leave broken files out instead of stopping.
       json: a line of JSON for each file in place of the table.
     """
-    paths = list(healthy.recordings(sounds))
+    paths, made = list(healthy.recordings(sounds)), Detector.load(detector)
     with console.progress("scoring", len(paths)) as advance:
-        judged = Detector.load(detector).judge_files(paths, machine, skip_bad, advance)
+        judged = made.judge_files(paths, machine, skip_bad, advance)
     for line in judged.lines:
         console.note(line)
     for path, reason in judged.broken.items():

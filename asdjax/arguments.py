@@ -117,7 +117,8 @@ def parse(command: str, args: list[str]) -> Arguments:
         meant = f"; close names: {', '.join(close)}" if close else ""
         unknown = f"unknown recipe {args[0]!r}{meant}\n" if args and not asked else ""
         usage = f"{unknown}{_usage(command)}; recipes:"
-        more = f"`asdjax recipes` describes them; `asdjax {command} RECIPE --help` lists options"
+        how = "fit --recipe RECIPE" if command == "fit" else f"{command} RECIPE"
+        more = f"`asdjax recipes` describes them; `asdjax {how} --help` lists options"
         lines = [usage, *(f"  {name}" for name in RECIPES), more]
         print("\n".join(lines), file=sys.stdout if asked else sys.stderr)
         sys.exit(0 if asked else 2)

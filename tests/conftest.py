@@ -4,6 +4,7 @@ import gc
 import itertools
 import os
 import shutil
+import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -72,6 +73,27 @@ def _compiled(request):
     yield
     if not quick:
         jax.clear_caches()
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Return a function that gives exit code, output and messages of `asdjax WORDS`."""
+
+    from asdjax import __main__ as command_line
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["asdjax", *map(str, words)])
+        try:
+            command_line.main()
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        shown = capsys.readouterr()
+        if isinstance(code, str):  # Python prints it to standard error and exits with 1
+            return 1, shown.out, shown.err + code
+        return code or 0, shown.out, shown.err
+
+    return call
 
 
 REAL_MACHINES = Path(__file__).parents[2] / "shared" / "data" / "real_machines"

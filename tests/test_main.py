@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 
 import numpy as np
@@ -28,25 +27,6 @@ def made(tmp_path_factory):
     root = tmp_path_factory.mktemp("machines")
     tone_machine(root, "fan")
     return root
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Return a function that gives exit code, output and messages of `asdjax WORDS`."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["asdjax", *map(str, words)])
-        try:
-            command_line.main()
-            code = 0
-        except SystemExit as exit:
-            code = exit.code
-        shown = capsys.readouterr()
-        if isinstance(code, str):  # Python prints it to standard error and exits with 1
-            return 1, shown.out, shown.err + code
-        return code or 0, shown.out, shown.err
-
-    return call
 
 
 def test_run_prints_the_table_and_evaluate_repeats_it(call, made, tmp_path):

@@ -81,7 +81,7 @@ def _folder(folder: Path) -> DataSet:
         left = counted(len(dataset.clips) - len(dataset.select("train")), "clip")
         notes = () if left.startswith("0 ") else (f"{left} outside of train left out",)
         return replace(dataset, clips=dataset.select("train"), notes=notes)
-    direct = _clips(layout.files(folder), folder)
+    direct = _clips(layout.files(folder), _machine_of(folder))
     inside = [clip for child in below for clip in _clips(layout.files(child), child)]
     if direct and inside:
         raise InputError(
@@ -103,10 +103,15 @@ def _clips(paths: Iterable[Path], machine: Path) -> tuple[Clip, ...]:
 
 def clip_of(path: Path) -> Clip:
     """Return a healthy clip of the machine whose folder it is in, with what its name says."""
-    clip = Clip(path, path.parent.name, layout.SECTION, "train", None, NORMAL)
+    clip = Clip(path, _machine_of(path.parent).name, layout.SECTION, "train", None, NORMAL)
     if name := layout.parse(path.stem):
         clip = replace(clip, section=name.section, domain=name.domain, attributes=name.attributes)
     return clip
+
+
+def _machine_of(folder: Path) -> Path:
+    """Return the folder of the machine: the one above if recordings lie in its `train`."""
+    return folder.parent if folder.name in layout.SPLIT_FOLDERS else folder
 
 
 def _refuse(clips: Sequence[Clip]) -> None:

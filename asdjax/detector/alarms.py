@@ -176,7 +176,7 @@ class Rule:
                 f"{_number(self.asked)} a week record about {_number(needed)} h"
             )
         if self.checked is None:
-            lines.append(f"{name}: not checked, as there are {self.blocks} blocks of time")
+            lines.append(f"{name}: not checked, of {counted(self.blocks, 'block')} of time")
         else:
             rate, low, high = map(_number, self.checked.per_week)
             lines.append(

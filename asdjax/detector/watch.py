@@ -289,7 +289,8 @@ class Folder:
         self.root = root.parent if self.only else root
         self.watch, self.machine = watch, machine
         self.window_s, self.hop_s = window_s, hop_s
-        for one in [watch.detector.named(machine)] if machine else watch.detector.machines:
+        machines = [self._machine(root)] if self.only else watch.detector.machines
+        for one in [watch.detector.named(machine)] if machine else machines:
             _, hop = window_samples(watch.detector, one, window_s, hop_s)
             if hop_s or self.only:
                 note_rate(one, hop)

@@ -73,6 +73,14 @@ def test_what_cannot_be_used_is_refused(tmp_path, files, given, message):
         healthy.gather([tmp_path / name for name in given])
 
 
+def test_a_folder_of_training_clips_is_that_of_its_machine(tmp_path):
+    tone_machine(tmp_path, "fan")
+    folder = healthy.gather([tmp_path / "fan" / "train"])
+    files = healthy.gather(sorted((tmp_path / "fan" / "train").iterdir()))
+    assert {one.machine for one in (*folder.clips, *files.clips)} == {"fan"}
+    assert len(folder.clips) == len(files.clips) == 9
+
+
 def test_a_table_that_is_not_read_is_told(tmp_path):
     clip(tmp_path / "pump" / "a.wav")
     (tmp_path / "pump" / "labels.csv").write_text("file_name,label\na.wav,normal\n")

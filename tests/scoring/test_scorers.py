@@ -224,9 +224,9 @@ def test_fewer_neighbors_than_asked_for_are_told():
     score([train], test, Knn(references="domain", normalize=Density(9)), lines.append)
     start = "fan/section_00: local scales of"
     assert lines == [
-        f"{start} all clips are from 7 in place of 16 neighbors",
-        f"{start} source clips are from 6 in place of 9 neighbors",
-        f"{start} target clips are from clips of its machine in place of 9 neighbors",
+        f"{start} all clips are from 7 neighbors in place of 16",
+        f"{start} source clips are from 6 neighbors in place of 9",
+        f"{start} target clips are from clips of its machine in place of 9",
     ]
 
 

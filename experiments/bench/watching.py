@@ -1,4 +1,4 @@
-"""How much a detector takes: machines watched at once, memory, files in a second.
+"""How much a detector takes: machines watched at once, files in a second.
 
     python experiments/bench/watching.py [--machines 200] [--files 1000] > FILE.json
 
@@ -10,6 +10,7 @@ embedding stage of a run on the same files, in turn.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--files", type=int, default=1000)
     given = parser.parse_args()
     rows = []
-    with tempfile.TemporaryDirectory() as name:
+    with contextlib.redirect_stdout(sys.stderr), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = synthetic.make(folder / "data", seconds=SECONDS, train_source=20, test_per_cell=5)
         for recipe in ("frozen/logmel", "beyond/logmel", "small/dual"):
@@ -77,7 +78,7 @@ def fitted(recipe: str, data: Path) -> Detector:
 
 def beats(folder: Path, data: Path) -> Detector:
     """Return a detector by BEATs base with random weights, of one machine."""
-    path, config = folder / "beats.safetensors", BeatsConfig()
+    path, config = folder / "beats.safetensors", BeatsConfig.base()
     weights_file.save(path, initialize(config), Header("beats", asdict(config)))
     system = RECIPES["frozen/beats"].config
     system = system.with_backbones({system.backbones[0]: str(path)})
@@ -98,7 +99,7 @@ def watched(detector: Detector, machines: int, folder: Path) -> dict:
     waves = (3000 * rng.standard_normal((20, round(16000 * SECONDS)))).astype(np.int16)
     began = time.perf_counter()
     watch = Watch(path, state, lambda line: None)
-    windows = max(machines, 32)
+    windows = machines if machines > 1 else 8
 
     def take() -> None:
         names = [f"m{i % machines}" for i in range(windows)]
@@ -111,8 +112,7 @@ def watched(detector: Detector, machines: int, folder: Path) -> dict:
 
     take()
     first = time.perf_counter() - began
-    rate = windows / median_of(take)
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    rate = windows / median_of(take, ROUNDS if machines > 1 else 2)
     return {
         "machines": machines,
         "normal clips of each": len(one.normal.clips),
@@ -120,7 +120,6 @@ def watched(detector: Detector, machines: int, folder: Path) -> dict:
         "machines at a window a minute": round(60 * rate),
         "real-time factor": round(SECONDS * rate, 1),
         "seconds to load and score all once, compiling": round(first, 2),
-        "resident MB": round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20),
     }
 
 

@@ -57,6 +57,10 @@ class KOfN:
         """Return whether an alarm is over."""
         return max(memory) <= limit
 
+    def bounded(self, memory: Memory, limit: float) -> Memory:
+        """Return the memory without what would keep an alarm from its end for long."""
+        return memory
+
     def alone(self, limit: float) -> float:
         """Return the deviation above which one clip speaks for an alarm."""
         return limit
@@ -69,7 +73,8 @@ class KOfN:
 class Cusum:
     """An alarm begins when the sum of what exceeds an allowance passes the limit; ends at sum 0.
 
-    The sum never falls below 0. It finds faults that raise scores little, but for long.
+    The sum never falls below 0, nor does it rise beyond twice the limit. It finds faults that raise
+    scores little, but for long.
 
     Args:
       allowance: deviations of a clip that add nothing.
@@ -90,6 +95,10 @@ class Cusum:
     def over(self, memory: Memory, limit: float) -> bool:
         """Return whether an alarm is over."""
         return memory[0] == 0
+
+    def bounded(self, memory: Memory, limit: float) -> Memory:
+        """Return as `KOfN.bounded`: the sum, no more than twice the limit."""
+        return (min(memory[0], 2 * limit),)
 
     def alone(self, limit: float) -> float:
         """Return the deviation above which one clip speaks for an alarm."""
@@ -216,6 +225,7 @@ class Follower:
 
 def _follow(rule: Rule, memory: Memory, alarm: bool, deviation: float) -> tuple[Memory, bool]:
     memory, number = rule.confirm.step(memory, deviation)
+    memory = rule.confirm.bounded(memory, rule.limit)
     if alarm:
         return memory, not rule.confirm.over(memory, rule.limit)
     return memory, number > rule.limit

@@ -312,17 +312,24 @@ class Folder:
 
         for path, found in files:
             name = path.relative_to(self.root).as_posix()
-            try:
-                for part in self._parts(path, name, found):
-                    waiting.append(part)
-                    if len(waiting) == TOGETHER:
-                        score()
-            except InputError as error:
-                console.note(f"passed over: {path}: {error}")
+            parts = self._parts(path, name, found)
+            while (part := self._next(parts, path)) is not None:
+                waiting.append(part)
+                if len(waiting) == TOGETHER:
+                    score()
             ended.append((name, found))
         if waiting or ended:
             score()
         return len(files)
+
+    @staticmethod
+    def _next(parts: Iterator[Part], path: Path) -> Part | None:
+        """Return the next window; None at the end, or, with a line, where a file is broken."""
+        try:
+            return next(parts, None)
+        except InputError as error:
+            console.note(f"passed over: {path}: {error}")
+            return None
 
     def _complete(self) -> Iterator[tuple[Path, os.stat_result]]:
         """Yield new files whose size has not changed for a while."""

@@ -57,6 +57,14 @@ def test_a_cumulative_sum_adds_what_exceeds_the_allowance():
     assert followed(rule(Cusum(0.5)), scores) == want
 
 
+def test_an_alarm_of_a_sum_ends_soon_after_a_long_fault():
+    one = rule(Cusum(0.5), limit=3.0)
+    states = followed(one, [5.0] * 1000 + [0.0] * 20)
+    assert states[1:1000] == [True] * 999
+    # Twice the limit, less 0.5 with each clip
+    assert states[1000:] == [True] * 11 + [False] * 9
+
+
 def test_a_rule_that_goes_on_from_a_state_gives_the_same():
     scores = np.random.default_rng(0).exponential(1, 200)
     for confirm in (KOfN(2, 3), Cusum(0.9)):

@@ -251,6 +251,21 @@ def test_broken_files_are_named_once_and_passed_over(saved, tmp_path, capsys):
     assert "passed over" not in capsys.readouterr().err
 
 
+def test_a_full_disk_ends_the_watch_and_is_no_broken_file(saved, tmp_path, monkeypatch, capsys):
+    write(tmp_path / "sounds" / "fan" / "1.wav")
+
+    def full(self, lines):
+        raise InputError("the disk of log is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, "_write", full)
+        with pytest.raises(InputError, match="is full"):
+            polled(saved, tmp_path / "sounds", tmp_path / "state")
+    assert "passed over" not in capsys.readouterr().err
+    lines = polled(saved, tmp_path / "sounds", tmp_path / "state")
+    assert [one["file"] for one in lines] == ["fan/1.wav"]
+
+
 def test_long_recordings_are_windows_and_the_machine_can_be_named(saved, tmp_path, capsys):
     path = write(tmp_path / "new" / "long.wav", seconds=2.2, rate=48000)
     lines = polled(saved, path, tmp_path / "state", window_s=1.0, hop_s=0.5, machine="pump")

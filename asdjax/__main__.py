@@ -108,6 +108,7 @@ def fit(args: list[str]) -> None:
     alarms = Alarms(**{f.name: given.places[f.name] for f in dataclasses.fields(Alarms)})
     work = out.with_name(f"{out.name}.fit")  # what is finished, if this is interrupted
     fitting.fit(sources, given.config, alarms, work, skip_bad).save(out)
+    shutil.rmtree(work)
     console.note(f"detector: {out}; score recordings with `asdjax detect {out} FILES`")
 
 

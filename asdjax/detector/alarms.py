@@ -137,7 +137,7 @@ class Checked(NamedTuple):
 class Healthy(NamedTuple):
     """Scores of healthy clips, in the order of time, by which a limit is found."""
 
-    scores: np.ndarray  # [n] float32, each by references without the clips of its block
+    scores: np.ndarray  # [n] float32, each by references of another part of the time
     conditions: tuple[str, ...]  # [n], the operating condition of each
     blocks: np.ndarray  # [n] int, the block of time of each, rising in the order of time
 

@@ -30,7 +30,7 @@ from asdjax.models.weights_file import Header, Params
 from asdjax.scoring.folds import unit
 from asdjax.scoring.score import refuse_not_finite
 from asdjax.stages import embed as embedding
-from asdjax.stages.recordings import refuse_broken, shortest_samples
+from asdjax.stages.recordings import refuse_broken, shortest_samples, with_content
 from asdjax.types import SAMPLE_RATE_HZ, Clip, Embeddings, InputError, preview
 from asdjax.version import __version__
 
@@ -217,6 +217,7 @@ class Detector:
         if not (skip_bad and infos):
             refuse_broken(broken, len(groups))
         clips = [Clip(path, *groups[path], "test") for path in paths if path in infos]
+        clips = with_content(clips, infos)
         parts = []
         for rows in self._alike([clip.group for clip in clips]):
             own = [clips[i] for i in rows]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,7 +78,8 @@ def fit(
       sources: as of `asdjax.data.healthy.gather`.
       recipe: the name of a system, or the system.
       alarms: what is asked of alarms.
-      work: a folder for what is finished if the fit is interrupted; None: a temporary one.
+      work: a folder for what is finished if the fit is interrupted, to be removed by the caller;
+        None: a temporary one.
       skip_bad: leave broken files out.
 
     Raises:
@@ -97,9 +97,7 @@ def fit(
     if work is None:
         with TemporaryDirectory() as temporary:
             return _fit(system, dataset, Path(temporary) / "run", alarms, skip_bad)
-    made = _fit(system, dataset, work, alarms, skip_bad)
-    shutil.rmtree(work)
-    return made
+    return _fit(system, dataset, work, alarms, skip_bad)
 
 
 def _fit(system, dataset: DataSet, work: Path, alarms: Alarms, skip_bad: bool) -> Detector:

@@ -47,14 +47,22 @@ def update(
       skip_bad: leave broken files out.
 
     Raises:
-      InputError: recordings that cannot be used, or a date that leaves no clip.
+      InputError: recordings that cannot be used, or no date.
     """
+    if retire and not re.fullmatch(r"\d{4}-\d\d-\d\d", retire):
+        raise InputError(f"expected a date YYYY-MM-DD, got {retire!r}")
     paths = list(healthy.recordings(sources))
     judged = detector.judge_files(paths, machine, skip_bad)
     lines = [*judged.lines, *(f"left out: {p}: {why}" for p, why in judged.broken.items())]
     machines = []
     for one in detector.machines:
         rows = [i for i, clip in enumerate(judged.clips) if clip.group == one.group]
+        given, known = len(rows), {clip.content for clip in one.normal.clips}
+        first = {judged.clips[i].content: i for i in reversed(rows)}
+        rows = sorted(i for content, i in first.items() if content not in known)
+        if len(rows) < given:
+            copies = counted(given - len(rows), "clip")
+            lines.append(f"{one.name}: {copies} left out, of which it has an equal one")
         if rows:
             new = Embeddings(
                 tuple(replace(judged.clips[i], split="train", label=NORMAL) for i in rows),
@@ -73,8 +81,6 @@ def _grown(
     lines = [f"{machine.name}: {counted(len(new.clips), 'clip')} joined"]
     order = sorted(range(len(new.clips)), key=lambda i: healthy.natural(new.clips[i].path))
     new, verdicts = new.take(order), [verdicts[i] for i in order]
-    if retire and not re.fullmatch(r"\d{4}-\d\d-\d\d", retire):
-        raise InputError(f"expected a date YYYY-MM-DD, got {retire!r}")
     kept = [i for i, date in enumerate(machine.dates) if date >= retire]
     if len(kept) < len(machine.dates):
         lines.append(

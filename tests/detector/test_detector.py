@@ -220,7 +220,6 @@ def test_a_system_that_trains_does_so_without_the_clips_that_set_the_limit(tmp_p
             soundfile.write(tmp_path / "data" / machine / "train" / name, wave, 16000)
     system = small_system(tiny_eat(tmp_path / "eat.safetensors"))
     made = Detector.fit(tmp_path / "data", system, work=tmp_path / "work")
-    assert not (tmp_path / "work").exists()
     for one in made.machines:
         assert len(one.normal.clips) == 22  # in the end all are compared with
         # 22 clips are 4 blocks, of which one is held out

@@ -64,6 +64,18 @@ def test_new_clips_are_compared_with_from_then_on(old, tmp_path):
     assert Detector.load(tmp_path / "machine.asdjax").judge(paths) == made.judge(paths)
 
 
+def test_clips_that_it_has_already_do_not_join_again(old, tmp_path):
+    """Their scores would be 0 and lower the limit."""
+    new = record(tmp_path / "fan", range(100, 104))
+    (new / "copy.wav").write_bytes((new / "100.wav").read_bytes())
+    made, lines = update(old, [new])
+    assert "1 clip left out, of which it has an equal one" in lines_of(lines)
+    again, lines = update(made, [new])
+    assert "5 clips left out" in lines_of(lines)
+    assert len(again.machines[0].normal.clips) == 34
+    assert len(again.machines[0].healthy.scores) == 34
+
+
 def test_drift_is_told_from_faults(old, tmp_path):
     drifted = record(tmp_path / "drifted" / "fan", range(20), hz=530.0)
     _, lines = update(old, [drifted])
@@ -111,8 +123,8 @@ def test_the_command_keeps_the_file_before(old, tmp_path, monkeypatch, capsys):
     path = tmp_path / "machine.asdjax"
     old.save(path)
     before = path.read_bytes()
-    new = record(tmp_path / "new" / "fan", range(400, 404))
     for n in (1, 2):
+        new = record(tmp_path / f"new {n}" / "fan", range(400 + 4 * n, 404 + 4 * n))
         words = ["asdjax", "update", str(path), str(new)]
         monkeypatch.setattr(sys, "argv", words)
         command_line.main()
